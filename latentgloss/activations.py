@@ -1,0 +1,379 @@
+"""Activations: from tokens to every active (latent, position) pair of every stale SAE of a model.
+
+What belongs here: the bridge that says exactly what a SAE depends on (`resolve_saes`), the one forward pass that
+serves all SAEs of a model (`cache_activations`), and what is known of each latent afterwards. Reads the corpus, the
+registry and SAE files; writes `resolved.json` and the tables `activations`, `masked`, `latents`.
+
+Memory is flat in the number of tokens: a shard of 65,536 positions is sorted and written as soon as it is full, and
+encoding goes from the activation to pairs without a dense [tokens, latents] array on the host.
+Method: Paulo et al., arXiv 2410.13928, section 3 (collecting activations).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from scipy import sparse
+
+from latentgloss import schema
+from latentgloss.hashing import json_sha256
+from latentgloss.workspace import attempt, one_by_one
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+    from jaxtyping import Float, UInt32
+
+    from latentgloss.corpus import Corpus
+    from latentgloss.saes import SparseCoder
+    from latentgloss.subject import Subject
+    from latentgloss.workspace import Work
+
+SHARD = 65_536
+"""Positions per shard, rounded down to whole sequences. Constant: shards are content, not machine settings."""
+
+SINK_SAMPLE = 16
+"""Sequences at the start of the corpus over which the median norm is taken (attention sinks are relative to it)."""
+
+TOP_OUTPUTS, NEIGHBOURS, NEIGHBOURS_MAX, NEIGHBOUR_COSINE = 10, 10, 64, 0.5
+
+
+def _resolve(work: Work) -> None:
+    """Writes what this SAE depends on. Reads the weights once, so that a damaged file is found before a GPU is."""
+    external = work.recipe.content["external"]
+    coder = work.workspace.sae(work.sae)
+    corpus = work.input("tokenized_corpus")
+    resolved = {
+        **external,
+        "corpus": corpus.pin,
+        "n_latents": coder.n_latents,
+        "d_in": coder.d_in,
+    }
+    with work.draft.file("resolved.json") as path:
+        path.write_text(json.dumps(resolved, indent=1))
+    cache = {key: value for key, value in external.items() if key != "latents"}
+    work.draft.part("cache", json_sha256({**cache, "corpus": corpus.manifest.data_version}))
+    work.draft.part("latents", json_sha256(external["latents"]))
+    work.facts = {"latents": coder.n_latents, "d_in": coder.d_in}
+
+
+resolve_saes = one_by_one(_resolve)
+
+
+def cache_activations(works: Sequence[Work]) -> Iterator[Work]:
+    """Runner of `activation_cache`: one forward pass per model serves all works of that model.
+
+    A SAE that fails (a width that does not fit, a full disk) leaves the pass; the others go on.
+    """
+
+    def shared(work: Work) -> tuple[str, str]:
+        return work.model.name, work.input("resolved_saes").json("resolved.json")["corpus"]["fingerprint"]
+
+    for _, group in groupby(sorted(works, key=shared), key=shared):
+        together = list(group)
+        error = attempt(lambda together=together: _Pass(together).run())  # type: ignore[misc]
+        for work in together:
+            work.error = work.error or error
+            yield work
+
+
+class _Pass:
+    """One pass of a model over its corpus for several SAEs."""
+
+    def __init__(self, works: list[Work]) -> None:
+        self.works = works
+        first = works[0]
+        self.mask = first.model.mask
+        self.corpus: Corpus = first.workspace.corpus(first.input("resolved_saes"))
+        self.subject: Subject = first.workspace.subject(first.model.name)
+        self.batch = max(1, first.settings.machine.batch_tokens // self.corpus.tokens.shape[1])
+        self.coders: dict[str, SparseCoder] = {}
+        self.sinks: dict[str, float] = {}
+        self.quality = {work.partition: _Quality() for work in works}
+
+    @property
+    def active(self) -> list[Work]:
+        return [work for work in self.works if work.error is None]
+
+    def run(self) -> None:
+        for work in self.works:
+            work.error = attempt(lambda work=work: self._open(work))  # type: ignore[misc]
+        began = time.monotonic()
+        n_sequences, length = self.corpus.tokens.shape
+        per_shard = max(1, SHARD // length)
+        for number, start in enumerate(range(0, n_sequences, per_shard)):
+            stop = min(start + per_shard, n_sequences)
+            self._shard(f"shard-{number:06d}", start, stop)
+            self.works[0].progress(stop * length, n_sequences * length, "tokens")
+        seconds = round(time.monotonic() - began, 3)
+        for work in self.active:
+            work.facts["pass_seconds"] = seconds
+            work.error = attempt(lambda work=work: self._latents(work))  # type: ignore[misc]
+
+    def _open(self, work: Work) -> None:
+        coder = work.workspace.sae(work.sae)
+        coder.check_width(self.subject.width_at(work.sae.hookpoint), work.sae.hookpoint)
+        self.coders[work.partition] = coder.to(self.subject.device)
+        work.draft  # noqa: B018  takes the lock before anything is written
+
+    # -- one shard ---------------------------------------------------------------------------------------
+
+    def _shard(self, name: str, start: int, stop: int) -> None:
+        tables = (schema.ACTIVATIONS, schema.MASKED)
+        due = {
+            work: recipe
+            for work in self.active
+            if not work.draft.reuse(name, recipe := self._recipe(work, start, stop), tables)
+        }
+        if not due:
+            return
+        pairs: dict[str, list[_Pairs]] = {work.partition: [] for work in due}
+        sinks: dict[str, list[np.ndarray]] = {work.sae.hookpoint: [] for work in due}
+        hookpoints = sorted(sinks)
+        self._find_sinks(hookpoints)
+        length = self.corpus.tokens.shape[1]
+        for first in range(start, stop, self.batch):
+            tokens = np.asarray(self.corpus.tokens[first : min(first + self.batch, stop)])
+            activations = self.subject.activations(tokens, hookpoints)
+            for hookpoint, x in activations.items():
+                flat = x.reshape(-1, x.shape[-1])
+                norms = flat.float().norm(dim=-1).cpu().numpy()
+                sinks[hookpoint].append(np.flatnonzero(norms > self.sinks[hookpoint]) + (first - start) * length)
+                for work in due:
+                    if work.sae.hookpoint == hookpoint:
+                        coder = self.coders[work.partition]
+                        found = coder.encode_sparse(flat)
+                        if first == start:  # a sixteenth of the tokens is plenty for a figure shown to people
+                            self.quality[work.partition].add(flat, coder, found)
+                        pairs[work.partition].append(_Pairs.of(found, len(norms)))
+        static = self._static_mask(start, stop)
+        for work, recipe in due.items():
+            work.error = attempt(
+                lambda work=work, recipe=recipe: work.draft.put(  # type: ignore[misc]
+                    name, recipe, tables,
+                    {
+                        "activations": self._sorted(work, pairs[work.partition], start * length),
+                        "masked": _masked(static, np.concatenate(sinks[work.sae.hookpoint]), start * length),
+                    },
+                )
+            )  # fmt: skip
+
+    def _recipe(self, work: Work, start: int, stop: int) -> dict[str, Any]:
+        resolved = work.input("resolved_saes").content(("cache",))
+        return work.block_recipe(resolved_saes=resolved, sequences=[start, stop])
+
+    def _find_sinks(self, hookpoints: list[str]) -> None:
+        missing = [h for h in hookpoints if h not in self.sinks]
+        if not missing:
+            return
+        tokens = np.asarray(self.corpus.tokens[:SINK_SAMPLE])
+        for hookpoint, x in self.subject.activations(tokens, missing).items():
+            median = x[:, 1:].float().norm(dim=-1).median().item()
+            self.sinks[hookpoint] = self.mask.sink_norm * median
+
+    def _static_mask(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        tokens = np.asarray(self.corpus.tokens[start:stop])
+        special = np.isin(tokens, np.asarray(sorted(self.subject.tokenizer.all_special_ids), dtype=tokens.dtype))
+        first = np.zeros_like(special)
+        first[:, 0] = True
+        return {"special": np.flatnonzero(special), "first": np.flatnonzero(first & ~special)}
+
+    def _sorted(self, work: Work, found: list[_Pairs], offset: int) -> pl.DataFrame:
+        """The shard's pairs by (latent, position). Transposing a CSR matrix is a counting sort: linear time."""
+        n_tokens = sum(p.n_tokens for p in found)
+        indptr = np.zeros(n_tokens + 1, dtype=np.int64)
+        np.cumsum(np.concatenate([p.per_token for p in found]), out=indptr[1:])
+        rows = sparse.csr_array(
+            (np.concatenate([p.value for p in found]), np.concatenate([p.latent for p in found]), indptr),
+            shape=(n_tokens, self.coders[work.partition].n_latents),
+        )
+        columns = rows.tocsc()
+        latent = np.repeat(np.arange(columns.shape[1], dtype=np.uint32), np.diff(columns.indptr))
+        value = columns.data
+        if work.settings.activations.precision == "bfloat16":
+            value = round_to_bfloat16(value)
+        return pl.DataFrame(
+            {"latent": latent, "position": columns.indices.astype(np.uint32) + np.uint32(offset), "activation": value}
+        )
+
+    # -- after the pass ----------------------------------------------------------------------------------
+
+    def _latents(self, work: Work) -> None:
+        """The `latents` table, a block of ids at a time, from the shards just written."""
+        coder = self.coders[work.partition]
+        masked = work.draft.scan(schema.MASKED).select("position").unique().collect()["position"].sort().to_numpy()
+        pairs = work.draft.scan(schema.ACTIVATIONS)
+        tokens = self.corpus.tokens.reshape(-1)
+        n_unmasked = tokens.shape[0] - len(masked)
+        entries = 0
+        for low in range(0, coder.n_latents, schema.BLOCK):
+            high = min(low + schema.BLOCK, coder.n_latents)
+            name = f"{low // schema.BLOCK:06d}"
+            recipe = work.block_recipe(
+                resolved_saes=work.input("resolved_saes").content(("cache",)),
+                shards=json_sha256({n: b.parts for n, b in work.draft.blocks.items() if n.startswith("shard-")}),
+                latents=[low, high],
+            )
+            if work.draft.reuse(name, recipe, (schema.LATENTS,)):
+                continue
+            block = pairs.filter(pl.col("latent").is_between(low, high - 1)).collect()
+            entries += block.height
+            statistics = latent_statistics(block, low, high, tokens, masked, n_unmasked)
+            outputs = self._top_outputs(coder.W_dec[low:high])
+            neighbours, cosines = _neighbours(coder.W_dec, low, high)
+            frame = statistics.with_columns(
+                pl.Series("top_outputs", outputs, dtype=pl.List(pl.UInt32)),
+                pl.Series("neighbours", neighbours, dtype=pl.List(pl.UInt32)),
+                pl.Series("neighbour_cosines", cosines, dtype=pl.List(pl.Float32)),
+            )
+            work.draft.put(name, recipe, (schema.LATENTS,), {"latents": frame})
+        table = work.draft.scan(schema.LATENTS).select("count", "density").collect()
+        work.facts |= {
+            "tokens": int(tokens.shape[0]),
+            "unmasked_tokens": int(n_unmasked),
+            "dead": int((table["count"] == 0).sum()),
+            "median_density": table["density"].median(),
+            **self.quality[work.partition].facts(),
+        }
+
+    def _top_outputs(self, decoder: torch.Tensor) -> list[list[int]]:
+        """Tokens each direction raises most; none where directions are not of the residual stream's width."""
+        if decoder.shape[1] != self.subject.d_model:
+            return [[] for _ in decoder]
+        found: list[list[int]] = self.subject.unembed_top(decoder, TOP_OUTPUTS)[0].tolist()
+        return found
+
+
+class _Pairs:
+    """Active pairs of one batch, on the host."""
+
+    def __init__(self, per_token: np.ndarray, latent: np.ndarray, value: np.ndarray) -> None:
+        self.per_token, self.latent, self.value = per_token, latent, value
+        self.n_tokens = len(per_token)
+
+    @classmethod
+    def of(cls, found: tuple[torch.Tensor, torch.Tensor, torch.Tensor], n_tokens: int) -> _Pairs:
+        token, latent, value = (t.cpu().numpy() for t in found)
+        return cls(
+            np.bincount(token, minlength=n_tokens),
+            latent.astype(np.int32, copy=False),
+            value.astype(np.float32, copy=False),
+        )
+
+
+class _Quality:
+    """FVU (centred) and L0 over a sample of tokens: shown beside the cache, decides nothing."""
+
+    def __init__(self) -> None:
+        self.residual = self.total = self.active = 0.0
+        self.n = 0
+
+    def add(self, x: torch.Tensor, coder: SparseCoder, found: Any) -> None:
+        x = x.float()
+        # Sinks are orders of magnitude larger than the rest and would be all that the figure measures.
+        norms = x.norm(dim=-1)
+        keep = norms < 10 * norms.median()
+        error = (x - coder.decode_sparse(*found, x))[keep]
+        kept = x[keep]
+        self.residual += error.square().sum().item()
+        self.total += (kept - kept.mean(0)).square().sum().item()
+        self.active += len(found[0])
+        self.n += len(x)
+
+    def facts(self) -> dict[str, float]:
+        if not self.n:
+            return {}
+        return {
+            "sample_fvu": round(self.residual / self.total, 4),
+            "sample_l0": round(self.active / self.n, 2),
+            "sample_tokens": self.n,
+        }
+
+
+def round_to_bfloat16(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """float32 values rounded to the nearest bfloat16 (ties to even), still as float32."""
+    bits = values.astype(np.float32, copy=False).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.astype(np.uint32, copy=False).view(np.float32)
+
+
+def _masked(static: dict[str, np.ndarray], sinks: np.ndarray, offset: int) -> pl.DataFrame:
+    """Masked positions of a shard; a position has one reason, `special` before `first` before `sink`."""
+    known = np.concatenate(list(static.values()))
+    reasons = {**static, "sink": np.setdiff1d(sinks, known)}
+    frame = pl.concat(
+        pl.DataFrame({"position": (where + offset).astype(np.uint32)}).with_columns(why=pl.lit(why))
+        for why, where in reasons.items()
+    )
+    return frame.sort("position")
+
+
+def latent_statistics(
+    pairs: pl.DataFrame,
+    low: int,
+    high: int,
+    tokens: UInt32[np.ndarray, " positions"],
+    masked: UInt32[np.ndarray, " masked"],
+    n_unmasked: int,
+) -> pl.DataFrame:
+    """One row per latent in [low, high) with what its active, unmasked tokens tell.
+
+    `pairs` has the columns of `schema.ACTIVATIONS`; `masked` is ascending. Entropy is in nats, over token ids.
+    """
+    position = pairs["position"].to_numpy()
+    at = np.searchsorted(masked, position)
+    is_masked = np.zeros(len(position), dtype=bool)
+    inside = at < len(masked)
+    is_masked[inside] = masked[at[inside]] == position[inside]
+    kept = pairs.filter(~is_masked).with_columns(token=tokens[position[~is_masked]])
+    value = pl.col("activation")
+    edges = [value.quantile(q / 10, "nearest") for q in range(11)]
+    each = kept.group_by("latent").agg(
+        count=pl.len().cast(pl.UInt64),
+        max=value.max(),
+        mean=value.cast(pl.Float64).mean(),
+        quantiles=pl.concat_list([e.cast(pl.Float32) for e in edges]),
+    )
+    bins = (
+        kept.join(each.select("latent", "max"), on="latent")
+        .with_columns(bin=(value / pl.col("max") * 20).floor().clip(0, 19).cast(pl.UInt32))
+        .group_by("latent", "bin").len()
+    )  # fmt: skip
+    histogram = np.zeros((high - low, 20), dtype=np.uint32)
+    histogram[bins["latent"].to_numpy() - low, bins["bin"].to_numpy()] = bins["len"].to_numpy()
+    per_token = kept.group_by("latent", "token").len()
+    entropy = per_token.group_by("latent").agg(token_entropy=pl.col("len").entropy(base=np.e, normalize=True))
+    rows = pl.DataFrame({"latent": np.arange(low, high, dtype=np.uint32), "histogram": histogram.tolist()})
+    return (
+        rows.join(each, on="latent", how="left")
+        .join(entropy, on="latent", how="left")
+        .with_columns(
+            pl.col("count").fill_null(0),
+            pl.col("max", "mean").fill_null(0),
+            pl.col("token_entropy").cast(pl.Float64).fill_null(0),
+            pl.col("quantiles").fill_null(pl.lit([], dtype=pl.List(pl.Float32))),
+        )
+        .with_columns(density=pl.col("count") / max(n_unmasked, 1))
+        .sort("latent")
+    )
+
+
+def _neighbours(decoder: torch.Tensor, low: int, high: int) -> tuple[list[list[int]], list[list[float]]]:
+    """Nearest other latents of [low, high) by decoder cosine, descending."""
+    import torch
+
+    unit = torch.nn.functional.normalize(decoder.float(), dim=-1)
+    cosine = unit[low:high] @ unit.T
+    rows = torch.arange(high - low)
+    cosine[rows, rows + low] = -2.0
+    k = min(NEIGHBOURS_MAX, decoder.shape[0] - 1)
+    value, index = cosine.topk(k, dim=-1)
+    keep = (value >= NEIGHBOUR_COSINE).sum(-1).clamp(min=min(NEIGHBOURS, k)).tolist()
+    ids, cosines = index.tolist(), value.tolist()
+    return [ids[i][:n] for i, n in enumerate(keep)], [cosines[i][:n] for i, n in enumerate(keep)]

@@ -1,0 +1,117 @@
+"""`saes list | check`: the registry, and whether what it declares is there and fits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from latentgloss.cli.output import json_option, known_sae, open_workspace, print_json, print_table
+
+if TYPE_CHECKING:
+    from latentgloss.errors import LatentglossError
+    from latentgloss.registry import SaeSpec
+    from latentgloss.workspace import Workspace
+
+
+@click.group()
+def saes() -> None:
+    """The SAEs that the registry declares."""
+
+
+@saes.command("list")
+@json_option
+@click.pass_context
+def list_(ctx: click.Context, as_json: bool) -> None:
+    """Every declared SAE, and every registry file that cannot be used, with its reason.
+
+    \b
+    Example:
+      latentgloss saes list
+    """
+    registry = open_workspace(ctx).registry
+    rows = [
+        {
+            "partition": sae.partition,
+            "format": sae.format,
+            "source": sae.source,
+            "latents": sae.model_dump(mode="json")["latents"],
+            "control": sae.control,
+        }
+        for sae in sorted(registry.saes.values(), key=lambda sae: sae.partition)
+    ]
+    problems = [_problem(str(path), error) for path, error in registry.problems.items()]
+    if as_json:
+        print_json({"saes": rows, "problems": problems})
+        return
+    print_table(("PARTITION", "FORMAT", "LATENTS", "CONTROL", "SOURCE"),
+                ([r["partition"], r["format"], r["latents"], r["control"], r["source"]] for r in rows))  # fmt: skip
+    for error in registry.problems.values():
+        click.echo(f"cannot be used: {error}", err=True)
+
+
+@saes.command()
+@click.argument("partitions", nargs=-1, metavar="[PARTITION]...")
+@json_option
+@click.pass_context
+def check(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> None:
+    """Reads weights, hookpoints and registry files, and reports all problems; exit code 1 if there is one.
+
+    Without arguments every SAE is checked, and registry files with mistakes count.
+
+    \b
+    Example:
+      latentgloss saes check smollm2/layers.9/resid
+    """
+    workspace = open_workspace(ctx)
+    chosen = [known_sae(workspace, p, []) for p in partitions] or sorted(workspace.registry.saes)
+    rows = [_checked(workspace, workspace.registry.sae(partition)) for partition in chosen]
+    # Whoever names a SAE is told about that one; a broken file next to it is not what was asked.
+    problems = [] if partitions else [_problem(str(p), e) for p, e in workspace.registry.problems.items()]
+    if as_json:
+        print_json({"saes": rows, "problems": problems})
+    else:
+        print_table(
+            ("PARTITION", "LATENTS", "WIDTH", "OK"),
+            ([r["partition"], r["n_latents"], r["d_in"], not r["problems"]] for r in rows),
+        )
+        for row in rows:
+            for problem in row["problems"]:
+                click.echo(f"{row['partition']}: {problem['message']}")
+        for problem in problems:
+            click.echo(problem["message"])
+    n = len(problems) + sum(bool(row["problems"]) for row in rows)
+    if n:
+        raise click.ClickException(f"{n} of {len(rows) + len(problems)} SAEs and registry files have problems.")
+
+
+def _checked(workspace: Workspace, sae: SaeSpec) -> dict[str, Any]:
+    """Reads one SAE and holds it against its model. Every part is tried, whatever the others say."""
+    from latentgloss.errors import LatentglossError
+    from latentgloss.windows import selected_latents
+
+    found: list[LatentglossError] = []
+    coder = width = None
+    try:
+        coder = workspace.sae(sae)
+        selected_latents(sae, coder.n_latents)
+    except LatentglossError as e:
+        found.append(e)
+    try:
+        width = workspace.subject(sae.model).width_at(sae.hookpoint)
+        if coder is not None:
+            coder.check_width(width, sae.hookpoint)
+    except LatentglossError as e:
+        found.append(e)
+    return {
+        "partition": sae.partition,
+        "n_latents": coder.n_latents if coder else None,
+        "d_in": coder.d_in if coder else None,
+        "width": width,
+        "problems": [_problem(sae.partition, e) for e in found],
+    }
+
+
+def _problem(where: str, error: LatentglossError) -> dict[str, str]:
+    parts = {"found": error.found, "expected": error.expected, "todo": error.todo}
+    return {"where": where, "message": str(error), **parts}

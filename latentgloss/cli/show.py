@@ -1,0 +1,214 @@
+"""`status`, `explanations`, `scores`: what is there."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from latentgloss.cli.output import (
+    json_option,
+    known_sae,
+    open_workspace,
+    print_json_rows,
+    print_table,
+    unknown,
+)
+from latentgloss.errors import InputError, MissingInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import polars as pl
+
+    from latentgloss.schema import Table
+    from latentgloss.store import Version
+    from latentgloss.workspace import Workspace
+
+EXPLANATION_KEYS = (
+    "partition", "latent", "explainer", "explanation", "status", "reason", "context_ids", "prompt_sha256", "model",
+    "prompt_tokens", "completion_tokens", "cost_usd",
+)  # fmt: skip
+SCORE_KEYS = (
+    "partition", "latent", "explainer", "scorer", "judge", "negatives", "profile", "score", "corrected",
+    "specificity", "ci_low", "ci_high", "n", "coverage", "status", "reason",
+)  # fmt: skip
+NOT_METRICS = ("embedder", "split", "metric", "threshold")
+"""Columns of the score table that are neither keys of the JSON nor metrics."""
+
+
+@click.command()
+@click.argument("partitions", nargs=-1, metavar="[PARTITION]...")
+@json_option
+@click.pass_context
+def status(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> None:
+    """Each asset of each partition: fresh, stale (and what changed), missing or failed.
+
+    A partition is a model or a SAE; `*` matches anything.
+
+    \b
+    Example:
+      latentgloss status 'smollm2/*'
+    """
+    workspace = open_workspace(ctx)
+    states = workspace.states()
+    known = {state.partition for state in states}
+    for name in partitions:
+        if not fnmatch.filter(known, name):
+            raise unknown("partition", name, known, "see `latentgloss saes list`")
+    chosen = [s for s in states if not partitions or any(fnmatch.fnmatch(s.partition, p) for p in partitions)]
+    if as_json:
+        print_json_rows(vars(state) for state in chosen)
+    else:
+        print_table(
+            ("ASSET", "PARTITION", "STATE", "BECAUSE"), ([s.asset, s.partition, s.state, s.because] for s in chosen)
+        )
+    if workspace.registry.problems:
+        click.echo(
+            f"{len(workspace.registry.problems)} registry files cannot be used: see `latentgloss saes list`", err=True
+        )
+
+
+@click.command()
+@click.argument("partition")
+@click.option("--latent", type=click.IntRange(min=0), help="Only this latent.")
+@click.option("--explainer", help="Only this explainer.")
+@json_option
+@click.pass_context
+def explanations(
+    ctx: click.Context, partition: str, latent: int | None, explainer: str | None, as_json: bool
+) -> None:
+    """Explanations of a SAE's latents: one row per latent and explainer, failures with their reason.
+
+    \b
+    Example:
+      latentgloss explanations smollm2/layers.9/resid --latent 12 --explainer pattern
+    """
+    from latentgloss import schema
+
+    workspace = open_workspace(ctx)
+    known_sae(workspace, partition, ["explanations"])
+    version = _current(workspace, "explanations", partition)
+    frames = _frames(workspace, version, schema.EXPLANATIONS, latent, {"explainer": explainer})
+    rows = (
+        {key: partition if key == "partition" else row[key] for key in EXPLANATION_KEYS}
+        for frame in frames
+        for row in frame.iter_rows(named=True)
+    )
+    if as_json:
+        print_json_rows(rows)
+    else:
+        print_table(
+            ("LATENT", "EXPLAINER", "STATUS", "EXPLANATION"),
+            ([r["latent"], r["explainer"], r["status"], r["explanation"] or r["reason"]] for r in rows),
+        )
+
+
+@click.command()
+@click.argument("partition")
+@click.option("--latent", type=click.IntRange(min=0), help="Only this latent.")
+@click.option("--scorer", help="Only this scorer.")
+@click.option("--explainer", help="Only this explainer.")
+@json_option
+@click.pass_context
+def scores(
+    ctx: click.Context,
+    partition: str,
+    latent: int | None,
+    scorer: str | None,
+    explainer: str | None,
+    as_json: bool,
+) -> None:
+    """Scores of a SAE's explanations, with 95 % intervals; a latent without one is a row that says why.
+
+    \b
+    Example:
+      latentgloss scores smollm2/layers.9/resid --scorer detection --explainer pattern
+    """
+    from latentgloss import schema
+
+    workspace = open_workspace(ctx)
+    stages = score_stages(scorer)
+    known_sae(workspace, partition, stages)
+    if scorer is None:  # those that were run; the first says so if none was
+        stages = [s for s in stages if workspace.store.current(s, partition) is not None] or stages[:1]
+    metrics = [c.name for c in schema.SCORES.columns if c.name not in {*SCORE_KEYS, *NOT_METRICS}]
+    rows = (
+        {
+            **{key: partition if key == "partition" else row[key] for key in SCORE_KEYS},
+            "metrics": {name: row[name] for name in metrics if row[name] is not None},
+        }
+        for stage in stages
+        for frame in _frames(
+            workspace, _current(workspace, stage, partition), schema.SCORES, latent, {"explainer": explainer}
+        )
+        for row in frame.iter_rows(named=True)
+    )
+    if as_json:
+        print_json_rows(rows)
+        return
+    columns = ("latent", "explainer", "scorer", "judge", "negatives", "score", "ci_low", "ci_high", "specificity", "n")
+    print_table(
+        (*(c.upper() for c in columns), "STATUS"),
+        ([*(r[c] for c in columns), r["status"] + (f": {r['reason']}" if r["reason"] else "")] for r in rows),
+    )
+
+
+def score_stages(scorer: str | None = None) -> list[str]:
+    """Names of the stages that score; of one scorer if named. Raises InputError if there is no such scorer."""
+    from latentgloss.stages import STAGES
+
+    stages = {name.removesuffix("_scores"): name for name, stage in STAGES.items() if stage.noun == "scores"}
+    if scorer is not None and scorer not in stages:
+        raise unknown("scorer", scorer, stages)
+    return [stages[scorer]] if scorer else list(stages.values())
+
+
+def _current(workspace: Workspace, stage: str, partition: str) -> Version:
+    version = workspace.store.current(stage, partition)
+    if version is None:
+        raise MissingInput(
+            f"{stage} of {partition} has not been materialised",
+            todo=f"materialise it: `dagster asset materialize --select {stage} --partition {partition}`",
+        )
+    return version
+
+
+def _frames(
+    workspace: Workspace, version: Version, table: Table, latent: int | None, chosen: dict[str, str | None]
+) -> Iterator[pl.DataFrame]:
+    """Rows of a latent-wise table, 256 latents at a time, sorted by its key. Raises InputError if there are none."""
+    import polars as pl
+
+    from latentgloss.lineage import check_latent
+    from latentgloss.schema import BLOCK
+
+    if latent is not None:
+        check_latent(workspace, version, latent)
+    blocks: dict[str, list[str]] = {}
+    for name in sorted(version.manifest.blocks):
+        blocks.setdefault(name.split("-")[0], []).append(name)
+    if latent is not None:
+        blocks = {number: names for number, names in blocks.items() if int(number) == latent // BLOCK}
+    seen: dict[str, set[str]] = {column: set() for column in chosen}
+    n = 0
+    for names in blocks.values():
+        frame = pl.concat([version.read(table, name) for name in names])
+        if latent is not None:
+            frame = frame.filter(pl.col("latent") == latent)
+        for column, value in chosen.items():
+            seen[column] |= set(frame[column].unique())
+            if value is not None:
+                frame = frame.filter(pl.col(column) == value)
+        n += frame.height
+        yield frame.sort(table.key)
+    for column, value in chosen.items():
+        if not n and value is not None and value not in seen[column]:
+            raise unknown(column, value, seen[column])
+    if not n and latent is not None:
+        raise InputError(
+            f"latent {latent} of {version.manifest.partition} was not asked for",
+            expected="a latent that `latents` of the registry entry selects",
+            todo="add it there and materialise again",
+        )

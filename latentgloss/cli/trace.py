@@ -1,0 +1,74 @@
+"""`lineage`: where a score comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from latentgloss.cli.output import json_option, known_sae, open_workspace, plain, print_json
+from latentgloss.cli.show import score_stages
+
+if TYPE_CHECKING:
+    from latentgloss.lineage import Node
+
+SHOWN = 4
+"""Nodes of one kind printed below one parent; the rest is counted. JSON has all."""
+
+
+@click.command()
+@click.argument("partition")
+@click.argument("latent", type=click.IntRange(min=0))
+@click.option("--scorer", default="detection", show_default=True, help="Whose score.")
+@click.option("--explainer", help="Of which explanation. Default: the first of the settings.")
+@click.option("--verify", is_flag=True, help="Recompute every hash on the way, from scratch.")
+@json_option
+@click.pass_context
+def lineage(
+    ctx: click.Context,
+    partition: str,
+    latent: int,
+    scorer: str,
+    explainer: str | None,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """From a latent's scores back to explanation, contexts, activations, tokens, documents and weights.
+
+    \b
+    Example:
+      latentgloss lineage smollm2/layers.9/resid 12 --explainer pattern --verify
+    """
+    from latentgloss.lineage import trace
+
+    workspace = open_workspace(ctx)
+    (stage,) = score_stages(scorer)
+    known_sae(workspace, partition, [stage])
+    root = trace(workspace, partition, latent, scorer=scorer, explainer=explainer, verify=verify)
+    if as_json:
+        print_json(root.as_json())
+    else:
+        _print(root, 0, verify)
+    broken = root.broken()
+    if broken:
+        lines = [f"{node.kind} {node.id}: {check}" for node in broken for check in node.failed]
+        raise click.ClickException(f"{len(broken)} of the hops to this score do not verify:\n  " + "\n  ".join(lines))
+
+
+def _print(node: Node, depth: int, verify: bool) -> None:
+    mark = "" if not verify else "✗ " if node.failed else "✓ " if node.checks else "· "
+    digest = f"  {node.sha256[:12]}" if node.sha256 else ""
+    facts = ", ".join(f"{key} {plain(value)}" for key, value in node.facts.items() if isinstance(value, str | int | float))
+    click.echo(f"{'  ' * depth}{mark}{node.kind} {plain(node.id)}{digest}" + (f"  ({facts})" if facts else ""))
+    for check in node.failed:
+        click.echo(f"{'  ' * (depth + 2)}{check}")
+    printed: dict[str, int] = {}
+    for child in node.inputs:
+        printed[child.kind] = printed.get(child.kind, 0) + 1
+        if printed[child.kind] <= SHOWN or child.broken():
+            _print(child, depth + 1, verify)
+    for kind, n in printed.items():
+        hidden = [c for c in node.inputs if c.kind == kind][SHOWN:]
+        hidden = [c for c in hidden if not c.broken()]
+        if n > SHOWN and hidden:
+            click.echo(f"{'  ' * (depth + 1)}… and {len(hidden)} more of kind {kind}")

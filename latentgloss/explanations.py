@@ -1,0 +1,224 @@
+"""Explanations: one row per latent asked for and explainer, always.
+
+What belongs here: gathering the evidence of a block of latents, running each explainer over it, and the null
+explanations (another latent's text). Reads `contexts`, `eligibility`, `negatives` of the explain split; writes
+`explanations`. What an explainer does with the evidence is in `explainers/`.
+
+Nothing of the test split is read here: its parts are not among this stage's inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from latentgloss import schema
+from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, base_of
+from latentgloss.explainers.windows import Vocabulary, Windows
+from latentgloss.hashing import json_sha256, mix
+from latentgloss.workspace import one_by_one
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jaxtyping import Float32, UInt32
+
+    from latentgloss.corpus import Corpus
+    from latentgloss.workspace import Work
+
+NULL_COSINE = 0.5
+"""A null's text comes from a latent whose decoder cosine is below this: twins would be no baseline."""
+
+
+def block_name(block: int, explainer: str) -> str:
+    """Name of a block of one explainer, also its file name."""
+    return f"{block:06d}-{explainer.replace(':', '.')}"
+
+
+def in_order(explainers: tuple[str, ...]) -> list[str]:
+    """The explainers of the settings, and whatever a null is the null of, each after what it needs."""
+    names = dict.fromkeys([*(base_of(name) for name in explainers), *explainers])
+    return sorted(names, key=lambda name: name.startswith(NULL))
+
+
+def _explain(work: Work) -> None:
+    contexts, negatives = work.input("sampled_contexts"), work.input("sampled_negatives")
+    resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
+    corpus = work.workspace.corpus(resolved)
+    vocabulary = work.workspace.vocabulary(work.model.name)
+    settings = work.settings.explanations
+    length = work.settings.contexts.length
+    blocks = sorted(int(name) for name in contexts.manifest.blocks)
+    names = in_order(settings.explainers)
+    counts = {name: 0 for name in names}
+    for done, block in enumerate(blocks):
+        name_of_block = f"{block:06d}"
+        evidence = _BlockEvidence(work, corpus, name_of_block)
+        consumed = {
+            "resolved_saes": resolved.content(("cache",)),
+            "contexts": contexts.content(("eligibility", "explain"), name_of_block),
+            "negatives": negatives.content(("explain",), name_of_block),
+            "length": length,
+        }
+        rows: dict[str, pl.DataFrame] = {}
+        for name in names:
+            base = EXPLAINERS[base_of(name)](settings, vocabulary)
+            recipe = work.block_recipe(settings={"explainer": name, **base.identity}, **consumed)
+            if name.startswith(NULL):
+                neighbours = cache.content(("latents",), name_of_block)
+                recipe |= {"seed": settings.seed, "of": json_sha256(recipe), "latents": neighbours}
+            if not work.draft.reuse(block_name(block, name), recipe, (schema.EXPLANATIONS,)):
+                if name.startswith(NULL):
+                    twins = cache.read(schema.LATENTS, name_of_block).select(
+                        "latent", "neighbours", "neighbour_cosines"
+                    )
+                    frame = null_explanations(rows[base_of(name)], twins, name, settings.seed)
+                else:
+                    frame = _rows(name, evidence, list(base.explain(evidence)))
+                work.draft.put(block_name(block, name), recipe, (schema.EXPLANATIONS,), {"explanations": frame})
+            rows[name] = work.draft.read(schema.EXPLANATIONS, block_name(block, name))
+            counts[name] += int((rows[name]["status"] == "ok").sum())
+        work.progress(done + 1, len(blocks), "blocks of latents")
+    work.facts = {"explained": counts}
+
+
+explain = one_by_one(_explain)
+
+
+class _BlockEvidence:
+    """Evidence of the eligible latents of one block, built when first iterated over."""
+
+    def __init__(self, work: Work, corpus: Corpus, block: str) -> None:
+        self.work, self.corpus, self.block = work, corpus, block
+        self.eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY, block)
+
+    def __iter__(self) -> Iterator[Evidence]:
+        length = self.work.settings.contexts.length
+        contexts = self.work.input("sampled_contexts").read(schema.CONTEXTS, self.block)
+        negatives = self.work.input("sampled_negatives").read(schema.NEGATIVES, self.block)
+        shares = self.work.input("sampled_negatives").read(schema.STRATA_SHARES, self.block)
+        explain = pl.col("split") == "explain"
+        population = self.eligibility.select("latent", n_population="n_explain")
+        positive = (
+            contexts.filter(explain).join(population, on="latent")
+            .sort("latent", "order")
+            .with_columns(weight=pl.col("n_population") / pl.len().over("latent"))
+        )  # fmt: skip
+        negative = (
+            negatives.filter(explain)
+            .join(shares.select("latent", "split", "stratum", "population", "sampled"),
+                  on=["latent", "split", "stratum"])
+            .with_columns(weight=pl.col("population") / pl.col("sampled"))
+            .sort("latent", "stratum", "order")
+        )  # fmt: skip
+        pos_tokens = self.corpus.contexts(positive["context"].to_numpy(), length)
+        neg_tokens = self.corpus.contexts(negative["context"].to_numpy(), length)
+        strength = dense_activations(positive, length)
+        for latent in self.eligibility.filter(pl.col("status") == "eligible")["latent"].to_list():
+            p, n = _rows_of(positive, latent), _rows_of(negative, latent)
+            zeros = np.zeros((n.stop - n.start, length), dtype=np.float32)
+            yield Evidence(
+                latent,
+                Windows(
+                    tokens=np.concatenate([pos_tokens[p], neg_tokens[n]]),
+                    activations=np.concatenate([strength[p], zeros]),
+                    weight=np.concatenate(
+                        [positive["weight"][p].to_numpy(), negative["weight"][n].to_numpy()]
+                    ).astype(np.float32),
+                ),
+                positive["context"][p].to_list() + negative["context"][n].to_list(),
+            )
+
+
+def _rows_of(frame: pl.DataFrame, latent: int) -> slice:
+    """Rows of one latent in a frame sorted by latent."""
+    column = frame["latent"]
+    return slice(int(column.search_sorted(latent, "left")), int(column.search_sorted(latent, "right")))
+
+
+def dense_activations(contexts: pl.DataFrame, length: int) -> Float32[np.ndarray, "contexts length"]:
+    """Activation on every token of each context row (columns of `schema.CONTEXTS`), 0 where inactive."""
+    out = np.zeros((contexts.height, length), dtype=np.float32)
+    rows = np.repeat(np.arange(contexts.height), contexts["offsets"].list.len().to_numpy())
+    if len(rows):
+        out[rows, contexts["offsets"].explode().to_numpy()] = contexts["activations"].explode().to_numpy()
+    return out
+
+
+def _rows(name: str, evidence: _BlockEvidence, found: list[Explained]) -> pl.DataFrame:
+    """One row per latent asked for: what was found, and for the others why they could not be explained."""
+    refused = evidence.eligibility.filter(pl.col("status") != "eligible")
+    skipped = [
+        Explained(latent, status, reason)
+        for latent, status, reason in refused.select("latent", "status", "reason").iter_rows()
+    ]
+    return _frame(name, sorted([*found, *skipped], key=lambda e: e.latent))
+
+
+def _frame(name: str, rows: list[Explained], source: list[int | None] | None = None) -> pl.DataFrame:
+    return schema.EXPLANATIONS.frame(
+        {
+            "latent": row.latent,
+            "explainer": name,
+            "status": row.status,
+            "reason": row.reason,
+            "explanation": row.text,
+            "program": row.program,
+            "source_latent": source[i] if source else None,
+            "context_ids": list(row.context_ids),
+            "model": None,
+            "prompt_sha256": None,
+            "reply": None,
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "cost_usd": 0.0,
+        }
+        for i, row in enumerate(rows)
+    )
+
+
+def null_explanations(rows: pl.DataFrame, neighbours: pl.DataFrame, name: str, seed: int) -> pl.DataFrame:
+    """For each latent, the explanation of another latent of its block (METHODS: docs/methods.md, null).
+
+    The partner has status ok, another text and decoder cosine < .5; among those the one of the lowest hash of
+    (seed, latent, partner), so that adding a latent to the block changes at most the latents it becomes partner of.
+    `rows` are the block's rows of `schema.EXPLANATIONS`; `neighbours` has latent, neighbours, neighbour_cosines.
+    """
+    twins = {
+        latent: {n for n, c in zip(ids, cosines, strict=True) if c >= NULL_COSINE}
+        for latent, ids, cosines in neighbours.iter_rows()
+    }
+    given = [
+        Explained(r["latent"], r["status"], r["reason"], r["explanation"], r["program"], tuple(r["context_ids"]))
+        for r in rows.iter_rows(named=True)
+    ]
+    pool = [g for g in given if g.status == "ok"]
+    latents: UInt32[np.ndarray, " pool"] = np.array([g.latent for g in pool], dtype=np.uint32)
+    out: list[Explained] = []
+    sources: list[int | None] = []
+    for row in given:
+        partner = None
+        if row.status == "ok":
+            order = np.argsort(mix(seed, row.latent, latents), kind="stable")
+            partner = next(
+                (
+                    pool[i]
+                    for i in order
+                    if pool[i].latent != row.latent
+                    and pool[i].text != row.text
+                    and pool[i].latent not in twins.get(row.latent, ())
+                ),
+                None,
+            )
+        if row.status != "ok":
+            out.append(replace(row, text="", program=None, context_ids=()))
+        elif partner is None:
+            out.append(Explained(row.latent, "too_few_contexts", "no other latent of its block has another text"))
+        else:
+            out.append(replace(partner, latent=row.latent))
+        sources.append(partner.latent if partner else None)
+    return _frame(name, out, sources)
+

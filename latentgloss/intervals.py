@@ -1,0 +1,275 @@
+"""Intervals for rates and areas whose judgements come in clusters.
+
+What belongs here: how uncertain a share, a sum of shares or an area is when several judgements share a
+document, and the tools for it (clusters found by one sort, sums over them, chunks of latents). What the
+numbers mean is in `statistics`, whose conventions for blocks of latents hold here too. Sources are named
+per function; between candidates, simulated coverage decided.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+from scipy import stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+Mask: TypeAlias = Bool[np.ndarray, "latents n"]
+Evidence: TypeAlias = Float[np.ndarray, "latents n"]
+Ids: TypeAlias = Shaped[np.ndarray, "latents n"]
+PerLatent: TypeAlias = Float[np.ndarray, " latents"]
+PerGroup: TypeAlias = Float[np.ndarray, " groups"]
+
+CHUNK = 1 << 19
+"""Judgements handled at once: bounds memory, and keeps the working set near the cache."""
+
+
+class Interval(NamedTuple):
+    """A value per latent and the ends of its interval, all in the value's unit."""
+
+    value: PerLatent
+    low: PerLatent
+    high: PerLatent
+
+
+class Rates(NamedTuple):
+    tpr: Interval
+    tnr: Interval
+    balanced_accuracy: Interval
+
+
+def wilson(
+    share: PerLatent, n: Shaped[np.ndarray, " latents"], level: float = 0.95, df: PerLatent | float = np.inf
+) -> Interval:
+    """Wilson's score interval (JASA 22:209, 1927) at n, possibly effective, judgements.
+
+    `df` < inf takes Student's quantile instead of the normal one. Never of zero width, not even at 0 or 1.
+    """
+    q2 = _quantile(level, df) ** 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre = (share + q2 / (2 * n)) / (1 + q2 / n)
+        half = np.sqrt(q2 * (share * (1 - share) / n + q2 / (4 * n**2))) / (1 + q2 / n)
+        # At 0 and 1 rounding would put an end a hair inside the share.
+        low, high = np.fmin(np.clip(centre - half, 0, 1), share), np.fmax(np.clip(centre + half, 0, 1), share)
+    known = np.isfinite(centre)
+    return Interval(share, np.where(known, low, np.nan), np.where(known, high, np.nan))
+
+
+def rate_intervals(truth: Mask, prediction: Mask, valid: Mask, cluster: Ids, level: float = 0.95) -> Rates:
+    """TPR, TNR (Wilson at the effective sample size) and balanced accuracy (MOVER), with clusters.
+
+    Effective n = n / (1 + (m̄ - 1) ρ̂). m̄ = Σm²/n is the cluster size a judgement sees (exact for unequal
+    sizes); ρ̂ the ANOVA estimator of the intra-cluster correlation (with n₀ for unequal sizes; Donner, Int.
+    Stat. Rev. 54:67, 1986), kept in [0, 1]. Where all answers of a class agree, ρ̂ cannot be estimated and
+    is taken as 1: n is the number of clusters k, so a perfect rate has a lower end of about k / (k + 3.84).
+    The inflation is estimated too, on k - 1 degrees of freedom, so Student's t is used, with Satterthwaite's
+    (k - 1) (deff / (deff - 1))²; without clustering that is infinite, and the interval Wilson's own.
+    MOVER: Zou & Donner, Stat. Med. 27:1693 (2008), with the correlation of TPR and TNR over shared documents.
+    """
+
+    def compute(truth: Mask, prediction: Mask, valid: Mask, cluster: Ids) -> tuple[PerLatent, ...]:
+        groups = Groups(cluster)
+        positive, negative = groups.sort(truth & valid), groups.sort(~truth & valid)
+        said = groups.sort(prediction)
+        tpr, residual_pos = clustered_share(groups, positive, said, level)
+        tnr, residual_neg = clustered_share(groups, negative, ~said, level)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            spread = np.sqrt(groups.total(residual_pos**2) * groups.total(residual_neg**2))
+            r = np.nan_to_num(groups.total(residual_pos * residual_neg) / spread, nan=0.0, posinf=0.0)
+        accuracy = mover([tpr, tnr], [0.5, 0.5], r)
+        return (*tpr, *tnr, *accuracy)
+
+    parts = in_chunks(compute, truth, prediction, valid, cluster)
+    return Rates(Interval(*parts[:3]), Interval(*parts[3:6]), Interval(*parts[6:]))
+
+
+def auroc(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, level: float = 0.95) -> Interval:
+    """Area under the ROC curve (ties count half) with a clustered DeLong interval.
+
+    Variance: Obuchowski, Biometrics 53:567 (1997), DeLong's structural components summed within clusters,
+    with the covariance of positives and negatives of one document. The interval is symmetric on the logit
+    scale, with Student's t on (clusters of the class that has fewer) - 1 degrees of freedom. Where the
+    variance is zero (perfect separation, or evidence that never varies) it is Wilson's with that number of
+    clusters as n: AUROC 1 from 50 documents gives [.93, 1].
+    """
+
+    def compute(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids) -> tuple[PerLatent, ...]:
+        groups = Groups(cluster)
+        e, t = groups.sort(evidence), groups.sort(truth)
+        v = groups.sort(valid) & ~np.isnan(e)
+        positive, negative = v & t, v & ~t
+        n_pos, n_neg = positive.sum(1), negative.sum(1)
+        beaten = _beaten(e, positive, negative)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            area = (beaten * positive).sum(1) / (n_pos * n_neg)
+            placement = beaten / np.where(positive, n_neg[:, None], n_pos[:, None])
+            excess = np.nan_to_num(placement - area[:, None])
+            of_pos, of_neg = groups.sum(excess * positive), groups.sum(excess * negative)
+            m_pos, m_neg = groups.sum(positive), groups.sum(negative)
+            k_pos, k_neg, k = (groups.total(m > 0) for m in (m_pos, m_neg, m_pos + m_neg))
+            variance = (
+                k_pos / (k_pos - 1) * groups.total(of_pos**2) / n_pos**2
+                + k_neg / (k_neg - 1) * groups.total(of_neg**2) / n_neg**2
+                + 2 * k / (k - 1) * groups.total(of_pos * of_neg) / (n_pos * n_neg)
+            )
+            fewer = np.minimum(k_pos, k_neg)
+            df = np.where(fewer > 1, fewer - 1, np.nan)
+            # Rounding leaves a variance of 1e-32 where it is zero; one misplaced pair leaves 1e-20 or more.
+            flat = variance < 1e-24
+            half = _quantile(level, df) * np.sqrt(np.where(flat, np.nan, variance)) / (area * (1 - area))
+            logit = np.log(area / (1 - area))
+            low, high = (stats.logistic.cdf(logit + side * half) for side in (-1, 1))
+        fallback = wilson(area, fewer, level, df)
+        return area, np.where(flat, fallback.low, low), np.where(flat, fallback.high, high)
+
+    return Interval(*in_chunks(compute, truth, evidence, valid, cluster))
+
+
+def mover(
+    parts: Sequence[Interval], weights: Sequence[PerLatent | float], correlation: PerLatent | float = 0.0
+) -> Interval:
+    """Interval of Σ w_i θ_i within [0, 1], w_i ≥ 0, from the intervals of the θ_i (Zou & Donner 2008).
+
+    `correlation` is that of the first two. A part of weight 0 counts nothing, even where it is NaN.
+    """
+    zero = np.zeros_like(parts[0].value)
+    value, down, up = zero, zero, zero
+    for part, weight in zip(parts, weights, strict=True):
+        used = np.asarray(weight) != 0
+        value = value + np.where(used, weight * part.value, 0.0)
+        down = down + np.where(used, (weight * (part.value - part.low)) ** 2, 0.0)
+        up = up + np.where(used, (weight * (part.high - part.value)) ** 2, 0.0)
+    if np.any(correlation):
+        (a, b), (w, x) = parts[:2], weights[:2]
+        down = down + 2 * correlation * w * x * (a.value - a.low) * (b.value - b.low)
+        up = up + 2 * correlation * w * x * (a.high - a.value) * (b.high - b.value)
+    low, high = value - np.sqrt(np.maximum(down, 0.0)), value + np.sqrt(np.maximum(up, 0.0))
+    return Interval(value, np.clip(low, 0.0, 1.0), np.clip(high, 0.0, 1.0))
+
+
+def mover_ratio(top: Interval, bottom: Interval) -> Interval:
+    """MOVER-R: interval of θ₁/θ₂ ≥ 0 from independent intervals; no upper end (∞) where θ₂ could be 0.
+
+    Donner & Zou, Stat. Methods Med. Res. 21:347 (2012).
+    """
+    (a, low_a, high_a), (b, low_b, high_b) = top, bottom
+    with np.errstate(invalid="ignore", divide="ignore"):
+        under, over = high_b * (2 * b - high_b), low_b * (2 * b - low_b)
+        inner, outer = low_a * (2 * a - low_a), high_a * (2 * a - high_a)
+        # The lower root is rationalised: `under` passes through zero, where θ₂ is half its upper end.
+        low = inner / (a * b + np.sqrt(np.maximum((a * b) ** 2 - under * inner, 0.0)))
+        high = (a * b + np.sqrt(np.maximum((a * b) ** 2 - over * outer, 0.0))) / over
+        known = ~np.isnan(low_a + low_b)
+        low, high = np.where(inner > 0, low, 0.0), np.where(over > 0, high, np.inf)
+        return Interval(a / b, np.where(known, low, np.nan), np.where(known, high, np.nan))
+
+
+class Groups:
+    """The clusters of a block: one sort per latent, then sums over runs of sorted columns.
+
+    Sums run from left to right (`bincount`), never pairwise: so padding, which adds zeros, changes no last
+    digit, and a latent's numbers do not depend on how wide its block happens to be.
+    """
+
+    def __init__(self, cluster: Ids) -> None:
+        self.order = np.argsort(cluster, axis=1, kind="stable")
+        ids = np.take_along_axis(cluster, self.order, 1)
+        first = np.ones(ids.shape, bool)
+        first[:, 1:] = (ids[:, 1:] != ids[:, :-1]) | (ids[:, 1:] < 0)
+        self.group = np.cumsum(first) - 1
+        self.latent = np.repeat(np.arange(len(ids)), first.sum(1))
+        self.n_latents = len(ids)
+
+    def sort(self, columns: Shaped[np.ndarray, "latents n"]) -> Shaped[np.ndarray, "latents n"]:
+        """`columns` in the order in which the clusters of each latent lie together."""
+        return np.take_along_axis(columns, self.order, 1)
+
+    def sum(self, columns: Shaped[np.ndarray, "latents n"]) -> PerGroup:
+        """Sum of sorted `columns` in each cluster, over all latents one after the other."""
+        return _sums(self.group, columns.ravel(), len(self.latent))
+
+    def total(self, groups: Shaped[np.ndarray, " groups"]) -> PerLatent:
+        """Sum over the clusters of each latent."""
+        return _sums(self.latent, groups, self.n_latents)
+
+    def spread(self, values: PerLatent) -> PerGroup:
+        """A latent's value, repeated for each of its clusters."""
+        return values[self.latent]
+
+
+def _sums(index: Int[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], size: int) -> Float[np.ndarray, " size"]:
+    # bincount of nothing is an array of integers, whatever its weights
+    return np.bincount(index, values, minlength=size).astype(np.float64, copy=False)
+
+
+def clustered_share(groups: Groups, within: Mask, said: Mask, level: float) -> tuple[Interval, PerGroup]:
+    """Share of `said` among `within` (both sorted by cluster), its interval, each cluster's residual hits."""
+    size, hits = groups.sum(within), groups.sum(within & said)
+    n, k = groups.total(size), groups.total(size > 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = groups.total(hits) / n
+        of_clusters = groups.total(np.where(size > 0, hits**2 / size, 0.0))
+        mean_size = groups.total(size**2) / n
+        between = (of_clusters - n * share**2) / (k - 1)
+        inside = (groups.total(hits) - of_clusters) / (n - k)
+        n0 = (n - mean_size) / (k - 1)
+        icc = (between - inside) / (between + (n0 - 1) * inside)
+        icc = np.where(np.isfinite(icc), np.clip(icc, 0.0, 1.0), 1.0)
+        inflation = 1 + (mean_size - 1) * icc
+        df = (k - 1) * np.where(inflation > 1, (inflation / (inflation - 1)) ** 2, np.inf)
+        effective = np.where(k > 1, n / inflation, np.nan)
+        interval = wilson(share, effective, level, np.where(k > 1, df, np.nan))
+        residual = np.nan_to_num(hits - groups.spread(share) * size)
+    return interval, residual
+
+
+def _beaten(evidence: Evidence, positive: Mask, negative: Mask) -> Evidence:
+    """Judgements of the other class on the right side of each, ties half; from one sort per latent.
+
+    Of a positive: negatives below it; of a negative: positives above it. DeLong's structural components are
+    these over the size of the other class. Multiples of 1/2, so sums of them are exact. Meaningless outside
+    both masks.
+    """
+    n = evidence.shape[1]
+    order = np.argsort(np.where(positive | negative, evidence, np.nan), axis=1)
+    e, pos, neg = (np.take_along_axis(a, order, 1) for a in (evidence, positive, negative))
+    differs = e[:, 1:] != e[:, :-1]
+    column = np.arange(n, dtype=np.int32)
+    first, last = np.zeros(e.shape, np.int32), np.full(e.shape, n - 1, np.int32)
+    np.maximum.accumulate(np.where(differs, column[1:], 0), axis=1, out=first[:, 1:])
+    np.minimum.accumulate(np.where(differs, column[:-1], n - 1)[:, ::-1], axis=1, out=last[:, -2::-1])
+    middle = []  # members of a class left of a run of equal values, plus half of those in it
+    for mask in (pos, neg):
+        upto = np.pad(np.cumsum(mask, axis=1, dtype=np.int32), ((0, 0), (1, 0)))
+        middle.append((np.take_along_axis(upto, first, 1) + np.take_along_axis(upto, last + 1, 1)) / 2)
+    beaten = np.empty(e.shape)
+    np.put_along_axis(beaten, order, np.where(pos, middle[1], pos.sum(1, keepdims=True) - middle[0]), 1)
+    return beaten
+
+
+def ratio(top: Shaped[np.ndarray, " latents"], bottom: Shaped[np.ndarray, " latents"]) -> PerLatent:
+    """top / bottom, NaN where there is nothing below."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result: PerLatent = np.where(bottom > 0, top / bottom, np.nan)
+    return result
+
+
+def _quantile(level: float, df: PerLatent | float) -> PerLatent | float:
+    """Two-sided quantile of Student's t; at df = inf the normal one."""
+    quantile: PerLatent | float = stats.t.ppf((1 + level) / 2, df)
+    return quantile
+
+
+def in_chunks(
+    compute: Callable[..., tuple[PerLatent, ...]], *blocks: Shaped[np.ndarray, "latents _"]
+) -> tuple[PerLatent, ...]:
+    """`compute` over ranges of latents, results concatenated; each range holds about `CHUNK` judgements."""
+    rows, n = blocks[0].shape
+    if n == 0:  # one column of padding, so that every latent has a first judgement
+        blocks = tuple(np.zeros((rows, 1), b.dtype) if b.shape[1] == 0 else b for b in blocks)
+    step = max(1, CHUNK // max(n, 1))
+    parts = [compute(*(b[i : i + step] for b in blocks)) for i in range(0, max(rows, 1), step)]
+    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -1,0 +1,73 @@
+"""What stages are handed instead of importing it: judges, and later language models and embedders.
+
+What belongs here: the interfaces across which explanation and scoring meet whatever answers, with the arrays that
+pass. Implementations live with their noun (`explainers/`, `scorers/`, `llm/`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import numpy as np
+    from jaxtyping import Bool, Float32, Int64, UInt32
+
+Task = Literal["detection", "fuzzing"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One latent's explanation and the contexts it is to be judged on. The truth is not in it.
+
+    A judge sees the contexts in this order, which is shuffled; how many are activating is not disclosed.
+    """
+
+    task: Task
+    latent: int
+    explanation: str
+    program: str | None
+    """Executable form of the explanation (JSON), for judges that execute."""
+    tokens: UInt32[np.ndarray, "contexts length"]
+    marks: Bool[np.ndarray, "contexts length"] | None
+    """Fuzzing: the tokens marked as active."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A judge's answer to one question, aligned with its contexts."""
+
+    evidence: Float32[np.ndarray, " contexts"]
+    """Higher is more active; NaN where there is none."""
+    prediction: Bool[np.ndarray, " contexts"] | None
+    """The judge's own decision; None if the scorer is to choose a threshold on the select split."""
+    probability: Float32[np.ndarray, " contexts"] | None
+    prompt: Int64[np.ndarray, " contexts"] | None
+    """Which prompt a context was judged in (contexts judged together are not independent); None: each alone."""
+    status: list[str] | None = None
+    """Per context `ok` or why it is unscored; None: all ok."""
+    reason: list[str] | None = None
+
+
+class Judge(Protocol):
+    """Answers questions about contexts from an explanation alone."""
+
+    @property
+    def name(self) -> str:
+        """Key in every score table."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides its answers; part of the recipe."""
+
+    def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """One answer per question, in order. A failure is an answer with a status, never an exception."""
+
+
+class Predictor(Protocol):
+    """The executable form of an explanation."""
+
+    def strength(self, tokens: UInt32[np.ndarray, "contexts length"]) -> Float32[np.ndarray, "contexts length"]:
+        """How strongly the latent should fire on each token, from the window alone; any monotone unit."""

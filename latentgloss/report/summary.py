@@ -1,0 +1,101 @@
+"""Per SAE and explainer: how many latents got how far, the median score with its interval, the gain over a table.
+
+Reads `latents`, `eligibility`, `explanations`, `scores` of every SAE of a model that has scores; writes `report`. A
+median is over scored latents and names them; a gain is paired and over *all eligible* latents, a failure counting as
+chance (docs/methods.md).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from latentgloss import schema, statistics
+from latentgloss.workspace import one_by_one
+
+if TYPE_CHECKING:
+    from latentgloss.workspace import Work
+
+METRICS = ("balanced_accuracy", "auroc")
+BASELINE = "token_table"
+_KEY = ["explainer", "scorer", "judge", "embedder", "profile", "negatives"]
+
+
+def _report(work: Work) -> None:
+    inputs = work.recipe.inputs
+    settings = work.settings.report
+    rows: list[dict[str, Any]] = []
+    complete = sorted(set.intersection(*(set(versions) for versions in inputs.values())))
+    for partition in complete:
+        read = {name: versions[partition] for name, versions in inputs.items()}
+        eligibility = read["sampled_contexts"].read(schema.ELIGIBILITY)
+        alive = read["activation_cache"].scan(schema.LATENTS).filter(pl.col("count") > 0).select("latent").collect()
+        explained = read["explanations"].scan(schema.EXPLANATIONS).filter(status="ok").select("latent", "explainer")
+        explained_by = dict(explained.group_by("explainer").len().collect().iter_rows())
+        scores = read["detection_scores"].read(schema.SCORES)
+        eligible = eligibility.filter(pl.col("status") == "eligible").select("latent").sort("latent")
+        counts = {
+            "partition": partition,
+            "control": work.workspace.registry.sae(partition).control,
+            "n_latents": eligibility.height,
+            "n_alive": eligibility.join(alive, on="latent", how="semi").height,
+            "n_eligible": eligible.height,
+        }
+        groups = {key: frame for key, frame in sorted(scores.group_by(_KEY))}
+        for key, frame in groups.items():
+            baseline = groups.get((BASELINE, *key[1:]))
+            for metric in METRICS:
+                rows.append(
+                    {
+                        **counts,
+                        **dict(zip(_KEY, key, strict=True)),
+                        "n_explained": explained_by.get(key[0], 0),
+                        **_summary(frame, eligible, metric, settings.seed, settings.resamples),
+                        **_gain(frame, baseline, eligible, metric, settings.seed, settings.resamples),
+                    }
+                )
+    table = schema.REPORT.frame(rows).sort("partition", "metric", "negatives", "explainer")
+    work.draft.put("all", work.recipe.content, (schema.REPORT,), {"report": table})
+    work.facts = {"partitions": complete}
+
+
+report_scores = one_by_one(_report)
+
+
+def _values(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str) -> np.ndarray:
+    """The metric of every eligible latent, in order; NaN where it is not scored."""
+    joined = eligible.join(frame.select("latent", metric), on="latent", how="left", maintain_order="left")
+    values: np.ndarray = joined[metric].fill_null(np.nan).to_numpy()
+    return values
+
+
+def _summary(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str, seed: int, resamples: int) -> dict[str, Any]:
+    values = _values(frame, eligible, metric)
+    scored = values[np.isfinite(values)]
+    median = statistics.median_interval(values, seed=seed, resamples=resamples)
+    quartiles = np.quantile(scored, [0.25, 0.75]) if len(scored) else (None, None)
+    return {
+        "metric": metric,
+        "n_scored": len(scored),
+        "median": _number(median.value),
+        "median_low": _number(median.low),
+        "median_high": _number(median.high),
+        "quartile_low": quartiles[0],
+        "quartile_high": quartiles[1],
+    }
+
+
+def _gain(
+    frame: pl.DataFrame, baseline: pl.DataFrame | None, eligible: pl.DataFrame, metric: str, seed: int, resamples: int
+) -> dict[str, Any]:
+    if baseline is None or baseline is frame:
+        return {"gain": None, "gain_low": None, "gain_high": None}
+    mine, theirs = _values(frame, eligible, metric), _values(baseline, eligible, metric)
+    gain = statistics.paired_median_gain(mine, theirs, "chance", chance=0.5, seed=seed, resamples=resamples)
+    return {"gain": _number(gain.value), "gain_low": _number(gain.low), "gain_high": _number(gain.high)}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,217 @@
+"""SparseCoder: what every SAE and transcoder becomes once it is read, whatever its format on disk.
+
+What belongs here: encoding activations to sparse (token, latent, value) triples and decoding them. Readers
+fold what can be folded (scales, decoder norms) into the weights, so that one formula remains:
+
+    pre = (norm(x) − subtract_b_dec · b_dec) W_enc + b_enc
+    f   = activation(pre)
+    x̂   = denorm(f W_dec + b_dec) + x W_skipᵀ
+
+Only strictly positive activations are kept. Arithmetic is float32 whatever the stored dtype: thresholds,
+and the choice between latents of nearly equal strength, are lost in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from latentgloss.errors import SaeError
+
+_LAYER_NORM_EPS = 1e-5
+_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
+"""Pre-activations held at once: on a CPU about what its caches hold; a GPU wants large products."""
+
+
+@dataclass(frozen=True)
+class Relu:
+    """f = max(pre, 0)."""
+
+
+@dataclass(frozen=True)
+class JumpRelu:
+    """f = pre where pre > threshold, else 0 (Rajamanoharan et al. 2024). BatchTopK infers in this way too."""
+
+    threshold: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """f = the k largest pre, where positive (Gao et al. 2024)."""
+
+    k: int
+
+
+@dataclass(frozen=True)
+class GroupMax:
+    """f = the largest pre of each of k groups of n/k consecutive latents, where positive."""
+
+    k: int
+
+
+Activation = Relu | JumpRelu | TopK | GroupMax
+Sparse = tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]
+"""token index (int64, ascending), latent (int64), value (float32, > 0)."""
+
+
+@dataclass(frozen=True)
+class SparseCoder:
+    """A SAE (d_out = d_in) or transcoder. Tensors are float32 and on one device."""
+
+    W_enc: Float[Tensor, "d n"]
+    b_enc: Float[Tensor, " n"]
+    W_dec: Float[Tensor, "n d_out"]
+    b_dec: Float[Tensor, " d_out"]
+    activation: Activation
+    subtract_b_dec: bool
+    """Whether b_dec is taken off the input before encoding; never for transcoders."""
+    input_norm: Literal["none", "layer_norm", "rescale"] = "none"
+    """`layer_norm`: (x − mean) / (std + 1e-5); `rescale`: x · √d / ‖x‖; both undone after decoding."""
+    W_skip: Float[Tensor, "d_out d"] | None = None
+    bfloat16_weights: bool = False
+    """Whether W_enc was stored in bfloat16, so that bfloat16 products with it lose nothing."""
+    weights_sha256: str = ""
+    """Digest of the files it was read from (`sae_file_digest`)."""
+
+    def __post_init__(self) -> None:
+        d, n = self.W_enc.shape
+        if self.subtract_b_dec and self.d_out != d:
+            raise SaeError("b_dec cannot be taken off the input of a transcoder", expected=f"width {d}, as the input")
+        if isinstance(self.activation, TopK | GroupMax) and not 0 < self.activation.k <= n:
+            raise SaeError(f"k = {self.activation.k}", expected=f"1 to {n}, the number of latents")
+        if isinstance(self.activation, GroupMax) and n % self.activation.k:
+            raise SaeError(f"k = {self.activation.k} groups", expected=f"a divisor of the {n} latents")
+
+    @property
+    def d_in(self) -> int:
+        return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        return self.W_dec.shape[1]
+
+    @property
+    def n_latents(self) -> int:
+        return self.W_enc.shape[1]
+
+    def to(self, device: torch.device | str) -> SparseCoder:
+        activation = self.activation
+        if isinstance(activation, JumpRelu):
+            activation = JumpRelu(activation.threshold.to(device))
+        skip = None if self.W_skip is None else self.W_skip.to(device)
+        tensors = {name: getattr(self, name).to(device) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        return replace(self, activation=activation, W_skip=skip, **tensors)
+
+    def check_width(self, width: int, hookpoint: str) -> None:
+        """Raises SaeError unless activations of this width can be encoded."""
+        if width != self.d_in:
+            raise SaeError(
+                f"the SAE takes activations of width {self.d_in}; those at {hookpoint} have width {width}",
+                expected="equal widths",
+                todo="correct `hookpoint` or `model` of this SAE in the registry",
+            )
+
+    @torch.inference_mode()
+    def encode_sparse(self, x: Float[Tensor, "tokens d"]) -> Sparse:
+        """Positive activations of all latents on every token, ordered by token.
+
+        Holds one chunk of pre-activations at a time, never [tokens × n]. Raises SaeError if the width is
+        not d_in.
+        """
+        self.check_width(x.shape[1], "the input")
+        bias = self._encoder_bias()
+        exact = self.bfloat16_weights and x.dtype == torch.bfloat16 and self.input_norm == "none"
+        rows = max(16, _CHUNK.get(x.device.type, 1 << 20) // self.n_latents)
+        parts: list[Sparse] = []
+        for start in range(0, len(x), rows):
+            chunk, _, _ = self._normalised(x[start : start + rows].float())
+            with _bfloat16_products(exact):
+                pre = torch.addmm(bias, chunk, self.W_enc)
+            token, latent, value = self._active(pre)
+            parts.append((token + start, latent, value))
+        if not parts:
+            empty = torch.zeros(0, dtype=torch.int64, device=x.device)
+            return empty, empty, torch.zeros(0, device=x.device)
+        token, latent, value = (torch.cat(column) for column in zip(*parts, strict=True))
+        return token, latent, value
+
+    @torch.inference_mode()
+    def decode_sparse(
+        self,
+        token: Int[Tensor, " m"],
+        latent: Int[Tensor, " m"],
+        value: Float[Tensor, " m"],
+        x: Float[Tensor, "tokens d"],
+    ) -> Float[Tensor, "tokens d_out"]:
+        """Reconstruction (float32) from triples ordered by token, as `encode_sparse` gives them for the
+        same `x`.
+
+        `x` says how many tokens there are, and carries what run-time normalisation and the skip connection
+        need.
+        """
+        x = x.float()
+        offsets = torch.searchsorted(token.contiguous(), torch.arange(len(x), device=x.device))
+        out = embedding_bag(latent, self.W_dec, offsets, mode="sum", per_sample_weights=value) + self.b_dec
+        if self.input_norm != "none":
+            _, scale, shift = self._normalised(x)
+            out = out * scale + shift
+        return out if self.W_skip is None else out + x @ self.W_skip.T
+
+    def _encoder_bias(self) -> Float[Tensor, " n"]:
+        """b_enc − b_dec W_enc: the subtraction costs one vector instead of a pass over the activations."""
+        return self.b_enc - self.b_dec @ self.W_enc if self.subtract_b_dec else self.b_enc
+
+    def _normalised(
+        self, x: Float[Tensor, "tokens d"]
+    ) -> tuple[Float[Tensor, "tokens d"], Tensor | float, Tensor | float]:
+        """norm(x), and the scale and shift that undo it after decoding."""
+        if self.input_norm == "rescale":
+            norm = x.norm(dim=1, keepdim=True) / self.d_in**0.5
+            return x / norm, norm, 0.0
+        if self.input_norm == "layer_norm":
+            mean = x.mean(1, keepdim=True)
+            std = x.std(1, keepdim=True)
+            return (x - mean) / (std + _LAYER_NORM_EPS), std, mean
+        return x, 1.0, 0.0
+
+    def _active(self, pre: Float[Tensor, "tokens n"]) -> Sparse:
+        match self.activation:
+            case TopK(k):
+                value, latent = pre.topk(k, dim=1, sorted=False)
+            case GroupMax(k):
+                value, latent = pre.reshape(len(pre), k, -1).max(dim=2)
+                latent += torch.arange(0, self.n_latents, self.n_latents // k, device=pre.device)
+            case JumpRelu(threshold):
+                token, latent = (pre > threshold.clamp_min(0)).nonzero(as_tuple=True)
+                return token, latent, pre[token, latent]
+            case Relu():
+                token, latent = (pre > 0).nonzero(as_tuple=True)
+                return token, latent, pre[token, latent]
+        token, column = (value > 0).nonzero(as_tuple=True)
+        return token, latent[token, column], value[token, column]
+
+
+@contextmanager
+def _bfloat16_products(allowed: bool) -> Iterator[None]:
+    """Lets oneDNN multiply float32 matrices as bfloat16 with float32 sums, on CPUs that can: half the time.
+
+    Allowed only where both factors hold bfloat16 values anyway; the products are then exact, and only the
+    order of the sum differs.
+    """
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)  # absent before torch 2.9
+    if matmul is None or not allowed:
+        yield
+        return
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before

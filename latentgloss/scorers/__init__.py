@@ -1,0 +1,30 @@
+"""Scorers' judges: what answers whether a latent is active in a context, from its explanation alone.
+
+One file each. `JUDGES` is the list of all there are; `protocols.Judge` is what they have in common, and what a
+language model will implement.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from latentgloss.errors import SettingsError
+from latentgloss.scorers.executed import ExecutedJudge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latentgloss.protocols import Judge
+
+JUDGES: dict[str, Callable[[], Judge]] = {"executed": ExecutedJudge}
+
+
+def judge_named(name: str) -> Judge:
+    """Raises SettingsError for a judge there is none of."""
+    if name not in JUDGES:
+        raise SettingsError(
+            f"judge {name!r} is unknown",
+            expected=f"one of {', '.join(sorted(JUDGES))}",
+            todo="correct `detection.judges` in latentgloss.toml",
+        )
+    return JUDGES[name]()

@@ -1,0 +1,38 @@
+"""The judge that runs an explanation instead of reading it.
+
+It sees token ids and exact rules, so its scores say what the *rules* are worth and stand apart from those of a
+judge that reads the sentence (docs/methods.md, the pattern explainer as a judge).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latentgloss.explainers.programs import load_program
+from latentgloss.protocols import Answer, Question
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class ExecutedJudge:
+    """Detection: evidence is the strongest token of the window, g = max_t f_t."""
+
+    name = "executed"
+    version = "1"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"judge": self.name, "version": self.version}
+
+    def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        for question in questions:
+            n = len(question.tokens)
+            if question.program is None:
+                reason = ["the explanation has no executable form"] * n
+                yield Answer(np.full(n, np.nan, np.float32), None, None, None, ["unsupported"] * n, reason)
+                continue
+            strength = load_program(question.program).strength(question.tokens)
+            yield Answer(strength.max(axis=1).astype(np.float32), None, None, None)

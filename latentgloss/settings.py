@@ -1,0 +1,147 @@
+"""`latentgloss.toml`: one validated table per stage.
+
+What belongs here: what a user may choose, with its default, meaning and unit. A stage's recipe contains
+exactly the settings the stage declares in `stages.py`; `[machine]` (batch sizes, workers, paths) is in no
+recipe, since it must not change results. Secrets come from the environment, never from this file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from latentgloss.errors import SettingsError
+from latentgloss.schema import BLOCK
+from latentgloss.validation import Strict, read_toml, validated
+
+FILE = "latentgloss.toml"
+VARIABLE = "LATENTGLOSS_CONFIG"
+
+
+class CorpusSettings(Strict):
+    """Splits and near-duplicates (METHODS: docs/methods.md, Data)."""
+
+    seed: int = 0
+    shares: tuple[float, float, float] = (0.40, 0.10, 0.50)
+    """Share of near-duplicate clusters in explain, select, test."""
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)
+    """Estimated Jaccard similarity of shingles from which two documents are one cluster."""
+
+
+class ActivationSettings(Strict):
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Stored activations are rounded to this precision."""
+
+
+class ContextSettings(Strict):
+    """Windows, eligibility and samples. Numbers are contexts per latent."""
+
+    seed: int = 0
+    length: int = Field(default=32, ge=8, le=255)
+    sampler: Literal["quantile", "top", "random"] = "quantile"
+    """How explain contexts are drawn; select and test are always drawn over deciles."""
+    explain: int = Field(default=400, ge=40)
+    """Most explain contexts kept; an explainer that shows 40 shows the first 40 of the sample."""
+    select: int = Field(default=100, ge=0)
+    test: int = Field(default=100, ge=10)
+    per_document: int = Field(default=2, ge=1)
+    """Most test contexts from one document."""
+    min_explain: int = Field(default=40, ge=1)
+    min_test: int = Field(default=30, ge=1)
+    min_test_documents: int = Field(default=10, ge=1)
+
+
+class NegativeSettings(Strict):
+    """Non-activating contexts per latent and stratum."""
+
+    seed: int = 0
+    strata: tuple[Literal["random", "same_document"], ...] = ("same_document", "random")
+    explain: int = Field(default=400, ge=1)
+    select: int = Field(default=100, ge=0)
+    test: int = Field(default=100, ge=1)
+
+
+class PatternSettings(Strict):
+    rules: int = Field(default=10, ge=1, le=10)
+    """Most rules in one pattern; all of them are in its sentence."""
+
+
+class ExplanationSettings(Strict):
+    explainers: tuple[str, ...] = ("pattern", "token_table", "null:pattern")
+    seed: int = 0
+    pattern: PatternSettings = PatternSettings()
+
+
+class DetectionSettings(Strict):
+    judges: tuple[str, ...] = ("executed",)
+
+
+class ReportSettings(Strict):
+    seed: int = 0
+    resamples: int = Field(default=2000, ge=200)
+
+
+class MachineSettings(Strict):
+    """Facts of this machine. In no recipe."""
+
+    device: str | None = None
+    """None: a GPU where there is one."""
+    threads: int | None = Field(default=None, ge=1)
+    batch_tokens: int = Field(default=4096, ge=256)
+    """Tokens per forward pass."""
+    workers: int = Field(default=2, ge=1)
+    """Processes or threads for latent-wise stages."""
+    model_cache: Path = Path("~/.cache/latentgloss")
+    """Converted model weights."""
+
+
+class Settings(Strict):
+    store: str = "data"
+    registry: Path = Path("registry")
+    corpus: CorpusSettings = CorpusSettings()
+    activations: ActivationSettings = ActivationSettings()
+    contexts: ContextSettings = ContextSettings()
+    negatives: NegativeSettings = NegativeSettings()
+    explanations: ExplanationSettings = ExplanationSettings()
+    detection: DetectionSettings = DetectionSettings()
+    report: ReportSettings = ReportSettings()
+    machine: MachineSettings = MachineSettings()
+    folder: Path = Path()
+    """Folder of the file; relative paths start here."""
+
+    @property
+    def store_root(self) -> Path:
+        return (self.folder / Path(self.store).expanduser()).resolve()
+
+    @property
+    def registry_root(self) -> Path:
+        return (self.folder / self.registry.expanduser()).resolve()
+
+
+def find() -> Path:
+    """The settings file: `LATENTGLOSS_CONFIG`, else the nearest `latentgloss.toml` upward from here."""
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Path(named).expanduser().resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / FILE).is_file():
+            return folder / FILE
+    raise SettingsError(
+        f"no {FILE} in {here} or above it",
+        expected=f"a settings file (an empty one means all defaults), or {VARIABLE} naming one",
+        todo="start in the project's folder, or run `touch latentgloss.toml`",
+    )
+
+
+def load(path: Path | None = None) -> Settings:
+    """Settings from `path`, or from wherever `find` finds them. Raises SettingsError."""
+    path = find() if path is None else path.resolve()
+    data = {**read_toml(path, SettingsError), "folder": path.parent}
+    return validated(Settings, data, str(path), SettingsError)
+
+
+__all__ = ["BLOCK", "FILE", "VARIABLE", "Settings", "find", "load"]

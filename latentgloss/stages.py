@@ -1,0 +1,170 @@
+"""Each stage, declared once.
+
+    corpus -> activations -> contexts -> explanations -> scores -> report
+
+What belongs here: a stage's name (also its asset key and its folder in the store), grain, inputs, the settings
+that decide its content, and its version. Dagster's assets, `latentgloss status` and lineage are derived from this
+table; no second list exists. What a stage *does* is in the module of its noun.
+
+A stage's `version` is raised whenever its code can produce other content from the same recipe; a test with
+golden outputs fails if that is forgotten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from latentgloss import schema
+
+if TYPE_CHECKING:
+    from latentgloss.schema import Table
+    from latentgloss.settings import Settings
+
+Grain = Literal["model", "sae"]
+Pool = Literal["gpu", "llm"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """An upstream stage. `parts`: only these parts of its content matter (empty: all of it)."""
+
+    stage: str
+    parts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    noun: str
+    """Which of the six nouns it belongs to: group in the UI, module in the core."""
+    grain: Grain
+    version: str
+    inputs: tuple[Input, ...]
+    settings: tuple[str, ...]
+    """Dotted names of the settings that decide its content."""
+    tables: tuple[Table, ...]
+    doc: str
+    pool: Pool | None = None
+    """What it competes for: a GPU or the LLM server."""
+
+    def settings_used(self, settings: Settings) -> dict[str, Any]:
+        """The values of `self.settings`, ready for JSON."""
+        return {name: _value(settings, name) for name in self.settings}
+
+
+def _value(settings: Settings, dotted: str) -> Any:
+    value: Any = settings.model_dump(mode="json")
+    for key in dotted.split("."):
+        value = value[key]
+    return value
+
+
+_ALL = (
+    Stage(
+        name="tokenized_corpus",
+        noun="corpus",
+        grain="model",
+        version="1",
+        inputs=(),
+        settings=("corpus",),
+        tables=(schema.DOCUMENTS, schema.SPANS, schema.SEQUENCES),
+        doc="Documents, deduplicated, split by near-duplicate cluster, tokenized and packed per split.",
+    ),
+    Stage(
+        name="resolved_saes",
+        noun="activations",
+        grain="sae",
+        version="1",
+        inputs=(Input("tokenized_corpus"),),
+        settings=(),
+        tables=(),
+        doc="A bridge: exactly what one SAE depends on (weights, registry entry, model, corpus), as hashes.",
+    ),
+    Stage(
+        name="activation_cache",
+        noun="activations",
+        grain="sae",
+        version="1",
+        inputs=(Input("resolved_saes", ("cache",)),),
+        settings=("activations",),
+        tables=(schema.ACTIVATIONS, schema.MASKED, schema.LATENTS),
+        doc="Every active (latent, position) pair of the corpus, and one row of statistics per latent.",
+        pool="gpu",
+    ),
+    Stage(
+        name="sampled_contexts",
+        noun="contexts",
+        grain="sae",
+        version="1",
+        inputs=(Input("resolved_saes", ("cache", "latents")), Input("activation_cache", ("activations", "masked"))),
+        settings=("contexts",),
+        tables=(schema.ELIGIBILITY, schema.CONTEXTS),
+        doc="Which latents can be explained and scored, and the activating contexts sampled for each.",
+    ),
+    Stage(
+        name="sampled_negatives",
+        noun="contexts",
+        grain="sae",
+        version="1",
+        inputs=(Input("resolved_saes", ("cache", "latents")), Input("activation_cache", ("activations", "masked"))),
+        settings=("negatives", "contexts.length"),
+        tables=(schema.NEGATIVES, schema.STRATA_SHARES),
+        doc="Non-activating contexts of each latent, by stratum, with the strata's share of the population.",
+    ),
+    Stage(
+        name="explanations",
+        noun="explanations",
+        grain="sae",
+        version="1",
+        inputs=(
+            Input("resolved_saes", ("cache",)),
+            Input("activation_cache", ("latents",)),
+            Input("sampled_contexts", ("eligibility", "explain", "select")),
+            Input("sampled_negatives", ("explain", "select")),
+        ),
+        settings=("explanations", "contexts.length"),
+        tables=(schema.EXPLANATIONS,),
+        doc="One row per latent and explainer: the text, how it came about, or why there is none.",
+    ),
+    Stage(
+        name="detection_scores",
+        noun="scores",
+        grain="sae",
+        version="1",
+        inputs=(
+            Input("resolved_saes", ("cache",)),
+            Input("explanations"),
+            Input("sampled_contexts", ("eligibility", "explain", "select", "test")),
+            Input("sampled_negatives", ("explain", "select", "test")),
+        ),
+        settings=("detection", "contexts.length"),
+        tables=(schema.JUDGEMENTS, schema.SCORES),
+        doc="Is the latent active in this context? Judged from the explanation alone, on the test split.",
+    ),
+    Stage(
+        name="score_report",
+        noun="report",
+        grain="model",
+        version="1",
+        inputs=(Input("activation_cache", ("latents",)), Input("sampled_contexts", ("eligibility",)),
+                Input("explanations"), Input("detection_scores", ("scores",))),
+        settings=("report",),
+        tables=(schema.REPORT,),
+        doc="Per SAE and explainer: latents alive, eligible, explained, scored; medians with intervals.",
+    ),
+)  # fmt: skip
+
+STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
+"""In an order in which every stage comes after its inputs."""
+
+NOUNS = ("corpus", "activations", "contexts", "explanations", "scores", "report")
+
+
+def downstream(name: str) -> list[str]:
+    """Names of every stage that depends on `name`, in order."""
+    found = {name}
+    for stage in _ALL:
+        if any(i.stage in found for i in stage.inputs):
+            found.add(stage.name)
+    return [stage.name for stage in _ALL if stage.name in found and stage.name != name]

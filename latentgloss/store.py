@@ -1,0 +1,464 @@
+"""The store: immutable versions named by their recipe, so that only what is stale is computed.
+
+    <stage>/<partition>/<fingerprint>/manifest.json       written last: no manifest, no version
+    <stage>/<partition>/<fingerprint>/<table>/<block>.parquet
+    <stage>/<partition>/<fingerprint>/<file>
+    <stage>/<partition>/current.json                      names one version, replaced atomically
+    <stage>/<partition>/failed.json                       why the last attempt failed, if it did
+
+- A *recipe* is everything that decides the content; its hash, the *fingerprint*, names the version.
+- The *data version* is a hash of the content. Recipes downstream hold it, so an input recomputed to identical
+  content makes nothing stale. Content falls into *parts* (a table's name, or the values of its `part` column),
+  because a consumer of the explain split does not care what is in the test split.
+- A *block* is what a stage computes at a time. It has a recipe of its own, kept in the footer of its Parquet
+  files: a killed run resumes at the first missing block, and a new version takes over what did not change.
+
+What does not belong here: what any table means (`schema.py`), what a recipe contains (`workspace.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pyarrow.parquet as pq
+
+from latentgloss.errors import StoreError
+from latentgloss.hashing import SHORT, file_sha256, frame_sha256, json_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from latentgloss.files import LocalFiles
+    from latentgloss.schema import Table
+
+MANIFEST, CURRENT, FAILED = "manifest.json", "current.json", "failed.json"
+_FOOTER = "latentgloss"
+WHOLE = "all"
+"""Block name of a table that is written in one piece."""
+
+
+def fingerprint(recipe: Mapping[str, Any]) -> str:
+    return json_sha256(recipe)[:SHORT]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a version: its recipe's hash, its files, and the content hash of each part."""
+
+    recipe: str
+    files: list[str]
+    parts: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a version is and where it came from. All of it is written once."""
+
+    stage: str
+    partition: str
+    fingerprint: str
+    recipe: dict[str, Any]
+    data_version: str
+    parts: dict[str, str]
+    inputs: list[dict[str, str]]
+    """Pinned versions read: stage, partition, fingerprint, data_version."""
+    files: dict[str, dict[str, Any]]
+    """Per file: bytes, sha256 and, for tables, rows."""
+    blocks: dict[str, Block]
+    created: str
+    run_id: str
+    packages: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts, seconds, tokens, cost: for people; in no recipe."""
+
+
+class Version:
+    """One immutable version. Every file is checked against the manifest before it is first used."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self.store, self.manifest = store, manifest
+        self._checked: set[str] = set()
+
+    @property
+    def key(self) -> str:
+        return f"{self.manifest.stage}/{self.manifest.partition}/{self.manifest.fingerprint}"
+
+    @property
+    def pin(self) -> dict[str, str]:
+        m = self.manifest
+        return {
+            "stage": m.stage,
+            "partition": m.partition,
+            "fingerprint": m.fingerprint,
+            "data_version": m.data_version,
+        }
+
+    def path(self, name: str) -> Path:
+        """Local path of a file, after checking size and sha256.
+
+        Raises StoreError naming the file if it is not in the manifest, missing, truncated or altered.
+        """
+        expected = self.manifest.files.get(name)
+        path = self.store.files.path(f"{self.key}/{name}")
+        if expected is None:
+            raise StoreError(f"{path} is not in the manifest of {self.key}", todo="name a file the manifest lists")
+        if name not in self._checked:
+            self._check(path, expected)
+            self._checked.add(name)
+        return path
+
+    def _check(self, path: Path, expected: dict[str, Any]) -> None:
+        repair = f"run `latentgloss gc --broken {self.manifest.stage} {self.manifest.partition}` and materialise it again"
+        if not path.is_file():
+            raise StoreError(f"{path} is missing", expected=f"{expected['bytes']} bytes", todo=repair)
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise StoreError(f"{path} has {size} bytes", expected=f"{expected['bytes']} bytes", todo=repair)
+        digest = file_sha256(path)
+        if digest != expected["sha256"]:
+            raise StoreError(f"{path} has sha256 {digest}", expected=expected["sha256"], todo=repair)
+
+    def verify(self) -> Iterator[tuple[str, StoreError | None]]:
+        """Checks every file from scratch: (name, error or None)."""
+        for name, expected in self.manifest.files.items():
+            try:
+                self._check(self.store.files.path(f"{self.key}/{name}"), expected)
+                yield name, None
+            except StoreError as e:
+                yield name, e
+
+    def tables(self, table: str, block: str | None = None) -> list[Path]:
+        """Checked Parquet files of a table, in order; those of one block if named."""
+        names = [n for n in self.manifest.files if n.startswith(f"{table}/")]
+        if block is not None:
+            names = [n for n in names if n == f"{table}/{block}.parquet"]
+        return [self.path(name) for name in names]
+
+    def scan(self, table: Table, block: str | None = None) -> pl.LazyFrame:
+        """Lazy frame over a table, or one block of it."""
+        paths = self.tables(table.name, block)
+        return pl.scan_parquet(paths) if paths else table.empty().lazy()
+
+    def read(self, table: Table, block: str | None = None) -> pl.DataFrame:
+        return self.scan(table, block).collect()
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.path(name).read_bytes())
+
+    def content(self, parts: tuple[str, ...] = (), block: str | None = None) -> str:
+        """Content hash of some parts (all if none are named), of one block if named."""
+        if block is not None:
+            entry = self.manifest.blocks.get(block)
+            have = entry.parts if entry else {}
+        else:
+            have = self.manifest.parts
+        if parts:
+            have = {name: value for name, value in have.items() if name.split(":")[0] in parts}
+        return json_sha256(have)
+
+
+class Store:
+    def __init__(self, files: LocalFiles) -> None:
+        self.files = files
+        self._versions: dict[str, Version] = {}
+
+    def version(self, stage: str, partition: str, fingerprint: str) -> Version | None:
+        """A version by name, or None if it was never completed. Raises StoreError if its manifest is damaged."""
+        key = f"{stage}/{partition}/{fingerprint}"
+        if key not in self._versions:
+            if not self.files.exists(f"{key}/{MANIFEST}"):
+                return None
+            self._versions[key] = Version(self, self._manifest(key))
+        return self._versions[key]
+
+    def _manifest(self, key: str) -> Manifest:
+        path = self.files.path(f"{key}/{MANIFEST}")
+        try:
+            data = json.loads(path.read_bytes())
+            if data.pop("manifest_sha256") != json_sha256(data):
+                raise ValueError("its own checksum does not match")
+            data["blocks"] = {name: Block(**entry) for name, entry in data["blocks"].items()}
+            return Manifest(**data)
+        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as e:
+            raise StoreError(
+                f"{path} is damaged ({e})",
+                expected="a manifest as it was written",
+                todo=f"delete the folder {path.parent} and materialise it again",
+            ) from e
+
+    def current(self, stage: str, partition: str) -> Version | None:
+        """The version `current.json` points to, or None."""
+        pointer = f"{stage}/{partition}/{CURRENT}"
+        if not self.files.exists(pointer):
+            return None
+        path = self.files.path(pointer)
+        try:
+            name = json.loads(path.read_bytes())["fingerprint"]
+        except (ValueError, KeyError, TypeError) as e:
+            raise StoreError(f"{path} is damaged ({e})", todo="delete it and materialise the partition again") from e
+        version = self.version(stage, partition, name)
+        if version is None:
+            raise StoreError(
+                f"{path} points to {name!r}, which has no manifest",
+                expected="a complete version",
+                todo="delete current.json and materialise the partition again",
+            )
+        return version
+
+    def versions(self, stage: str, partition: str) -> list[Version]:
+        """All complete versions of a partition, newest first."""
+        found = (self.version(stage, partition, name) for name in self.files.names(f"{stage}/{partition}"))
+        return sorted((v for v in found if v), key=lambda v: v.manifest.created, reverse=True)
+
+    def partitions(self, stage: str) -> list[str]:
+        """Partitions of a stage that have a current version, sorted."""
+        return [key.removeprefix(f"{stage}/") for key in self.files.find(CURRENT, stage)]
+
+    def point(self, version: Version) -> None:
+        m = version.manifest
+        self.files.write(
+            f"{m.stage}/{m.partition}/{CURRENT}",
+            json.dumps({"fingerprint": m.fingerprint, "data_version": m.data_version}).encode(),
+        )
+        self.files.remove(f"{m.stage}/{m.partition}/{FAILED}")
+
+    def failure(self, stage: str, partition: str) -> dict[str, Any] | None:
+        """Why the last attempt failed, if no later one succeeded."""
+        key = f"{stage}/{partition}/{FAILED}"
+        if not self.files.exists(key):
+            return None
+        data: dict[str, Any] = json.loads(self.files.path(key).read_bytes())
+        return data
+
+    def fail(self, stage: str, partition: str, fingerprint: str, error: BaseException) -> None:
+        note = {"fingerprint": fingerprint, "error": type(error).__name__, "message": str(error), "at": _now()}
+        with contextlib.suppress(OSError, StoreError):  # a full disk must not hide the error it caused
+            self.files.write(f"{stage}/{partition}/{FAILED}", json.dumps(note).encode())
+
+    @contextlib.contextmanager
+    def draft(self, stage: str, partition: str, recipe: dict[str, Any]) -> Iterator[Draft]:
+        """A version in the making. Holds the partition's lock; finished blocks stay if it is abandoned."""
+        with self.files.lock(f"{stage}/{partition}"):
+            draft = Draft(self, stage, partition, recipe)
+            self.files.sweep(draft.key)
+            yield draft
+
+
+class Draft:
+    """Blocks and files of a version that has no manifest yet."""
+
+    def __init__(self, store: Store, stage: str, partition: str, recipe: dict[str, Any]) -> None:
+        self.store, self.stage, self.partition, self.recipe = store, stage, partition, recipe
+        self.fingerprint = fingerprint(recipe)
+        self.blocks: dict[str, Block] = {}
+        self.extra_files: list[str] = []
+        self.extra_parts: dict[str, str] = {}
+        self.rows: dict[str, int] = {}
+        self.computed: list[str] = []
+        self.reused: list[str] = []
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage}/{self.partition}/{self.fingerprint}"
+
+    @cached_property
+    def _siblings(self) -> list[Version]:
+        return self.store.versions(self.stage, self.partition)
+
+    def block(
+        self,
+        name: str,
+        recipe: Mapping[str, Any],
+        tables: tuple[Table, ...],
+        compute: Callable[[], Mapping[str, pl.DataFrame]],
+    ) -> bool:
+        """Makes sure block `name` is there; returns True if it had to be computed.
+
+        `compute` returns one frame per table of `tables`, by table name.
+        """
+        if self.reuse(name, recipe, tables):
+            return False
+        self.put(name, recipe, tables, compute())
+        return True
+
+    def reuse(self, name: str, recipe: Mapping[str, Any], tables: tuple[Table, ...]) -> bool:
+        """True if the block exists already, here or in another version of this partition (then taken over)."""
+        digest = json_sha256(recipe)
+        found = self._resume(name, digest, tables) or self._take_over(name, digest, tables)
+        if found is None:
+            return False
+        self.blocks[name] = found
+        self.reused.append(name)
+        return True
+
+    def put(
+        self, name: str, recipe: Mapping[str, Any], tables: tuple[Table, ...], frames: Mapping[str, pl.DataFrame]
+    ) -> None:
+        """Writes a block: each table's file appears whole, and the block counts once all of them are there."""
+        digest = json_sha256(recipe)
+        conformed = {table.name: table.conform(frames[table.name]) for table in tables}
+        parts: dict[str, str] = {}
+        for table in tables:
+            parts |= _parts(table, conformed[table.name])
+        footer = json.dumps({"block": digest, "parts": parts})
+        files = [f"{table.name}/{name}.parquet" for table in tables]
+        for table, file in zip(tables, files, strict=True):
+            with self.store.files.writing(f"{self.key}/{file}") as path:
+                _write_parquet(table, conformed[table.name], path, footer)
+        self.blocks[name] = Block(digest, files, parts)
+        self.computed.append(name)
+
+    def scan(self, table: Table) -> pl.LazyFrame:
+        """Lazy frame over the blocks of `table` that are there so far."""
+        names = sorted(f for b in self.blocks.values() for f in b.files if f.startswith(f"{table.name}/"))
+        if not names:
+            return table.empty().lazy()
+        return pl.scan_parquet([self.store.files.path(f"{self.key}/{name}") for name in names])
+
+    def read(self, table: Table, block: str) -> pl.DataFrame:
+        """One block that is there."""
+        return pl.read_parquet(self.store.files.path(f"{self.key}/{table.name}/{block}.parquet"))
+
+    def _resume(self, name: str, digest: str, tables: tuple[Table, ...]) -> Block | None:
+        """The block as an earlier, killed run of this very version left it."""
+        files = [f"{table.name}/{name}.parquet" for table in tables]
+        footer: dict[str, Any] = {}
+        for file in files:
+            footer = _footer(self.store.files.path(f"{self.key}/{file}"))
+            if footer.get("block") != digest:
+                return None
+        return Block(digest, files, footer["parts"])
+
+    def _take_over(self, name: str, digest: str, tables: tuple[Table, ...]) -> Block | None:
+        """The same block from another version of this partition."""
+        for sibling in self._siblings:
+            block = sibling.manifest.blocks.get(name)
+            if block is None or block.recipe != digest:
+                continue
+            try:
+                for file in block.files:
+                    sibling.path(file)  # checked: damage is not inherited
+                    self.store.files.remove(f"{self.key}/{file}")
+                    self.store.files.copy(f"{sibling.key}/{file}", f"{self.key}/{file}")
+            except StoreError:
+                continue
+            return block
+        return None
+
+    @contextlib.contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """A temporary path that becomes file `name` of the version on leaving without an error."""
+        with self.store.files.writing(f"{self.key}/{name}") as path:
+            yield path
+        self.extra_files.append(name)
+
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[Path]:
+        """A temporary folder whose files become files of the version on leaving without an error.
+
+        Each is a part of the content, named by its stem; tables are hashed by content.
+        """
+        with self.store.files.writing_folder(self.key) as path:
+            yield path
+            for file in sorted(path.iterdir()):
+                self.extra_files.append(file.name)
+                table = file.suffix == ".parquet"
+                self.part(file.stem, frame_sha256(pl.read_parquet(file)) if table else file_sha256(file))
+
+    def part(self, name: str, content: str) -> None:
+        """Declares a content hash for something that is not a table."""
+        self.extra_parts[name] = content
+
+    def commit(self, *, inputs: list[dict[str, str]], run_id: str, facts: Mapping[str, Any]) -> Version:
+        """Writes the manifest, then the pointer. From here on the version exists."""
+        blocks = dict(sorted(self.blocks.items()))
+        names = [*self.extra_files, *(file for block in blocks.values() for file in block.files)]
+        parts: dict[str, str] = dict(self.extra_parts)
+        for part in sorted({p for block in blocks.values() for p in block.parts}):
+            parts[part] = json_sha256({n: b.parts[part] for n, b in blocks.items() if part in b.parts})
+        manifest = Manifest(
+            stage=self.stage,
+            partition=self.partition,
+            fingerprint=self.fingerprint,
+            recipe=self.recipe,
+            data_version=json_sha256(parts),
+            parts=parts,
+            inputs=inputs,
+            files={name: self._describe(name) for name in names},
+            blocks=blocks,
+            created=_now(),
+            run_id=run_id,
+            packages=_packages(),
+            facts=dict(facts),
+        )
+        data = asdict(manifest)
+        data["manifest_sha256"] = json_sha256(data)
+        self.store.files.write(f"{self.key}/{MANIFEST}", json.dumps(data, indent=1).encode())
+        version = Version(self.store, manifest)
+        version._checked.update(names)
+        self.store._versions[self.key] = version
+        self.store.point(version)
+        return version
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        path = self.store.files.path(f"{self.key}/{name}")
+        entry: dict[str, Any] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        if name.endswith(".parquet"):
+            entry["rows"] = pq.read_metadata(path).num_rows
+        return entry
+
+
+def _parts(table: Table, frame: pl.DataFrame) -> dict[str, str]:
+    """Content hash per value of the table's `part` column (one part, named like the table, if it has none).
+
+    Several tables of a block may share a part name: the table's name is in the key, `explain:contexts`.
+    """
+    if table.part is None:
+        return {table.name: frame_sha256(frame)}
+    groups = frame.partition_by(table.part, as_dict=True, maintain_order=True)
+    return {f"{value}:{table.name}": frame_sha256(group) for (value,), group in sorted(groups.items())}
+
+
+def _write_parquet(table: Table, frame: pl.DataFrame, path: Path, footer: str) -> None:
+    # pyarrow rather than Polars: only it lets a column choose its encoding.
+    data = frame.to_arrow()
+    data = data.replace_schema_metadata({**(data.schema.metadata or {}), _FOOTER: footer})
+    encodings = {c.name: c.encoding for c in table.columns if c.encoding}
+    pq.write_table(
+        data,
+        path,
+        compression="zstd",
+        row_group_size=table.row_group,
+        use_dictionary=[c.name for c in table.columns if not c.encoding],
+        column_encoding=encodings or None,
+    )
+
+
+def _footer(path: Path) -> dict[str, Any]:
+    """What `Draft.block` wrote into a Parquet footer; empty if the file is absent or was cut short."""
+    try:
+        raw = (pq.read_metadata(path).metadata or {}).get(_FOOTER.encode())
+        return dict(json.loads(raw)) if raw else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def _packages() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {}
+    for name in ("latentgloss", "numpy", "polars", "pyarrow", "scipy", "torch", "transformers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

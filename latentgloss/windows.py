@@ -1,0 +1,290 @@
+"""What activating and non-activating contexts share: windows of a corpus, and where latents fire in them.
+
+What belongs here: which latents are asked for, the windows a sample may hold, a block's activations gathered per
+(latent, window), counter-based randomness, and the loop over blocks. Reads the corpus and `activation_cache`;
+writes nothing. Used by `contexts.py` and `negatives.py` only (docs/methods.md, Data).
+
+The *population* is the same for both: windows that hold no 13-gram of an earlier split, one per distinct text.
+Which of several token-identical windows stands for the text does not depend on any latent.
+
+Memory: one byte per token, about 20 per window, and a block's share of the activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float32, Int64, Integer, UInt8, UInt32, UInt64
+
+from latentgloss import schema
+from latentgloss.errors import InputError, SettingsError
+from latentgloss.registry import LatentRange, LatentSample, SaeSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from latentgloss.corpus import Corpus
+    from latentgloss.store import Version
+    from latentgloss.workspace import Work
+
+GRAM = 13
+"""Tokens in a row that no test window shares with what was shown (`corpus.shared_13grams`)."""
+
+_CHUNK = 1 << 16  # windows hashed at once
+
+
+# Randomness -------------------------------------------------------------------------------------------------
+
+
+def counter_hash(seed: int, *fields: Integer[np.ndarray, "*_"] | int) -> UInt64[np.ndarray, "*_"]:
+    """64 random bits per element of the (broadcast, non-negative) `fields`: no state, no order.
+
+    What is drawn for a latent thus depends on nothing but the seed, the latent and the context. The mixer is
+    splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
+    """
+    state = _mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))
+    for value in fields:
+        state = _mix(state ^ np.asarray(value).astype(np.uint64))
+    return state
+
+
+def _mix(x: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+# Latents ----------------------------------------------------------------------------------------------------
+
+
+def selected_latents(spec: SaeSpec, n_latents: int) -> UInt32[np.ndarray, " latents"]:
+    """Ids of the latents a SAE's registry entry asks for, ascending, each once.
+
+    A larger sample with the same seed contains the smaller one. Raises InputError if the SAE has no such latents.
+    """
+    asked = spec.latents
+    match asked:
+        case "all":
+            return np.arange(n_latents, dtype=np.uint32)
+        case LatentSample():
+            if asked.sample > n_latents:
+                raise _out_of_range(spec, f"a sample of {asked.sample} latents", f"at most {n_latents}")
+            order = np.argsort(counter_hash(asked.seed, np.arange(n_latents)), kind="stable")
+            chosen = order[: asked.sample]
+        case LatentRange():
+            if not asked.start < asked.stop <= n_latents:
+                raise _out_of_range(spec, f"latents {asked.start} to {asked.stop}", f"0 <= start < stop <= {n_latents}")
+            chosen = np.arange(asked.start, asked.stop)
+        case _:
+            chosen = np.asarray(asked, dtype=np.int64)
+            wrong = chosen[(chosen < 0) | (chosen >= n_latents)]
+            if wrong.size or not chosen.size:
+                found = f"latents {wrong[:5].tolist()}" if wrong.size else "an empty list of latents"
+                raise _out_of_range(spec, found, f"ids from 0 to {n_latents - 1}")
+    return np.unique(chosen).astype(np.uint32)
+
+
+def _out_of_range(spec: SaeSpec, found: str, expected: str) -> InputError:
+    return InputError(
+        f"{spec.partition} asks for {found}",
+        expected=f"{expected}, since the SAE is that wide",
+        todo="correct `latents` in the registry",
+    )
+
+
+# Windows ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Windows:
+    """All windows of a corpus; arrays are indexed by context number."""
+
+    length: int
+    """Tokens per window."""
+    split: UInt8[np.ndarray, " windows"]
+    """Index into `schema.SPLITS`."""
+    document: UInt32[np.ndarray, " windows"]
+    """Document of the middle token."""
+    n_documents: UInt8[np.ndarray, " windows"]
+    shared: Bool[np.ndarray, " windows"]
+    """Holds a whole 13-gram that an earlier split holds too."""
+    repeat: Bool[np.ndarray, " windows"]
+    """Not shared, but token-identical to another window, which stands for the text."""
+
+    @classmethod
+    def of(cls, corpus: Corpus, length: int) -> Windows:
+        """Raises SettingsError if no 13-gram fits a window, CorpusError if `length` does not divide sequences."""
+        if length < GRAM:
+            raise SettingsError(
+                f"contexts.length = {length}",
+                expected=f"at least {GRAM}: text shared between splits is found by its {GRAM}-grams",
+                todo="set a longer contexts.length",
+            )
+        split = corpus.split_of_context(length)
+        shared = corpus.shares_13gram(length)
+        start = np.arange(len(split), dtype=np.int64) * length
+        # Spans are ascending and disjoint; BOS and separators lie between them.
+        first = np.searchsorted(corpus.span_end, start, side="right")
+        last = np.searchsorted(corpus.span_start, start + length, side="left") - 1
+        middle = np.searchsorted(corpus.span_start, start + length // 2, side="right") - 1
+        document = corpus.span_document[np.maximum(np.clip(middle, first, last), 0)]
+        n_documents = np.clip(last - first + 1, 0, 255).astype(np.uint8)
+        repeat = _repeats(text_hashes(corpus.tokens.reshape(-1, length)), split, ~shared)
+        return cls(length, split, document, n_documents, shared, repeat)
+
+    @cached_property
+    def usable(self) -> Bool[np.ndarray, " windows"]:
+        """The windows that samples are drawn from."""
+        usable: Bool[np.ndarray, " windows"] = ~(self.shared | self.repeat)
+        return usable
+
+    @cached_property
+    def n_usable(self) -> Int64[np.ndarray, " splits"]:
+        return np.bincount(self.split[self.usable], minlength=len(schema.SPLITS))
+
+    def facts(self) -> dict[str, dict[str, int]]:
+        """Counts of windows by split, for people."""
+        counted = {"usable": self.usable, "dropped_shared": self.shared, "dropped_identical": self.repeat}
+        return {
+            f"windows_{name}": {split: int((self.split[mask] == i).sum()) for i, split in enumerate(schema.SPLITS)}
+            for name, mask in counted.items()
+        }
+
+
+def text_hashes(tokens: UInt32[np.ndarray, "windows length"]) -> UInt64[np.ndarray, " windows"]:
+    """64-bit hash of the tokens of each window. Equal texts have equal hashes; two others at odds of 2^-64."""
+    hashes = np.empty(len(tokens), dtype=np.uint64)
+    for low in range(0, len(tokens), _CHUNK):
+        chunk = np.asarray(tokens[low : low + _CHUNK])
+        hashes[low : low + _CHUNK] = counter_hash(0, *chunk.T)
+    return hashes
+
+
+def _repeats(
+    text: UInt64[np.ndarray, " windows"],
+    split: UInt8[np.ndarray, " windows"],
+    candidate: Bool[np.ndarray, " windows"],
+) -> Bool[np.ndarray, " windows"]:
+    """Candidates that are not the one of their text: the earliest split's, there the one with the lowest hash.
+
+    By hash and not the first, since a repeated text differs from its first occurrence in what precedes it.
+    """
+    repeat = np.zeros(len(text), dtype=bool)
+    windows = np.flatnonzero(candidate)
+    order = windows[np.lexsort((counter_hash(1, windows), split[windows], text[windows]))]
+    repeat[order[1:]] = text[order[1:]] == text[order[:-1]]
+    return repeat
+
+
+# Where latents fire -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where the latents of a block are active: one *cell* per (latent, window), sorted by both.
+
+    A cell is *activating* if its maximum over unmasked tokens is above zero. A cell that is active on masked tokens
+    only is neither activating nor non-activating.
+    """
+
+    latents: UInt32[np.ndarray, " latents"]
+    row: Int64[np.ndarray, " cells"]
+    """Index into `latents`."""
+    window: Int64[np.ndarray, " cells"]
+    maximum: Float32[np.ndarray, " cells"]
+    """Largest activation on an unmasked token; 0 if there is none."""
+    document: UInt32[np.ndarray, " cells"]
+    """Document of the strongest unmasked token (the first of several); the window's if there is none."""
+    first: Int64[np.ndarray, " cells"]
+    """The cell's tokens are `position[first : first + count]`, masked ones included."""
+    count: Int64[np.ndarray, " cells"]
+    position: Int64[np.ndarray, " tokens"]
+    activation: Float32[np.ndarray, " tokens"]
+    unmasked: Bool[np.ndarray, " tokens"]
+
+    @classmethod
+    def of(
+        cls,
+        latents: UInt32[np.ndarray, " latents"],
+        active: pl.DataFrame,
+        masked: Bool[np.ndarray, " positions"],
+        windows: Windows,
+        corpus: Corpus,
+    ) -> Cells:
+        """From rows of `schema.ACTIVATIONS` in any order; those of other latents are left out."""
+        active = active.filter(pl.col("latent").is_in(latents.tolist())).sort("latent", "position")
+        row = np.searchsorted(latents, active["latent"].to_numpy())
+        position = active["position"].to_numpy().astype(np.int64)
+        activation = active["activation"].to_numpy()
+        window = position // windows.length
+        opens = np.ones(len(row), dtype=bool)
+        opens[1:] = (row[1:] != row[:-1]) | (window[1:] != window[:-1])
+        first = np.flatnonzero(opens)
+        count = np.diff(first, append=len(row))
+        unmasked = ~masked[position]
+        value = np.where(unmasked, activation, np.float32(0))
+        maximum = np.maximum.reduceat(value, first) if len(first) else np.empty(0, dtype=np.float32)
+        strongest = np.flatnonzero(value == np.repeat(maximum, count))  # at least one per cell
+        owner = (np.cumsum(opens) - 1)[strongest]
+        strongest = strongest[np.diff(owner, prepend=-1) > 0]
+        document = corpus.document_of_position(position[strongest])
+        document = np.where((maximum > 0) & (document >= 0), document, windows.document[window[first]])
+        return cls(
+            latents, row[first], window[first], maximum, document.astype(np.uint32), first, count,
+            position, activation, unmasked,
+        )  # fmt: skip
+
+    @property
+    def activating(self) -> Bool[np.ndarray, " cells"]:
+        return self.maximum > 0
+
+    @property
+    def alive(self) -> Bool[np.ndarray, " latents"]:
+        """Latents that fire on some unmasked token of the corpus."""
+        return np.bincount(self.row[self.activating], minlength=len(self.latents)) > 0
+
+
+# The loop ---------------------------------------------------------------------------------------------------
+
+
+def by_block(work: Work, compute: Callable[[Cells, Windows, Corpus], Mapping[str, pl.DataFrame]]) -> Windows:
+    """Writes one block of the work's tables per 256 latent ids, from `compute`; returns the windows for their counts.
+
+    A block's recipe holds the block's own latents, so that one more latent leaves the other blocks as they are.
+    Raises InputError if the SAE has no such latents, and what `Windows.of` raises.
+    """
+    resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
+    declared = resolved.json("resolved.json")
+    # The pinned choice of latents, which the registry may have left behind.
+    spec = SaeSpec.model_validate({**work.sae.model_dump(), "latents": declared["latents"]})
+    latents = selected_latents(spec, declared["n_latents"])
+    corpus = work.workspace.corpus(resolved)
+    windows = Windows.of(corpus, work.settings.contexts.length)
+    masked = _masked(cache, corpus)
+    cached, activations = resolved.content(("cache",)), cache.content(("activations", "masked"))
+    blocks, starts = np.unique(latents // schema.BLOCK, return_index=True)
+    done = 0
+    for block, chosen in zip(blocks.tolist(), np.split(latents, starts[1:]), strict=True):
+        recipe = work.block_recipe(latents=chosen.tolist(), resolved_saes=cached, activation_cache=activations)
+
+        def run(chosen: UInt32[np.ndarray, " latents"] = chosen) -> Mapping[str, pl.DataFrame]:
+            low, high = int(chosen[0]), int(chosen[-1])
+            active = cache.scan(schema.ACTIVATIONS).filter(pl.col("latent").is_between(low, high)).collect()
+            return compute(Cells.of(chosen, active, masked, windows, corpus), windows, corpus)
+
+        work.draft.block(f"{block:06d}", recipe, work.stage.tables, run)
+        done += len(chosen)
+        work.progress(done, len(latents), "latents")
+    return windows
+
+
+def _masked(cache: Version, corpus: Corpus) -> Bool[np.ndarray, " positions"]:
+    masked = np.zeros(corpus.tokens.size, dtype=bool)
+    masked[cache.read(schema.MASKED)["position"].to_numpy()] = True
+    return masked

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from windows_world import DEAD, DENSE, LENGTH, LOCAL, MASKED_ONLY, RARE, World, make_world
+
+from latentgloss import schema
+from latentgloss.contexts import activating, draw, sample_block
+from latentgloss.errors import CorpusError, InputError, SettingsError
+from latentgloss.registry import LatentRange, LatentSample, SaeSpec
+from latentgloss.settings import ContextSettings
+from latentgloss.windows import GRAM, Windows, counter_hash, selected_latents
+
+SEEDS = st.integers(0, 5)
+SMALL = {"length": LENGTH, "min_explain": 8, "min_test": 12, "min_test_documents": 5}
+
+
+@lru_cache
+def world_of(seed: int) -> World:
+    return make_world(seed)
+
+
+def sampled(world: World, latents: list[int] | None = None, **changes: object) -> dict[str, pl.DataFrame]:
+    options = ContextSettings.model_validate({**SMALL, **changes})
+    frames = sample_block(world.cells(latents), world.windows, options)
+    return {
+        "eligibility": schema.ELIGIBILITY.conform(frames["eligibility"]),
+        "contexts": schema.CONTEXTS.conform(frames["contexts"]),
+    }
+
+
+def usable(world: World) -> list[int]:
+    """Windows of the population, by the definition: not shared, and one of each text (whichever the code took)."""
+    texts, windows = world.texts(), world.windows
+    taken = [w for w in range(len(texts)) if windows.usable[w]]
+    assert all(not world.shared(w) for w in taken)
+    unshared = {texts[w] for w in range(len(texts)) if not world.shared(w)}
+    assert sorted(texts[w] for w in taken) == sorted(unshared)
+    return taken
+
+
+@settings(max_examples=6, deadline=None)
+@given(SEEDS)
+def test_population_and_deciles_agree_with_a_loop_over_windows(seed: int) -> None:
+    world = world_of(seed)
+    splits, taken = world.splits(), usable(world)
+    cells = world.cells()
+    frame = activating(cells, world.windows, seed=3)
+    found = {
+        (row, int(cells.window[cell])): (decile, maximum)
+        for row, cell, decile, maximum in frame.select("row", "cell", "decile", "maximum").iter_rows()
+    }
+    expected = {}
+    for latent in range(len(cells.latents)):
+        for split in range(3):
+            peaks = {w: world.peak(latent, w) for w in taken if splits[w] == split}
+            mine = [w for w in peaks if peaks[w] > 0]
+            tie = {w: int(counter_hash(3, np.array([latent]), np.array([w]))[0]) for w in mine}
+            mine.sort(key=lambda w: (peaks[w], tie[w]))  # noqa: B023
+            for rank, w in enumerate(mine, start=1):
+                decile = math.ceil(10 * rank / len(mine)) if len(mine) >= 10 else 0
+                expected[latent, w] = (decile, peaks[w])
+    assert found == expected
+
+
+@settings(max_examples=6, deadline=None)
+@given(SEEDS)
+def test_eligibility_has_a_row_for_every_latent_with_the_number_that_decided(seed: int) -> None:
+    world = world_of(seed)
+    splits, taken = world.splits(), usable(world)
+    all_windows = range(len(splits))
+    table = sampled(world)["eligibility"]
+    assert table["latent"].to_list() == list(range(world.activations.shape[1]))
+    for row in table.iter_rows(named=True):
+        latent = row["latent"]
+        active = [w for w in all_windows if world.peak(latent, w) > 0]
+        kept = [w for w in taken if world.peak(latent, w) > 0]
+        counts = [sum(splits[w] == s for w in kept) for s in range(3)]
+        assert [row[f"n_{s}"] for s in schema.SPLITS] == counts
+        shared = [w for w in active if world.shared(w)]
+        assert row["n_dropped_shared"] == len(shared)
+        assert row["n_dropped_identical"] == len(active) - len(kept) - len(shared)
+        n_test = sum(splits[w] == 2 for w in taken)
+        assert row["firing_rate"] == counts[2] / n_test
+        silent = sum(splits[w] == 2 and world.zero(latent, w) for w in taken)
+        documents = set()
+        for w in kept:
+            positions = range(w * LENGTH, (w + 1) * LENGTH)
+            best = max((p for p in positions if not world.masked[p]), key=lambda p: world.activations[p, latent])  # noqa: B023
+            if splits[w] == 2:
+                documents.add(int(world.corpus.document_of_position(np.array([best]))[0]))
+        assert row["n_test_documents"] == len(documents)
+        status, number = (
+            ("dead", 0) if not active
+            else ("rare", counts[0]) if counts[0] < 8
+            else ("rare", counts[2]) if counts[2] < 12
+            else ("dense", silent) if silent < 12
+            else ("one_document", len(documents)) if len(documents) < 5
+            else ("eligible", None)
+        )  # fmt: skip
+        assert row["status"] == status
+        assert (row["reason"] == "") == (status == "eligible")
+        assert number is None or str(number) in row["reason"].split()
+
+
+def test_the_world_has_latents_of_every_status() -> None:
+    status = dict(sampled(world_of(0))["eligibility"].select("latent", "status").iter_rows())
+    assert status[DEAD] == status[MASKED_ONLY] == "dead"  # a masked position never makes a window activating
+    assert status[DENSE] == "dense"
+    assert (status[LOCAL], status[RARE]) == ("one_document", "rare")
+    assert list(status.values()).count("eligible") == len(status) - 5
+
+
+@settings(max_examples=6, deadline=None)
+@given(SEEDS, st.sampled_from(["quantile", "top", "random"]))
+def test_a_sample_leaks_nothing_and_repeats_nothing(seed: int, sampler: str) -> None:
+    world = world_of(seed)
+    texts, splits = world.texts(), world.splits()
+    frames = sampled(world, sampler=sampler)
+    contexts = frames["contexts"]
+    eligible = frames["eligibility"].filter(status="eligible")["latent"]
+    assert contexts.height and set(contexts["latent"]) == set(eligible)
+    shown = contexts.filter(split="explain")["context"].unique().to_list()
+    grams = {texts[w][i : i + GRAM] for w in shown for i in range(LENGTH - GRAM + 1)}
+    for row in contexts.iter_rows(named=True):
+        w = row["context"]
+        assert schema.SPLITS[splits[w]] == row["split"]
+        if row["split"] != "explain":
+            assert not any(texts[w][i : i + GRAM] in grams for i in range(LENGTH - GRAM + 1))
+        window = world.activations[w * LENGTH : (w + 1) * LENGTH, row["latent"]]
+        assert row["offsets"] == np.flatnonzero(window).tolist()  # masked ones included
+        assert row["activations"] == window[window > 0].tolist()
+        assert row["max_activation"] == world.peak(row["latent"], w) > 0
+        assert row["document"] in world.documents(w) and row["n_documents"] == len(world.documents(w))
+    for _, group in contexts.group_by("latent"):
+        assert len({texts[w] for w in group["context"]}) == group.height
+    for _, group in contexts.group_by("latent", "split", maintain_order=True):
+        assert group["order"].to_list() == list(range(group.height))
+    per_document = contexts.filter(split="test").group_by("latent", "document").len()["len"]
+    assert per_document.max() <= 2
+
+
+@settings(max_examples=6, deadline=None)
+@given(SEEDS, st.sampled_from(["quantile", "top", "random"]), st.integers(40, 60), st.integers(10, 30))
+def test_more_contexts_only_append(seed: int, sampler: str, explain: int, test: int) -> None:
+    world = world_of(seed)
+    small = sampled(world, sampler=sampler, explain=explain, select=5, test=test)["contexts"]
+    for split, size in (("explain", explain), ("select", 5), ("test", test)):
+        large = sampled(world, **{"sampler": sampler, "explain": explain, "select": 5, "test": test, split: size + 7})
+        for other in schema.SPLITS:
+            first = large["contexts"].filter(
+                pl.col("split") == other, pl.col("order") < (size if other == split else 10**6)
+            )
+            assert first.equals(small.filter(split=other))
+
+
+@settings(max_examples=6, deadline=None)
+@given(SEEDS, st.sets(st.integers(0, 13), min_size=1))
+def test_a_latents_rows_do_not_depend_on_the_other_latents(seed: int, latents: set[int]) -> None:
+    world = world_of(seed)
+    together, alone = sampled(world), sampled(world, sorted(latents))
+    for name in together:
+        assert together[name].filter(pl.col("latent").is_in(list(latents))).equals(alone[name])
+
+
+def test_the_seed_decides_the_sample() -> None:
+    world = world_of(1)
+    chosen = [sampled(world, seed=seed, test=10)["contexts"] for seed in (0, 0, 1)]
+    assert chosen[0].equals(chosen[1])
+    assert not chosen[0].equals(chosen[2])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 90), st.integers(1, 60))
+def test_any_prefix_of_a_quantile_sample_is_spread_over_the_deciles(seed: int, n: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    population = pl.DataFrame(
+        {
+            "cell": np.arange(n),
+            "row": np.zeros(n, dtype=np.int64),
+            "document": rng.integers(0, 20, n),
+            "maximum": rng.random(n),
+            "decile": rng.integers(1, 11, n),
+            "hash": rng.integers(0, 2**63, n),
+        }
+    )
+    sample = draw(population, "quantile", size)
+    assert sample.height == min(n, size)
+    available, taken = (dict(f["decile"].value_counts().iter_rows()) for f in (population, sample))
+    most = max(taken.values())
+    assert all(taken.get(d, 0) >= min(available[d], most - 1) for d in available)
+    strongest = draw(population, "top", size)
+    assert strongest["maximum"].to_list() == sorted(population["maximum"], reverse=True)[:size]
+    capped = draw(population, "random", size, per_document=2)
+    limit = population.group_by("document").len().select(pl.col("len").clip(upper_bound=2).sum()).item()
+    assert capped.height == min(limit, size) and capped["document"].value_counts()["count"].max() <= 2
+
+
+def test_random_draws_are_uniform() -> None:
+    rows, n = 2000, 12
+    population = pl.DataFrame({"row": np.repeat(np.arange(rows), n), "cell": np.arange(rows * n)}).with_columns(
+        hash=pl.Series(counter_hash(0, np.repeat(np.arange(rows), n), np.tile(np.arange(n), rows)))
+    )
+    first = draw(population, "random", 1)["cell"] % n
+    counts = np.bincount(first, minlength=n)
+    assert ((counts - rows / n) ** 2 / (rows / n)).sum() < 31.3  # chi-square, 11 degrees of freedom, p = .001
+
+
+def spec(latents: object) -> SaeSpec:
+    return SaeSpec.model_validate(
+        {
+            "model": "m",
+            "hookpoint": "layers.0",
+            "name": "s",
+            "format": "sparsify",
+            "source": "path:x",
+            "latents": latents,
+        }
+    )
+
+
+def test_selected_latents() -> None:
+    assert selected_latents(spec("all"), 4).tolist() == [0, 1, 2, 3]
+    assert selected_latents(spec({"start": 1, "stop": 3}), 4).tolist() == [1, 2]
+    assert selected_latents(spec([3, 0, 3]), 4).tolist() == [0, 3]
+    small, large = (set(selected_latents(spec({"sample": n, "seed": 5}), 100).tolist()) for n in (10, 30))
+    assert len(small) == 10 and small < large
+    assert small != set(selected_latents(spec({"sample": 10, "seed": 6}), 100).tolist())
+
+
+@pytest.mark.parametrize(
+    "latents", [[4], [-1], [], LatentRange(start=2, stop=5), LatentRange(start=3, stop=3), LatentSample(sample=5)]
+)
+def test_latents_out_of_range_are_refused(latents: object) -> None:
+    with pytest.raises(InputError, match="m/layers.0/s asks for .*Expected: .*[34]"):
+        selected_latents(spec(latents), 4)
+
+
+def test_windows_that_do_not_fit_are_refused() -> None:
+    corpus = world_of(0).corpus
+    with pytest.raises(SettingsError, match=r"contexts.length = 8\..*at least 13"):
+        Windows.of(corpus, 8)
+    with pytest.raises(CorpusError, match="24 tokens do not divide sequences of 64"):
+        Windows.of(corpus, 24)

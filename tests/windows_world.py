@@ -1,0 +1,140 @@
+"""A small world for tests of contexts and negatives: a corpus with shared and repeated text, and made-up latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from latentgloss.corpus import Corpus
+from latentgloss.windows import GRAM, Cells, Windows
+
+LENGTH, SEQUENCE = 16, 64
+SEQUENCES = (40, 12, 50)
+DEAD, MASKED_ONLY, DENSE, LOCAL, RARE = 0, 1, 2, 3, 13
+"""Latents of one kind each; the rest fire at random."""
+
+
+@dataclass(frozen=True)
+class World:
+    corpus: Corpus
+    masked: np.ndarray
+    activations: np.ndarray
+    """Dense [positions, latents]: what the sparse tables are checked against."""
+
+    @property
+    def windows(self) -> Windows:
+        return Windows.of(self.corpus, LENGTH)
+
+    @property
+    def pairs(self) -> pl.DataFrame:
+        """Rows of `schema.ACTIVATIONS`, in no useful order."""
+        position, latent = np.nonzero(self.activations)
+        return pl.DataFrame(
+            {
+                "latent": latent.astype(np.uint32),
+                "position": position.astype(np.uint32),
+                "activation": self.activations[position, latent],
+            }
+        )
+
+    def cells(self, latents: list[int] | None = None) -> Cells:
+        chosen = np.arange(self.activations.shape[1]) if latents is None else np.asarray(latents)
+        return Cells.of(chosen.astype(np.uint32), self.pairs, self.masked, self.windows, self.corpus)
+
+    # What follows is worked out window by window, without the code under test.
+
+    def texts(self) -> list[tuple[int, ...]]:
+        return [tuple(w) for w in self.corpus.tokens.reshape(-1, LENGTH).tolist()]
+
+    def splits(self) -> list[int]:
+        return [int(s) for s in self.corpus.split_of_sequence for _ in range(SEQUENCE // LENGTH)]
+
+    def documents(self, window: int) -> set[int]:
+        positions = np.arange(window * LENGTH, (window + 1) * LENGTH)
+        return set(self.corpus.document_of_position(positions).tolist()) - {-1}
+
+    def shared(self, window: int) -> bool:
+        flags = self.corpus.shared_13grams.reshape(-1, LENGTH)[window]
+        return any(flags[offset] for offset in range(LENGTH - GRAM + 1))
+
+    def peak(self, latent: int, window: int) -> float:
+        return max(
+            (float(self.activations[p, latent]) for p in range(window * LENGTH, (window + 1) * LENGTH) if not self.masked[p]),
+            default=0.0,
+        )  # fmt: skip
+
+    def zero(self, latent: int, window: int) -> bool:
+        return not self.activations[window * LENGTH : (window + 1) * LENGTH, latent].any()
+
+
+def make_world(seed: int, n_latents: int = 14, folder: Path = Path("unused")) -> World:
+    rng = np.random.default_rng(seed)
+    n = sum(SEQUENCES)
+    split = np.repeat(np.arange(3), SEQUENCES).astype(np.uint8)
+    tokens = rng.integers(2, 60, (n, SEQUENCE)).astype(np.uint32)
+    flat = tokens.reshape(-1, LENGTH)
+    for _ in range(25):  # whole windows that occur again
+        flat[rng.integers(len(flat))] = flat[rng.integers(len(flat))]
+    for _ in range(15):  # passages that occur again, at other offsets
+        (a, b), size = rng.integers(0, n, 2), int(rng.integers(GRAM, 40))
+        x, y = rng.integers(1, SEQUENCE - size, 2)
+        tokens[b, y : y + size] = tokens[a, x : x + size].copy()
+    tokens[:, 0] = 0
+    spans = _spans(rng, split)
+    inside = np.zeros(n * SEQUENCE, dtype=bool)
+    for _, start, end in spans:
+        inside[start:end] = True
+    tokens.reshape(-1)[~inside] = np.where(np.arange(n * SEQUENCE)[~inside] % SEQUENCE, 1, 0)
+    document, start, end = (np.array(column, dtype=np.uint32) for column in zip(*spans, strict=True))
+    corpus = Corpus(folder, tokens, _shared(tokens, split), split, document, start, end)
+
+    masked = ~inside | (rng.random(n * SEQUENCE) < 0.02)
+    density = 0.3 / (1 + np.arange(n_latents))
+    density[RARE:] = 0.001
+    activations = (rng.random((n * SEQUENCE, n_latents)) < density) * rng.integers(1, 9, (n * SEQUENCE, n_latents))
+    activations[:, DEAD] = 0
+    activations[~masked, MASKED_ONLY] = 0
+    activations[:, DENSE] = np.where(rng.random(n * SEQUENCE) < 0.35, 1, 0)
+    # One latent fires in the three longest documents of each split only.
+    size = np.bincount(document, weights=end - start)
+    first = np.full(len(size), n * SEQUENCE)
+    np.minimum.at(first, document, start)
+    at = np.append(np.repeat(split, SEQUENCE), 3)[first]
+    longest = np.concatenate([(found := np.flatnonzero(at == s))[np.argsort(-size[found])[:3]] for s in range(3)])
+    here = np.isin(corpus.document_of_position(np.arange(n * SEQUENCE)), longest)
+    activations[:, LOCAL] = here * (rng.random(n * SEQUENCE) < 0.3) * rng.integers(1, 9, n * SEQUENCE)
+    return World(corpus, masked, activations.astype(np.float32))
+
+
+def _spans(rng: np.random.Generator, split: np.ndarray) -> list[tuple[int, int, int]]:
+    """Documents of 3 to 120 tokens, joined by one separator, cut by BOS at every sequence; ids in no order."""
+    ids = iter(rng.permutation(5000).tolist())
+    spans: list[tuple[int, int, int]] = []
+    left, document, previous = 0, 0, -1
+    for sequence, number in enumerate(split.tolist()):
+        if number != previous:
+            left, previous = 0, number
+        position, stop = sequence * SEQUENCE + 1, (sequence + 1) * SEQUENCE
+        while position < stop:
+            if left == 0:
+                left, document = int(rng.integers(3, 120)), next(ids)
+            end = min(position + left, stop)
+            spans.append((document, position, end))
+            left -= end - position
+            position = end + (left == 0)
+    return spans
+
+
+def _shared(tokens: np.ndarray, split: np.ndarray) -> np.ndarray:
+    shared = np.zeros(tokens.shape, dtype=bool)
+    seen: dict[tuple[int, ...], int] = {}
+    for row, number in zip(tokens.tolist(), split.tolist(), strict=True):
+        for offset in range(1, SEQUENCE - GRAM + 1):
+            seen.setdefault(tuple(row[offset : offset + GRAM]), number)
+    for i, (row, number) in enumerate(zip(tokens.tolist(), split.tolist(), strict=True)):
+        for offset in range(1, SEQUENCE - GRAM + 1):
+            shared[i, offset] = seen[tuple(row[offset : offset + GRAM])] < number
+    return shared
