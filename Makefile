@@ -39,7 +39,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(HOME_READY): dagster.yaml
-	@mkdir -p $(@D) && cp $< $@
+	@mkdir -p $(@D) && ln -sf $(CURDIR)/$< $@
 
 demo: $(READY) $(HOME_READY) ## explain and score the latents of the demo's SAEs, print the table
 	@$(PY) demo/run.py
@@ -74,7 +74,7 @@ docs: $(READY) ## write the generated pages: docs/data_dictionary.md
 	@$(PY) docs/data_dictionary.py
 
 bench: $(READY) $(HOME_READY) ## the figures in benchmarks/, measured on this machine
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+	@for name in caching memory contexts imports; do $(PY) benchmarks/pipeline.py $$name || exit 1; done
 
 constraints: $(READY) ## pin the versions now installed as the tested ones
 	@{ sed '/^[^#]/,$$d' constraints/tested.txt; $(PIP) freeze --exclude-editable | sed 's/ @ .*//; s/+.*//'; } > $(VENV)/tested.txt

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from transformers import PreTrainedTokenizerBase
+
     from latentgloss.workspace import Work
 
     Encode = Callable[[list[str]], Sequence[Sequence[int]]]
@@ -367,7 +369,7 @@ def _tokenize(work: Work) -> None:
     tokenizer = load_tokenizer(work.model, work.workspace.model_cache)
     plan = CorpusPlan(
         sequence_length=spec.sequence_length,
-        separator_id=int(tokenizer.eos_token_id),
+        separator_id=_separator(tokenizer, spec.separator),
         bos_id=int(tokenizer.bos_token_id) if spec.prepend_bos else None,
         max_tokens=spec.tokens,
         shares=settings.shares,
@@ -376,12 +378,25 @@ def _tokenize(work: Work) -> None:
     )
 
     def encode(texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return ids
 
     documents = iter_documents(spec.source, spec.text_column, work.model.folder)
     with work.draft.folder() as folder:
         work.facts = asdict(build_corpus(documents, encode, plan, folder, work.progress))
+
+
+def _separator(tokenizer: PreTrainedTokenizerBase, token: str | None) -> int:
+    if token is None:
+        return int(tokenizer.eos_token_id)
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise CorpusError(
+            f"the tokenizer has no token {token!r}",
+            expected="one token of its vocabulary",
+            todo="correct `separator` under [corpus] in the model's registry file",
+        )
+    return int(found)
 
 
 tokenize_corpus = one_by_one(_tokenize)

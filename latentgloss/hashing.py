@@ -40,6 +40,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+LARGE = 2**20
+"""Bytes from which a file's digest is remembered across processes."""
+
+
 class DigestCache:
     """sha256 of large files, remembered by path, size and modification time in one JSON file."""
 
@@ -58,11 +62,15 @@ class DigestCache:
             return str(entry[2])
         digest = file_sha256(path)
         self.known[str(path)] = [*stamp, digest]
+        if stat.st_size >= LARGE:  # small files cost less to hash than to remember
+            self._write()
+        return digest
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(self.known))
         temporary.replace(self.path)
-        return digest
 
     def tree_sha256(self, paths: Iterable[Path], root: Path) -> str:
         """Hash of several files: names relative to `root` and contents."""

@@ -47,6 +47,8 @@ class CorpusSpec(Strict):
     tokens: int | None = Field(default=None, ge=1)
     sequence_length: int = Field(default=256, ge=32)
     prepend_bos: bool = True
+    separator: str | None = None
+    """Token put between documents; None: the tokenizer's end of sequence."""
 
 
 class MaskSpec(Strict):

@@ -28,7 +28,7 @@ class CorpusSettings(Strict):
     shares: tuple[float, float, float] = (0.40, 0.10, 0.50)
     """Share of near-duplicate clusters in explain, select, test."""
     near_duplicate: float = Field(default=0.8, gt=0, le=1)
-    """Estimated Jaccard similarity of shingles from which two documents are one cluster."""
+    """Estimated similarity to a kept document from which a document is left out."""
 
 
 class ActivationSettings(Strict):

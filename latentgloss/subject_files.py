@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 
 CONVERSION = 1
 """Part of the name of a converted folder: raise it when conversion or re-randomisation changes."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
 _MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _log = logging.getLogger(__name__)
 
@@ -249,9 +257,11 @@ def files_sha256(files: Sequence[Path], cache_dir: Path) -> str:
 @contextlib.contextmanager
 def readable(spec: ModelSpec, folder: Path) -> Iterator[None]:
     """Turns what transformers raises about unreadable files into an error that names model and folder."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as e:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
         reason = next(iter(str(e).splitlines()), "")
         raise SubjectError(
             f"{spec.name}: {folder} could not be loaded ({type(e).__name__}: {reason})",

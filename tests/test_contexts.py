@@ -2,20 +2,26 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from windows_world import DEAD, DENSE, LENGTH, LOCAL, MASKED_ONLY, RARE, World, make_world
+from windows_world import DEAD, DENSE, LENGTH, LOCAL, MASKED_ONLY, RARE, SAE, World, make_workspace, make_world, wide
 
 from latentgloss import schema
-from latentgloss.contexts import activating, draw, sample_block
+from latentgloss.contexts import activating, draw, sample_block, sample_contexts
 from latentgloss.errors import CorpusError, InputError, SettingsError
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
 from latentgloss.settings import ContextSettings
 from latentgloss.windows import GRAM, Windows, counter_hash, selected_latents
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latentgloss.workspace import Outcome
 
 SEEDS = st.integers(0, 5)
 SMALL = {"length": LENGTH, "min_explain": 8, "min_test": 12, "min_test_documents": 5}
@@ -62,7 +68,7 @@ def test_population_and_deciles_agree_with_a_loop_over_windows(seed: int) -> Non
             peaks = {w: world.peak(latent, w) for w in taken if splits[w] == split}
             mine = [w for w in peaks if peaks[w] > 0]
             tie = {w: int(counter_hash(3, np.array([latent]), np.array([w]))[0]) for w in mine}
-            mine.sort(key=lambda w: (peaks[w], tie[w]))  # noqa: B023
+            mine.sort(key=lambda w: (peaks[w], tie[w]))
             for rank, w in enumerate(mine, start=1):
                 decile = math.ceil(10 * rank / len(mine)) if len(mine) >= 10 else 0
                 expected[latent, w] = (decile, peaks[w])
@@ -92,7 +98,7 @@ def test_eligibility_has_a_row_for_every_latent_with_the_number_that_decided(see
         documents = set()
         for w in kept:
             positions = range(w * LENGTH, (w + 1) * LENGTH)
-            best = max((p for p in positions if not world.masked[p]), key=lambda p: world.activations[p, latent])  # noqa: B023
+            best = max((p for p in positions if not world.masked[p]), key=lambda p: world.activations[p, latent])
             if splits[w] == 2:
                 documents.add(int(world.corpus.document_of_position(np.array([best]))[0]))
         assert row["n_test_documents"] == len(documents)
@@ -125,7 +131,8 @@ def test_a_sample_leaks_nothing_and_repeats_nothing(seed: int, sampler: str) -> 
     frames = sampled(world, sampler=sampler)
     contexts = frames["contexts"]
     eligible = frames["eligibility"].filter(status="eligible")["latent"]
-    assert contexts.height and set(contexts["latent"]) == set(eligible)
+    assert contexts.height
+    assert set(contexts["latent"]) == set(eligible)
     shown = contexts.filter(split="explain")["context"].unique().to_list()
     grams = {texts[w][i : i + GRAM] for w in shown for i in range(LENGTH - GRAM + 1)}
     for row in contexts.iter_rows(named=True):
@@ -137,7 +144,8 @@ def test_a_sample_leaks_nothing_and_repeats_nothing(seed: int, sampler: str) -> 
         assert row["offsets"] == np.flatnonzero(window).tolist()  # masked ones included
         assert row["activations"] == window[window > 0].tolist()
         assert row["max_activation"] == world.peak(row["latent"], w) > 0
-        assert row["document"] in world.documents(w) and row["n_documents"] == len(world.documents(w))
+        assert row["document"] in world.documents(w)
+        assert row["n_documents"] == len(world.documents(w))
     for _, group in contexts.group_by("latent"):
         assert len({texts[w] for w in group["context"]}) == group.height
     for _, group in contexts.group_by("latent", "split", maintain_order=True):
@@ -199,7 +207,8 @@ def test_any_prefix_of_a_quantile_sample_is_spread_over_the_deciles(seed: int, n
     assert strongest["maximum"].to_list() == sorted(population["maximum"], reverse=True)[:size]
     capped = draw(population, "random", size, per_document=2)
     limit = population.group_by("document").len().select(pl.col("len").clip(upper_bound=2).sum()).item()
-    assert capped.height == min(limit, size) and capped["document"].value_counts()["count"].max() <= 2
+    assert capped.height == min(limit, size)
+    assert capped["document"].value_counts()["count"].max() <= 2
 
 
 def test_random_draws_are_uniform() -> None:
@@ -210,6 +219,73 @@ def test_random_draws_are_uniform() -> None:
     first = draw(population, "random", 1)["cell"] % n
     counts = np.bincount(first, minlength=n)
     assert ((counts - rows / n) ** 2 / (rows / n)).sum() < 31.3  # chi-square, 11 degrees of freedom, p = .001
+
+
+def materialised(folder: Path, latents: object, **changes: object) -> Outcome:
+    workspace = make_workspace(folder, wide(world_of(0)), latents, {"contexts": {**SMALL, **changes}})
+    (outcome,) = workspace.materialise("sampled_contexts", [SAE], sample_contexts)
+    assert outcome.error is None, outcome.error
+    assert outcome.version is not None
+    return outcome
+
+
+def test_the_stage_has_a_row_for_every_latent_and_says_how_many(tmp_path: Path) -> None:
+    outcome = materialised(tmp_path, "all")
+    table = outcome.version.read(schema.ELIGIBILITY)
+    assert table["latent"].to_list() == list(range(300))
+    statuses = dict(table["status"].value_counts().iter_rows())
+    assert {name: outcome.facts[name] for name in statuses} == statuses
+    assert sum(statuses.values()) == outcome.facts["latents"] == 300
+    contexts = outcome.version.read(schema.CONTEXTS)
+    assert outcome.facts["contexts"] == dict(contexts["split"].value_counts().iter_rows())
+    by_the_functions = sampled(wide(world_of(0)))
+    assert by_the_functions["contexts"].equals(contexts)  # in two blocks or in one
+    assert by_the_functions["eligibility"].equals(table)
+    windows = outcome.facts["windows_usable"]
+    assert sum(windows.values()) == len(usable(world_of(0)))
+
+
+def test_one_more_latent_computes_only_its_block(tmp_path: Path) -> None:
+    first = materialised(tmp_path, [4, 5, 261])
+    second = materialised(tmp_path, [4, 5, 261, 262])
+    assert (first.blocks_computed, second.blocks_computed, second.blocks_reused) == (2, 1, 1)
+    again = materialised(tmp_path, [4, 5, 261, 262])
+    assert (again.status, again.version.key) == ("reused", second.version.key)
+    old, new = (o.version.read(schema.CONTEXTS) for o in (first, second))
+    assert new.filter(pl.col("latent") != 262).equals(old)
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"test": 25}, ("explain", "select")),
+        ({"explain": 50}, ("select", "test")),
+        ({"sampler": "top"}, ("select", "test")),
+    ],
+)
+def test_a_setting_of_one_split_leaves_the_content_of_the_others(
+    tmp_path: Path, changes: dict[str, object], same: tuple[str, ...]
+) -> None:
+    before, after = materialised(tmp_path, "all", test=20), materialised(tmp_path, "all", **{"test": 20, **changes})
+    assert before.version.key != after.version.key
+    (other,) = set(schema.SPLITS) - set(same)
+    for part in ("eligibility", *same):
+        assert before.version.content((part,)) == after.version.content((part,))
+    assert before.version.content((other,)) != after.version.content((other,))
+
+
+def test_a_selection_the_sae_does_not_have_fails_its_partition_only(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path, world_of(0), [99], {"contexts": SMALL})
+    (outcome,) = workspace.materialise("sampled_contexts", [SAE], sample_contexts)
+    assert isinstance(outcome.error, InputError)
+
+
+def test_latents_that_never_fire_have_rows_and_no_contexts() -> None:
+    frames = sampled(world_of(0), [DEAD])
+    assert frames["contexts"].is_empty()
+    assert frames["eligibility"].select("latent", "status", "reason").rows() == [
+        (DEAD, "dead", "active on 0 unmasked tokens")
+    ]
 
 
 def spec(latents: object) -> SaeSpec:
@@ -230,7 +306,8 @@ def test_selected_latents() -> None:
     assert selected_latents(spec({"start": 1, "stop": 3}), 4).tolist() == [1, 2]
     assert selected_latents(spec([3, 0, 3]), 4).tolist() == [0, 3]
     small, large = (set(selected_latents(spec({"sample": n, "seed": 5}), 100).tolist()) for n in (10, 30))
-    assert len(small) == 10 and small < large
+    assert len(small) == 10
+    assert small < large
     assert small != set(selected_latents(spec({"sample": 10, "seed": 6}), 100).tolist())
 
 
@@ -238,7 +315,7 @@ def test_selected_latents() -> None:
     "latents", [[4], [-1], [], LatentRange(start=2, stop=5), LatentRange(start=3, stop=3), LatentSample(sample=5)]
 )
 def test_latents_out_of_range_are_refused(latents: object) -> None:
-    with pytest.raises(InputError, match="m/layers.0/s asks for .*Expected: .*[34]"):
+    with pytest.raises(InputError, match=r"m/layers.0/s asks for .*Expected: .*[34]"):
         selected_latents(spec(latents), 4)
 
 

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from windows_world import DEAD, LENGTH, MASKED_ONLY, World, make_world
+from windows_world import DEAD, LENGTH, MASKED_ONLY, SAE, World, make_workspace, make_world, wide
 
 from latentgloss import schema
-from latentgloss.negatives import Layout, firing_documents, permuted, sample_block
+from latentgloss.negatives import Layout, firing_documents, permuted, sample_block, sample_negatives
 from latentgloss.settings import NegativeSettings
 from latentgloss.windows import counter_hash
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from latentgloss.workspace import Outcome
 
 SEEDS = st.integers(0, 5)
 SMALL = {"explain": 20, "select": 6, "test": 12}
@@ -66,9 +72,7 @@ def test_samples_and_populations_agree_with_a_loop_over_windows(seed: int, strat
     shares = {(r["latent"], r["split"], r["stratum"]): r for r in frames["strata"].iter_rows(named=True)}
     assert shares.keys() == expected.keys()  # every latent that fires at all, and no other
     assert {latent for latent, *_ in expected}.isdisjoint({DEAD, MASKED_ONLY})
-    samples = {
-        key: group for key, group in frames["negatives"].group_by("latent", "split", "stratum", maintain_order=True)
-    }
+    samples = dict(frames["negatives"].group_by("latent", "split", "stratum", maintain_order=True))
     everything = populations(seed, RANDOM)
     for (latent, split, stratum), windows in expected.items():
         row = shares[latent, split, stratum]
@@ -85,7 +89,8 @@ def test_samples_and_populations_agree_with_a_loop_over_windows(seed: int, strat
         assert set(chosen) <= windows  # zero everywhere, of this split, disjoint from the other stratum
         assert sample["order"].to_list() == list(range(len(chosen)))
         for w, document, n in sample.select("context", "document", "n_documents").iter_rows():
-            assert n == len(world.documents(w)) and document in world.documents(w)
+            assert n == len(world.documents(w))
+            assert document in world.documents(w)
             middle = int(world.corpus.document_of_position(np.array([w * LENGTH + LENGTH // 2]))[0])
             assert document == middle or middle == -1
     texts = world.texts()
@@ -126,6 +131,38 @@ def test_the_seed_decides_the_sample() -> None:
 
 def test_dead_latents_leave_empty_tables() -> None:
     assert all(frame.is_empty() for frame in sampled(world_of(0), [DEAD, MASKED_ONLY]).values())
+
+
+def materialised(folder: Path, latents: object, **changes: object) -> Outcome:
+    tables = {"contexts": {"length": LENGTH}, "negatives": {**SMALL, **changes}}
+    workspace = make_workspace(folder, wide(world_of(0)), latents, tables)
+    (outcome,) = workspace.materialise("sampled_negatives", [SAE], sample_negatives)
+    assert outcome.error is None, outcome.error
+    assert outcome.version is not None
+    return outcome
+
+
+def test_the_stage_writes_what_the_functions_return(tmp_path: Path) -> None:
+    outcome = materialised(tmp_path, "all")
+    for name, table in (("negatives", schema.NEGATIVES), ("strata", schema.STRATA_SHARES)):
+        assert sampled(wide(world_of(0)))[name].equals(outcome.version.read(table))  # in two blocks or in one
+    strata = outcome.version.read(schema.STRATA_SHARES)
+    assert outcome.facts["latents"] == strata["latent"].n_unique() == 24
+    assert outcome.facts["negatives"] == dict(strata.group_by("stratum").agg(pl.col("sampled").sum()).iter_rows())
+    short = sum(row["sampled"] < SMALL[row["split"]] for row in strata.iter_rows(named=True))
+    assert sum(outcome.facts["samples_short"].values()) == short > 0
+
+
+def test_one_more_latent_computes_only_its_block(tmp_path: Path) -> None:
+    first, second = materialised(tmp_path, [4, 5, 261]), materialised(tmp_path, [4, 5, 261, 262])
+    assert (first.blocks_computed, second.blocks_computed, second.blocks_reused) == (2, 1, 1)
+
+
+def test_a_setting_of_one_split_leaves_the_content_of_the_others(tmp_path: Path) -> None:
+    before, after = materialised(tmp_path, "all"), materialised(tmp_path, "all", test=15)
+    for part in ("explain", "select"):
+        assert before.version.content((part,)) == after.version.content((part,))
+    assert before.version.content(("test",)) != after.version.content(("test",))
 
 
 @settings(max_examples=40, deadline=None)

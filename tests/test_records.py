@@ -9,7 +9,10 @@ from tiny_dagster import SAES, Tiny, tiny
 from assets.records import recorded
 from latentgloss.stages import STAGES
 
-pytestmark = pytest.mark.filterwarnings("ignore:The `__fields__` attribute is deprecated")  # Dagster's own
+pytestmark = [  # Dagster's own calls
+    pytest.mark.filterwarnings("ignore:The `__fields__` attribute is deprecated"),
+    pytest.mark.filterwarnings("ignore:Parameter `include_sources` of function"),
+]
 workspace = pytest.fixture(tiny)
 
 

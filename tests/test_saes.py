@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentgloss.errors import SaeError
+from latentgloss.registry import Registry
 from latentgloss.saes import FILES, READERS, read_sae, sae_file_digest
 from latentgloss.saes import coder as coder_module
 from latentgloss.saes.coder import Activation, GroupMax, JumpRelu, Relu, SparseCoder, TopK
@@ -366,3 +368,48 @@ def test_unknown_format_and_wrong_width() -> None:
 def test_a_transcoder_has_no_b_dec_to_take_off() -> None:
     with pytest.raises(SaeError, match="transcoder"):
         SparseCoder(torch.zeros(D, N), torch.zeros(N), torch.zeros(N, D + 1), torch.zeros(D + 1), Relu(), True)
+
+
+# --- the demo ---------------------------------------------------------------------------------------
+
+REGISTRY = Path(__file__).parents[1] / "registry"
+
+
+def test_the_demo_s_saes_are_read_and_small() -> None:
+    registry = Registry.open(REGISTRY)
+    assert not registry.problems
+    assert {sae.format for sae in registry.saes.values()} == set(FILES)
+    for sae in registry.saes.values():
+        coder = read_sae(sae.format, sae.path)
+        assert (coder.d_in, coder.n_latents, coder.activation) == (576, 2048, TopK(32))
+        assert coder.subtract_b_dec
+        assert coder.bfloat16_weights
+        torch.testing.assert_close(coder.W_dec.norm(dim=1), torch.ones(2048), atol=0.01, rtol=0)
+        assert sum(f.stat().st_size for f in sae.path.iterdir()) < 5_000_000
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("model", ["smollm2", "smollm2-rerandomised"])
+def test_the_demo_s_saes_reconstruct_the_model_they_were_trained_on(model: str, tmp_path: Path) -> None:
+    from pydoc_data.topics import topics
+
+    from latentgloss.subject import load_subject
+
+    registry = Registry.open(REGISTRY)
+    saes = registry.saes_of(model)
+    subject = load_subject(registry.model(model), tmp_path, device="cpu")
+    text = "\n".join(topics[name] for name in sorted(topics)[:12])
+    ids = subject.tokenizer(text, add_special_tokens=False)["input_ids"][: 8 * 255]
+    tokens = np.insert(np.array(ids).reshape(8, 255), 0, subject.tokenizer.bos_token_id, axis=1)
+    caught = subject.activations(tokens, [sae.hookpoint for sae in saes])
+    for sae in saes:
+        coder = read_sae(sae.format, sae.path)
+        x = caught[sae.hookpoint][:, 1:].flatten(0, 1)
+        norms = x.float().norm(dim=1)
+        x = x[norms <= registry.model(model).mask.sink_norm * norms.median()]
+        triples = coder.encode_sparse(x)
+        error = x.float() - coder.decode_sparse(*triples, x)
+        fvu = float(error.square().sum() / (x.float() - x.float().mean(0)).square().sum())
+        assert sae.fvu is not None
+        assert fvu < 1.5 * sae.fvu
+        assert len(triples[0]) / len(x) == pytest.approx(32, abs=0.5)

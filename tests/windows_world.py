@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from latentgloss import schema
 from latentgloss.corpus import Corpus
+from latentgloss.hashing import frame_sha256, json_sha256
 from latentgloss.windows import GRAM, Cells, Windows
+from latentgloss.workspace import Workspace
 
 LENGTH, SEQUENCE = 16, 64
 SEQUENCES = (40, 12, 50)
@@ -61,10 +65,9 @@ class World:
         return any(flags[offset] for offset in range(LENGTH - GRAM + 1))
 
     def peak(self, latent: int, window: int) -> float:
-        return max(
-            (float(self.activations[p, latent]) for p in range(window * LENGTH, (window + 1) * LENGTH) if not self.masked[p]),
-            default=0.0,
-        )  # fmt: skip
+        here = slice(window * LENGTH, (window + 1) * LENGTH)
+        values = self.activations[here, latent][~self.masked[here]]
+        return max(values.tolist(), default=0.0)
 
     def zero(self, latent: int, window: int) -> bool:
         return not self.activations[window * LENGTH : (window + 1) * LENGTH, latent].any()
@@ -138,3 +141,60 @@ def _shared(tokens: np.ndarray, split: np.ndarray) -> np.ndarray:
         for offset in range(1, SEQUENCE - GRAM + 1):
             shared[i, offset] = seen[tuple(row[offset : offset + GRAM])] < number
     return shared
+
+
+SAE = "m/layers.0/s"
+
+
+def make_workspace(folder: Path, world: World, latents: object, settings: dict[str, dict[str, object]]) -> Workspace:
+    """A workspace whose store holds `world` as corpus and activation cache; called again, with other choices."""
+    (folder / "registry/models").mkdir(parents=True, exist_ok=True)
+    (folder / "registry/saes").mkdir(exist_ok=True)
+    (folder / "registry/models/m.toml").write_text('name = "m"\nsource = "path:m"\n')
+    (folder / "registry/saes/s.toml").write_text(
+        'model = "m"\nhookpoint = "layers.0"\nname = "s"\nformat = "sparsify"\nsource = "path:s"\n'
+    )
+    (folder / "latentgloss.toml").write_text(
+        "\n".join(f"[{t}]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in kv.items()) for t, kv in settings.items())
+    )
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    store = workspace.store
+    with store.draft("tokenized_corpus", "m", {"made": "corpus"}) as draft:
+        corpus = world.corpus
+        for name, array in (("tokens.npy", corpus.tokens), ("shared_13grams.npy", corpus.shared_13grams)):
+            with draft.file(name) as path, path.open("wb") as f:
+                np.save(f, array)
+        spans = {"document": corpus.span_document, "start": corpus.span_start, "end": corpus.span_end}
+        split = np.array(schema.SPLITS)[corpus.split_of_sequence]
+        sequences = {"sequence": np.arange(len(split), dtype=np.uint32), "split": split}
+        for table, columns in (("spans", spans), ("sequences", sequences)):
+            with draft.file(f"{table}.parquet") as path:
+                pl.DataFrame(columns).write_parquet(path)
+        draft.part("corpus", frame_sha256(pl.DataFrame(spans)))
+        pin = draft.commit(inputs=[], run_id="", facts={}).pin
+    with store.draft("resolved_saes", SAE, {"made": "resolved", "latents": latents}) as draft:
+        resolved = {"corpus": pin, "n_latents": world.activations.shape[1], "latents": latents}
+        with draft.file("resolved.json") as path:
+            path.write_text(json.dumps(resolved))
+        draft.part("cache", json_sha256(pin))
+        draft.part("latents", json_sha256(latents))
+        draft.commit(inputs=[], run_id="", facts={})
+    with store.draft("activation_cache", SAE, {"made": "cache"}) as draft:
+        half = world.corpus.tokens.size // 2
+        masked = pl.DataFrame({"position": np.flatnonzero(world.masked).astype(np.uint32)}).with_columns(
+            why=pl.lit("special")
+        )
+        for number, keep in enumerate((pl.col("position") < half, pl.col("position") >= half)):
+            frames = {"activations": world.pairs.filter(keep).sort("latent", "position"), "masked": masked.filter(keep)}
+            draft.put(f"shard-{number:06d}", {"shard": number}, (schema.ACTIVATIONS, schema.MASKED), frames)
+        draft.commit(inputs=[], run_id="", facts={})
+    return workspace
+
+
+def wide(world: World, n_latents: int = 300) -> World:
+    """The same with more latents: number 256 and beyond repeat the first, those between are dead."""
+    activations = np.zeros((len(world.masked), n_latents), dtype=np.float32)
+    known = world.activations.shape[1]
+    activations[:, :known] = world.activations
+    activations[:, schema.BLOCK : schema.BLOCK + known] = world.activations
+    return World(world.corpus, world.masked, activations)

@@ -1,0 +1,63 @@
+"""What is counted after a partition is finished. A check warns; what must not go on is refused by the core."""
+
+from typing import Any
+
+import polars as pl
+
+from latentgloss import schema
+from latentgloss.store import Version
+
+Result = tuple[bool, dict[str, Any]]
+
+
+def every_split_has_tokens(version: Version) -> Result:
+    """Nothing can be scored on a split without text."""
+    tokens = tokens_of(version)
+    return all(tokens[split] > 0 for split in schema.SPLITS), tokens
+
+
+def most_latents_alive(version: Version) -> Result:
+    """More dead latents than live ones point to a wrong hookpoint, a wrong scale, or too little text."""
+    latents = version.scan(schema.LATENTS).select("count").collect()
+    alive = int((latents["count"] > 0).sum())
+    return 2 * alive > len(latents), {"alive": alive, "latents": len(latents)}
+
+
+def any_latent_eligible(version: Version) -> Result:
+    """Without an eligible latent nothing is explained: the corpus is too small for this SAE."""
+    found = counts(version.scan(schema.ELIGIBILITY), "status")
+    return found.get("eligible", 0) > 0, found
+
+
+def explanations_succeed(version: Version) -> Result:
+    """At most one in twenty explanations of latents that are fit for it fails."""
+    failures = ("parse_failed", "refused", "llm_error")
+    found = counts(version.scan(schema.EXPLANATIONS), "status")
+    failed = sum(found.get(status, 0) for status in failures)
+    tried = failed + found.get("ok", 0)
+    return tried > 0 and 20 * failed <= tried, found
+
+
+def judgements_cover(version: Version) -> Result:
+    """Nearly all judgements of scored latents could be counted."""
+    rows = version.scan(schema.SCORES).filter(pl.col("status").is_in(["ok", "unscored"])).collect()
+    coverage = float(rows["coverage"].mean() or 0.0) if len(rows) else 0.0  # type: ignore[arg-type]
+    return coverage >= 0.95, {"mean coverage": coverage, "scores": len(rows)}
+
+
+def documents(version: Version) -> pl.LazyFrame:
+    """The documents of a corpus, which is one folder and not cut into blocks."""
+    return pl.scan_parquet(version.path("documents.parquet"))
+
+
+def tokens_of(version: Version) -> dict[str, int]:
+    """Tokens of kept documents per split."""
+    kept = documents(version).group_by("split").agg(pl.col("n_tokens").sum()).collect()
+    found = dict(kept.iter_rows())
+    return {split: int(found.get(split, 0)) for split in schema.SPLITS}
+
+
+def counts(frame: pl.LazyFrame, *columns: str) -> dict[Any, int]:
+    """Rows per value of a column (per tuple, if there are several), most frequent first."""
+    found = frame.group_by(columns).len().sort("len", *columns, descending=[True, *(False for _ in columns)]).collect()
+    return {(row[0] if len(columns) == 1 else row[:-1]): int(row[-1]) for row in found.iter_rows()}

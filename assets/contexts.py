@@ -1,0 +1,19 @@
+"""contexts: where each latent is active, and where it is not."""
+
+from assets import pictures
+from assets.checks import any_latent_eligible
+from assets.stage_asset import Runner, stage_asset
+
+
+@stage_asset(picture=pictures.eligibility, checks={"any_latent_eligible": any_latent_eligible})
+def sampled_contexts() -> Runner:
+    from latentgloss.contexts import sample_contexts
+
+    return sample_contexts
+
+
+@stage_asset(picture=pictures.strata)
+def sampled_negatives() -> Runner:
+    from latentgloss.negatives import sample_negatives
+
+    return sample_negatives

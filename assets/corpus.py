@@ -1,0 +1,12 @@
+"""corpus: documents become sequences of tokens, each of one split."""
+
+from assets import pictures
+from assets.checks import every_split_has_tokens
+from assets.stage_asset import Runner, stage_asset
+
+
+@stage_asset(picture=pictures.tokens_per_split, checks={"every_split_has_tokens": every_split_has_tokens})
+def tokenized_corpus() -> Runner:
+    from latentgloss.corpus import tokenize_corpus
+
+    return tokenize_corpus

@@ -1,0 +1,12 @@
+"""explanations: one row per latent and explainer, failures included."""
+
+from assets import pictures
+from assets.checks import explanations_succeed
+from assets.stage_asset import Runner, stage_asset
+
+
+@stage_asset(picture=pictures.explanations, checks={"explanations_succeed": explanations_succeed})
+def explanations() -> Runner:
+    from latentgloss.explanations import explain
+
+    return explain

@@ -1,0 +1,73 @@
+"""Grains: `model` and `sae` (keys `model/hookpoint/sae`), dynamic partitions kept in step with the registry.
+
+Dagster accepts any string as a dynamic key, so keys are checked here. They are added in sorted order, which keeps
+the ranges of single-run backfills contiguous.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from latentgloss.registry import Registry, split_partition
+from latentgloss.stages import Grain
+
+MODELS = dg.DynamicPartitionsDefinition(name="model")
+SAES = dg.DynamicPartitionsDefinition(name="sae")
+GRAINS: dict[Grain, dg.DynamicPartitionsDefinition] = {"model": MODELS, "sae": SAES}
+
+
+@dataclass(frozen=True)
+class Change:
+    """Keys to add to and to remove from one grain."""
+
+    grain: Grain
+    add: list[str]
+    remove: list[str]
+
+
+def changes(instance: dg.DagsterInstance, registry: Registry) -> list[Change]:
+    """What makes the instance's partitions those of the registry; only grains that differ.
+
+    While a registry file cannot be read nothing is removed: it may be the one that declares the key.
+    """
+    wanted: dict[Grain, Sequence[str]] = {"model": sorted(registry.models), "sae": sorted(registry.saes)}
+    for key in wanted["sae"]:
+        split_partition(key)
+    found = []
+    for grain, keys in wanted.items():
+        known = instance.get_dynamic_partitions(grain)
+        add = [key for key in keys if key not in set(known)]
+        remove = [] if registry.problems else [key for key in known if key not in set(keys)]
+        if add or remove:
+            found.append(Change(grain, add, remove))
+    return found
+
+
+def apply(instance: dg.DagsterInstance, found: Sequence[Change]) -> None:
+    """Writes `found` to the instance at once (a sensor hands it to Dagster instead)."""
+    for change in found:
+        if change.add:
+            instance.add_dynamic_partitions(change.grain, change.add)
+        for key in change.remove:
+            instance.delete_dynamic_partition(change.grain, key)
+
+
+def ranges(instance: dg.DagsterInstance, grain: Grain, keys: Sequence[str]) -> list[list[str]]:
+    """`keys` in Dagster's order, cut into contiguous ranges: what one single-run backfill can take."""
+    order = {key: i for i, key in enumerate(instance.get_dynamic_partitions(grain))}
+    found: list[list[str]] = []
+    for key in sorted(keys, key=order.__getitem__):
+        if found and order[key] == order[found[-1][-1]] + 1:
+            found[-1].append(key)
+        else:
+            found.append([key])
+    return found
+
+
+def range_tags(keys: Sequence[str]) -> dict[str, str]:
+    """Tags that make a run cover a contiguous range of partitions."""
+    return {
+        "dagster/asset_partition_range_start": keys[0],
+        "dagster/asset_partition_range_end": keys[-1],
+    }

@@ -1,0 +1,161 @@
+"""The one place that writes provenance: what Dagster would record itself, per finished partition.
+
+A run over many partitions must record each as it is finished, so that finished ones survive the failure of a later
+one. Dagster then writes no versions itself; the tags below are those it would have written
+(`dagster._core.execution.plan.execute_step._build_data_version_tags`). Nothing else here touches Dagster's private API.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.data_version import (
+    CODE_VERSION_TAG,
+    DATA_VERSION_IS_USER_PROVIDED_TAG,
+    DATA_VERSION_TAG,
+    NULL_EVENT_POINTER,
+    extract_data_version_from_entry,
+    get_input_data_version_tag,
+    get_input_event_pointer_tag,
+)
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluation,
+    AssetCheckEvaluationTargetMaterializationData,
+)
+from dagster._core.events import DagsterEvent
+from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
+
+from latentgloss.store import Version
+
+UNKNOWN = "INITIAL"
+"""Dagster's data version of something external that was never observed."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads: per upstream asset the latest storage id before anything was read, and whether external."""
+
+    pointers: dict[str, int | None]
+    external: frozenset[str]
+
+    @classmethod
+    def now(cls, instance: dg.DagsterInstance, assets: list[str], external: frozenset[str]) -> "Inputs":
+        """Taken before a run reads anything: content written later then counts as new."""
+        pointers: dict[str, int | None] = {}
+        for name in [*assets, *external]:
+            fetch = instance.fetch_observations if name in external else instance.fetch_materializations
+            latest = fetch(dg.AssetKey(name), limit=1).records
+            pointers[name] = latest[0].storage_id if latest else None
+        return cls(pointers, external)
+
+
+def materialisation(
+    context: dg.AssetExecutionContext,
+    version: Version,
+    *,
+    code_version: str,
+    inputs: Inputs,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Records one finished partition with its data version, code version and the versions it was made from."""
+    manifest = version.manifest
+    tags = {
+        DATA_VERSION_TAG: manifest.data_version,
+        CODE_VERSION_TAG: code_version,
+        DATA_VERSION_IS_USER_PROVIDED_TAG: "true",
+    }
+    for name, pointer in inputs.pointers.items():
+        key = dg.AssetKey(name)
+        if name in inputs.external:
+            seen = _external_version(context.instance, key, manifest.partition)
+        else:
+            seen = _combined([pin["data_version"] for pin in _pins(version, name)])
+        tags[get_input_data_version_tag(key)] = seen
+        tags[get_input_event_pointer_tag(key)] = NULL_EVENT_POINTER if pointer is None else str(pointer)
+    context.log_event(
+        dg.AssetMaterialization(
+            asset_key=context.asset_key,
+            partition=manifest.partition,
+            metadata={**metadata, "upstream partitions": dg.MetadataValue.json(manifest.inputs)},
+            tags=tags,
+        )
+    )
+
+
+def check(
+    context: dg.AssetExecutionContext, partition: str, name: str, passed: bool, metadata: Mapping[str, Any]
+) -> None:
+    """Records what a check found for a partition recorded just before."""
+    record = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=[partition]), limit=1
+    ).records[0]
+    context.log_event(
+        AssetCheckEvaluation(
+            asset_key=context.asset_key,
+            check_name=name,
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata=metadata,
+            partition=partition,
+            target_materialization_data=AssetCheckEvaluationTargetMaterializationData(
+                storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+            ),
+        )
+    )
+
+
+def step_done(context: dg.AssetExecutionContext) -> Iterator[DagsterEvent | dg.Output[None]]:
+    """Tells the run that this step delivered, so that assets downstream *in the same run* are not skipped.
+
+    Yielding the asset's `Output` would say so too, but would record every partition of the range once more, without
+    versions. Checks have outputs of their own, which record nothing.
+    """
+    step = context.get_step_execution_context()
+    for output in step.step.step_outputs:
+        if output.name not in step.selected_output_names:
+            continue
+        if output.properties.asset_check_key is not None:
+            yield dg.Output(None, output_name=output.name)
+        else:
+            yield DagsterEvent.step_output_event(step, StepOutputData(StepOutputHandle(step.step.key, output.name)))
+
+
+def recorded(instance: dg.DagsterInstance, asset: str, partition: str) -> str | None:
+    """Data version of the latest record of a partition, or None if there is no record."""
+    latest = instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey(asset), asset_partitions=[partition]), limit=1
+    ).records
+    version = extract_data_version_from_entry(latest[0].event_log_entry) if latest else None
+    return version.value if version else None
+
+
+def observation(asset: str, partition: str, data_version: str, metadata: Mapping[str, Any]) -> dg.AssetObservation:
+    """The version of something external, as a sensor reports it."""
+    return dg.AssetObservation(
+        asset_key=asset,
+        partition=partition,
+        metadata=metadata,
+        tags={DATA_VERSION_TAG: data_version, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"},
+    )
+
+
+def _pins(version: Version, stage: str) -> list[dict[str, str]]:
+    return sorted((p for p in version.manifest.inputs if p["stage"] == stage), key=lambda p: p["partition"])
+
+
+def _combined(data_versions: list[str]) -> str:
+    """Dagster's data version of several partitions: a hash of theirs, in order of their keys."""
+    return sha256("".join(data_versions).encode()).hexdigest()
+
+
+def _external_version(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> str:
+    latest = instance.fetch_observations(
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
+    ).records
+    version = extract_data_version_from_entry(latest[0].event_log_entry) if latest else None
+    return version.value if version else UNKNOWN
+
+
+__all__ = ["Inputs", "check", "materialisation", "observation", "recorded", "step_done"]

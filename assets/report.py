@@ -1,0 +1,11 @@
+"""report: per SAE and explainer, how far it got and how good it is."""
+
+from assets import pictures
+from assets.stage_asset import Runner, stage_asset
+
+
+@stage_asset(picture=pictures.report)
+def score_report() -> Runner:
+    from latentgloss.report import report_scores
+
+    return report_scores

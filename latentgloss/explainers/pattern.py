@@ -1,0 +1,228 @@
+"""The `pattern` explainer: what a latent fires on as at most ten rules, which one sentence says and arrays execute.
+
+What belongs here: the rules and what they mean. They are learnt in `pattern_learning`, written and read as a
+sentence in `pattern_text`. The idea of a pattern that is learnt from contexts and then predicts is Neuron-to-Graph's
+(Foote et al. 2023, arXiv 2305.19911); rules, learner and sentence are made for being read by people.
+
+A pattern gives each token one of nine *levels* (`LEVELS`, from "never" to "almost always"), each a firing rate:
+
+1. the level of the most specific `fires` rule that names the token: the token itself, then its word in any case and
+   spacing, then words that begin alike, then its class; else `otherwise`;
+2. a token that a `fires` rule names is moved up or down by every `shift` rule whose condition holds: one of its
+   items stands right before the token, or within `REACH` tokens before it, in the window itself.
+
+With λ = -ln(1 - rate), the rate of events that makes a Poisson process fire with that probability, the strength is
+f_t = λ_t + `SUPPORT` Σ_s λ_s: windows are ordered by their strongest token, and among equals by how much else in
+them fires. The sum is the same for all tokens of a window, so it changes no comparison within one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from latentgloss.errors import ExplainerError
+from latentgloss.explainers.windows import KINDS, Vocabulary, Windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from jaxtyping import Bool, Float32, Int8, UInt32
+
+    from latentgloss.explainers import Evidence, Explained
+    from latentgloss.settings import ExplanationSettings
+
+VERSION = 1
+"""Of the meaning of rules and of the learner; part of the recipe."""
+
+LEVELS = (
+    "never",
+    "hardly ever",
+    "very rarely",
+    "rarely",
+    "occasionally",
+    "sometimes",
+    "often",
+    "usually",
+    "almost always",
+)
+LOG_ODDS = np.array([-7.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.2, 2.5])
+"""Of firing, per level: evenly spaced where the levels of most tokens lie."""
+RATES = 1 / (1 + np.exp(-LOG_ODDS))
+
+SHIFTS = {-3: "much less often", -2: "less often", -1: "a little less often",
+          1: "a little more often", 2: "more often", 3: "much more often"}  # fmt: skip
+"""Steps on the ladder of levels."""
+
+REACH = 8
+"""How many tokens before a token count as close, for the condition `near`."""
+
+SUPPORT = 0.1
+"""Share of the whole window in a token's strength. Any value between .03 and .3 orders windows nearly alike."""
+
+MAX_RULES = 10
+MAX_ITEMS = 12
+"""Items in one rule; more would be a table, not a sentence."""
+
+
+@dataclass(frozen=True, order=True)
+class Item:
+    """A set of tokens: `kind` is one of `windows.KINDS`, `name` a token's id or the group's text."""
+
+    kind: str
+    name: str | int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One clause of the sentence.
+
+    `fires`: the items fire at level `value`. `after` and `near`: tokens that a `fires` rule names move by `value`
+    levels right after one of the items, or within `REACH` tokens after one.
+    """
+
+    form: Literal["fires", "after", "near"]
+    value: int
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Rules, and the level of everything that no `fires` rule names (which counts as a rule)."""
+
+    otherwise: int
+    rules: tuple[Rule, ...]
+    vocabulary: Vocabulary = field(compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.rules) + 1 > MAX_RULES:
+            raise ExplainerError(f"a pattern of {len(self.rules) + 1} rules", expected=f"at most {MAX_RULES}")
+        if not 0 <= self.otherwise < len(LEVELS):
+            raise ExplainerError(f"level {self.otherwise}", expected=f"0 to {len(LEVELS) - 1}")
+        for rule in self.rules:
+            if rule.form not in ("fires", "after", "near"):
+                raise ExplainerError(f"a rule of form {rule.form!r}", expected="fires, after or near")
+            if not 1 <= len(rule.items) <= MAX_ITEMS:
+                raise ExplainerError(f"a rule with {len(rule.items)} items", expected=f"1 to {MAX_ITEMS}")
+            if rule.value not in (range(len(LEVELS)) if rule.form == "fires" else SHIFTS):
+                raise ExplainerError(f"a {rule.form!r} rule of value {rule.value}", expected="a level or a shift")
+
+    def levels(self, tokens: UInt32[np.ndarray, "n length"]) -> Int8[np.ndarray, "n length"]:
+        """Level of every token. Raises ExplainerError if a token id is outside the vocabulary."""
+        self.vocabulary.check(tokens)
+        level = np.full(tokens.shape, -1, dtype=np.int8)
+        for kind in KINDS:
+            named = [(item, rule.value) for rule in self.rules if rule.form == "fires"
+                     for item in rule.items if item.kind == kind]  # fmt: skip
+            if named:
+                table = np.full(self.vocabulary.size(kind) + 1, -1, dtype=np.int8)  # the last is group -1: none
+                # Two levels for one set of tokens: the higher, whatever the order of the rules.
+                for item, value in named:
+                    group = self.vocabulary.group(kind, item.name)
+                    table[group] = max(table[group], value)
+                here = table[self.vocabulary.groups(kind)[tokens]]
+                level = np.where(here >= 0, here, level)
+        shift = np.zeros(tokens.shape, dtype=np.int8)
+        for rule in self.rules:
+            if rule.form != "fires":
+                shift += np.int8(rule.value) * preceded(self.members(rule.items, tokens), rule.form).astype(np.int8)
+        moved = np.clip(level + shift, 0, len(LEVELS) - 1)
+        return np.where(level >= 0, moved, self.otherwise).astype(np.int8)
+
+    def members(
+        self, items: tuple[Item, ...], tokens: UInt32[np.ndarray, "n length"]
+    ) -> Bool[np.ndarray, "n length"]:
+        """Which tokens belong to any of the items."""
+        found = np.zeros(tokens.shape, dtype=np.bool_)
+        for kind in KINDS:
+            groups = [self.vocabulary.group(kind, item.name) for item in items if item.kind == kind]
+            if groups:
+                table = np.zeros(self.vocabulary.size(kind) + 1, dtype=np.bool_)
+                table[groups] = True
+                found |= table[self.vocabulary.groups(kind)[tokens]]
+        return found
+
+    def strength(self, tokens: UInt32[np.ndarray, "n length"]) -> Float32[np.ndarray, "n length"]:
+        """f_t (module docstring), from each window alone. Raises ExplainerError for a token id out of range."""
+        rate = (-np.log1p(-RATES)).astype(np.float32)[self.levels(tokens)]
+        return rate + np.float32(SUPPORT) * rate.sum(axis=1, keepdims=True, dtype=np.float32)
+
+    def text(self, vocabulary: Vocabulary | None = None) -> str:
+        """The pattern as one sentence, from which `pattern_text.parse_text` restores it."""
+        from latentgloss.explainers.pattern_text import text
+
+        return text(self if vocabulary is None else Pattern(self.otherwise, self.rules, vocabulary))
+
+    def to_json(self) -> str:
+        """The pattern as JSON, without the vocabulary."""
+        rules = [
+            {"form": rule.form, "value": rule.value, "items": [[item.kind, item.name] for item in rule.items]}
+            for rule in self.rules
+        ]
+        program = {"kind": "pattern", "version": VERSION, "otherwise": self.otherwise, "rules": rules}
+        return json.dumps(program, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, program: str, vocabulary: Vocabulary) -> Pattern:
+        """Inverse of `to_json`. Raises ExplainerError if it is no pattern of this version and vocabulary."""
+        try:
+            read = json.loads(program)
+            if read["kind"] != "pattern" or read["version"] != VERSION:
+                raise ExplainerError(
+                    f"a program of kind {read['kind']!r}, version {read['version']!r}",
+                    expected=f"kind 'pattern', version {VERSION}",
+                    todo="compute the explanations again",
+                )
+            rules = tuple(
+                Rule(rule["form"], rule["value"], tuple(Item(kind, name) for kind, name in rule["items"]))
+                for rule in read["rules"]
+            )
+            pattern = cls(read["otherwise"], rules, vocabulary)
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as e:
+            raise ExplainerError(f"not a pattern's program ({e})", expected="what `Pattern.to_json` wrote") from e
+        for rule in pattern.rules:
+            for item in rule.items:
+                vocabulary.group(item.kind, item.name)
+        return pattern
+
+
+def preceded(
+    member: Bool[np.ndarray, "n length"], form: Literal["after", "near"]
+) -> Bool[np.ndarray, "n length"]:
+    """Tokens with a member right before them (`after`), or among the `REACH` tokens before them (`near`)."""
+    found = np.zeros_like(member)
+    for distance in range(1, min(REACH if form == "near" else 1, member.shape[1] - 1) + 1):
+        found[:, distance:] |= member[:, :-distance]
+    return found
+
+
+class PatternExplainer:
+    """Explains each latent by the pattern learnt from all its explain contexts."""
+
+    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
+        self.settings, self.vocabulary = settings.pattern, vocabulary
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"explainer": "pattern", "version": VERSION, **self.settings.model_dump(mode="json")}
+
+    def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
+        """One explanation per latent, in order."""
+        from latentgloss.explainers import Explained
+        from latentgloss.explainers.pattern_learning import learn_pattern
+
+        for one in evidence:
+            try:
+                pattern = learn_pattern(one.windows, self.vocabulary, self.settings.rules)
+            except ExplainerError as e:
+                yield Explained(one.latent, "too_few_contexts", str(e), context_ids=tuple(one.context_ids))
+                continue
+            yield Explained(
+                one.latent, "ok", "", pattern.text(), pattern.to_json(), context_ids=tuple(one.context_ids)
+            )
+
+
+__all__ = ["Item", "Pattern", "PatternExplainer", "Rule", "Windows"]

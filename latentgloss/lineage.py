@@ -1,0 +1,527 @@
+"""Lineage: from a score back to documents and weights, every hop a stored key.
+
+    score <- judgements <- contexts judged <- activations <- tokens <- documents <- source
+      ^---- explanation <- contexts shown <-----'   ^---- SAE <- model
+
+What belongs here: the walk. It starts at the pointer of the scores and from there follows only what is stored: the
+versions that manifests pin, the context ids in the rows, the corpus in `resolved.json`. With `verify`, everything on
+the way is recomputed (`lineage_checks.py`); a hop that fails is marked and the walk goes on where it can.
+Reads the store, and with `verify` the sources; writes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from latentgloss import lineage_checks as checks
+from latentgloss import schema
+from latentgloss.errors import InputError, LatentglossError, MissingInput, StoreError
+from latentgloss.hashing import frame_sha256, json_sha256
+from latentgloss.lineage_checks import Check
+
+if TYPE_CHECKING:
+    from latentgloss.corpus import Corpus
+    from latentgloss.schema import Table
+    from latentgloss.store import Version
+    from latentgloss.workspace import Workspace
+
+
+@dataclass
+class Node:
+    """One hop. `sha256`: of the rows themselves for rows, of the manifest for a version, of the files for sources."""
+
+    kind: str
+    id: str
+    sha256: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    inputs: list[Node] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[Check]:
+        return [check for check in self.checks if check.ok is False]
+
+    def walk(self) -> Iterator[Node]:
+        yield self
+        for node in self.inputs:
+            yield from node.walk()
+
+    def broken(self) -> list[Node]:
+        """Hops that do not verify, this one's first."""
+        return [node for node in self.walk() if node.failed]
+
+    def reference(self) -> Node:
+        """The same hop where it is met again: without what is above it."""
+        return Node(self.kind, self.id, self.sha256, {"again": True} if self.inputs else {})
+
+    def as_json(self) -> dict[str, Any]:
+        """Stable keys: kind, id, sha256, facts, inputs; checks where something was recomputed."""
+        data: dict[str, Any] = {"kind": self.kind, "id": self.id, "sha256": self.sha256, "facts": self.facts}
+        if self.checks:
+            data["checks"] = [vars(check) for check in self.checks]
+        return {**data, "inputs": [node.as_json() for node in self.inputs]}
+
+
+def trace(
+    workspace: Workspace,
+    partition: str,
+    latent: int,
+    *,
+    scorer: str = "detection",
+    explainer: str | None = None,
+    verify: bool = False,
+) -> Node:
+    """The tree from a latent's current scores to everything they come from.
+
+    `explainer` defaults to the first of the settings that was scored. Raises MissingInput if nothing was scored,
+    InputError if there is no such latent or explainer and, unless `verify`, StoreError for the first damaged file;
+    with `verify`, damage is a failed check of the hop it is at.
+    """
+    stage = f"{scorer}_scores"
+    walk = _Walk(workspace, partition, verify)
+    try:
+        version = workspace.store.current(stage, partition)
+    except StoreError as e:
+        if not verify:
+            raise
+        return Node("version", f"{stage}/{partition}", checks=[Check("manifest", False, e.found)])
+    if version is None:
+        raise MissingInput(f"{stage} of {partition} has not been materialised", todo=f"materialise {stage} first")
+    try:
+        check_latent(workspace, version, latent)
+    except StoreError:
+        if not verify:  # otherwise the hop itself is going to say so
+            raise
+    block = _block_of(workspace, version, latent, explainer)
+    return walk.score(version, block, latent, scorer)
+
+
+def check_latent(workspace: Workspace, version: Version, latent: int) -> None:
+    """Raises InputError unless the SAE that a version was computed from has this latent."""
+    pin = next((p for p in version.manifest.inputs if p["stage"] == "resolved_saes"), None)
+    resolved = workspace.store.version(pin["stage"], pin["partition"], pin["fingerprint"]) if pin else None
+    if resolved is None:
+        return
+    n = resolved.json("resolved.json")["n_latents"]
+    if not 0 <= latent < n:
+        raise InputError(
+            f"latent {latent} is out of range for {version.manifest.partition}",
+            expected=f"0 to {n - 1}, since the SAE has {n} latents",
+            todo="correct the latent's number",
+        )
+
+
+def _block_of(workspace: Workspace, version: Version, latent: int, explainer: str | None) -> str:
+    number = f"{latent // schema.BLOCK:06d}"
+    names = [name for name in version.manifest.blocks if name.startswith(f"{number}-")]
+    if not names:
+        raise _not_asked_for(version, latent)
+    if explainer is not None:
+        if f"{number}-{_file_name(explainer)}" not in names:
+            raise InputError(
+                f"explainer {explainer!r} was not scored for {version.manifest.partition}",
+                expected="one of " + ", ".join(name.partition("-")[2].replace("null.", "null:") for name in names),
+                todo="name one of these, or add it to `explanations.explainers` and materialise",
+            )
+        return f"{number}-{_file_name(explainer)}"
+    first = [f"{number}-{_file_name(name)}" for name in workspace.settings.explanations.explainers]
+    return next((name for name in first if name in names), names[0])
+
+
+def _file_name(explainer: str) -> str:
+    return explainer.replace(":", ".")
+
+
+def _not_asked_for(version: Version, latent: int) -> InputError:
+    return InputError(
+        f"latent {latent} of {version.manifest.partition} was not asked for",
+        expected="a latent that `latents` of the registry entry selects",
+        todo="add it there and materialise again",
+    )
+
+
+class _Walk:
+    """One walk over one SAE. What is met twice is opened, read and checked once."""
+
+    def __init__(self, workspace: Workspace, partition: str, verify: bool) -> None:
+        self.workspace, self.store, self.verify = workspace, workspace.store, verify
+        self.partition = partition
+        self._known: dict[str, Node] = {}
+        self._tables: dict[tuple[str, str, str], tuple[pl.DataFrame | None, list[Check]]] = {}
+        self._corpora: dict[str, Corpus | None] = {}
+
+    # -- versions and files --------------------------------------------------------------------------------
+
+    def version(self, version: Version) -> Node:
+        """Node of a version: what made it, and the versions it pins."""
+        m = version.manifest
+
+        def make() -> Node:
+            facts = {
+                "stage_version": m.recipe["version"],
+                "settings": m.recipe["settings"],
+                "run_id": m.run_id,
+                "created": m.created,
+                "packages": m.packages,
+                "data_version": m.data_version,
+            }
+            pins = [
+                Node("pin", f"{p['stage']}/{p['partition']}/{p['fingerprint']}", p["data_version"]) for p in m.inputs
+            ]
+            found = checks.manifest_checks(self.store, version) if self.verify else []
+            return Node("version", version.key, checks.manifest_checksum(m), facts, pins, found)
+
+        return self._once(version.key, make)
+
+    def pinned(self, version: Version | None, stage: str, into: Node) -> Version | None:
+        """The version of a stage that `version` pins; its node becomes an input of `into`."""
+        if version is None:
+            return None
+        pin = next((p for p in version.manifest.inputs if p["stage"] == stage), None)
+        if pin is None:
+            into.checks.append(Check(f"pin of {stage}", False, f"none in {version.key}"))
+            return None
+        return self.open(pin, into)
+
+    def open(self, pin: dict[str, str], into: Node) -> Version | None:
+        key = f"{pin['stage']}/{pin['partition']}/{pin['fingerprint']}"
+        try:
+            found = self.store.version(pin["stage"], pin["partition"], pin["fingerprint"])
+            if found is None:
+                raise StoreError(
+                    f"{key}, which {into.kind} {into.id} comes from, is gone from the store",
+                    todo="materialise it again",
+                )
+        except StoreError as e:
+            if not self.verify:
+                raise
+            damage = Check("manifest", False, e.found)
+            into.inputs.append(self._once(key, lambda: Node("version", key, checks=[damage])))
+            return None
+        into.inputs.append(self.version(found))
+        return found
+
+    def rows(self, version: Version | None, table: Table, block: str, into: Node) -> pl.DataFrame | None:
+        """One block of a table; None if it cannot be trusted. The checks are added to `into`."""
+        if version is None or block not in version.manifest.blocks:
+            return None
+        key = (version.key, table.name, block)
+        if key not in self._tables:
+            self._tables[key] = self._read(version, table, block)
+        frame, found = self._tables[key]
+        into.checks += found
+        return frame
+
+    def _read(self, version: Version, table: Table, block: str) -> tuple[pl.DataFrame | None, list[Check]]:
+        if not self.verify:
+            return version.read(table, block), []
+        name = f"{table.name}/{block}.parquet"
+        file = checks.file_check(version, name)
+        if not file.ok:
+            return None, [file]
+        frame = pl.read_parquet(self.store.files.path(f"{version.key}/{name}"))
+        return frame, [file, checks.content_check(version, table, block, frame)]
+
+    def _once(self, key: str, make: Any) -> Node:
+        if key in self._known:
+            return self._known[key].reference()
+        self._known[key] = node = make()
+        return node
+
+    # -- rows ------------------------------------------------------------------------------------------------
+
+    def score(self, version: Version, block: str, latent: int, scorer: str) -> Node:
+        """The root: all scores of one explanation by one scorer."""
+        explainer = block.partition("-")[2].replace("null.", "null:")
+        node = Node("score", f"{self.partition}#{latent} {scorer} of {explainer}", inputs=[self.version(version)])
+        scores = _of_latent(self.rows(version, schema.SCORES, block, node), latent)
+        if scores is not None and scores.is_empty():
+            raise _not_asked_for(version, latent)
+        judged = Node("judgements", f"{self.partition}#{latent} {scorer} of {explainer}")
+        judgements = _of_latent(self.rows(version, schema.JUDGEMENTS, block, judged), latent)
+        explanations = self.pinned(version, "explanations", node)
+        told = self.explanation(explanations, block, latent)
+        node.inputs += [judged, told.node]
+        contexts = self.pinned(version, "sampled_contexts", judged)
+        negatives = self.pinned(version, "sampled_negatives", judged)
+        if scores is not None:
+            node.sha256 = frame_sha256(scores)
+            node.facts |= {f"{r['judge']} on {r['negatives']}": _in_words(r) for r in scores.iter_rows(named=True)}
+            node.facts["rows"] = [_filled(row) for row in scores.iter_rows(named=True)]
+        if judgements is None:
+            return node
+        judged.sha256 = frame_sha256(judgements)
+        judged.facts = {"rows": judgements.height, **_counts(judgements, "status")}
+        if judgements.is_empty():
+            return node
+        seen = self.evidence(judged, contexts, negatives, latent, judgements.select("split", "context"), "judged")
+        if self.verify:
+            judged.checks += checks.membership_checks(judgements, seen.contexts, seen.negatives)
+            if scores is not None:
+                node.checks += checks.score_checks(scores, judgements)
+            if seen.corpus is not None:
+                program = told.program
+                judged.checks += checks.evidence_checks(scores, judgements, program, seen.corpus, seen.length)
+                if told.seen is not None:
+                    judged.checks.append(_disjoint(told.seen, judgements, seen))
+        return node
+
+    def explanation(self, version: Version | None, block: str, latent: int) -> _Told:
+        node = Node("explanation", f"{self.partition}#{latent} {block.partition('-')[2].replace('null.', 'null:')}")
+        row = _of_latent(self.rows(version, schema.EXPLANATIONS, block, node), latent)
+        if version is None or row is None or row.is_empty():
+            return _Told(node)
+        (told,) = row.iter_rows(named=True)
+        node.sha256 = frame_sha256(row)
+        shown = ("explanation", "status", "reason", "model", "prompt_sha256", "source_latent", "program")
+        node.facts = {key: told[key] for key in shown if told[key] not in (None, "")}
+        if self.verify and told["status"] == "ok":
+            node.checks += _round_trip(self.workspace, self.partition, told)
+        source = told["source_latent"]
+        if source is not None:  # a null: the text of another latent of the block
+            own = self.explanation(version, block.replace("-null.", "-"), source)
+            own.node.facts.pop("program", None)
+            node.inputs.append(own.node)
+            if self.verify:
+                node.checks.append(checks.equal("text of the other latent", own.text, told["explanation"]))
+            return _Told(node, told["explanation"], told["program"], own.seen)
+        ids = told["context_ids"]
+        seen = None
+        if ids:
+            contexts = self.pinned(version, "sampled_contexts", node)
+            negatives = self.pinned(version, "sampled_negatives", node)
+            wanted = pl.DataFrame({"split": "explain", "context": pl.Series(ids, dtype=pl.UInt32)})
+            seen = self.evidence(node, contexts, negatives, latent, wanted, "shown")
+            if self.verify and seen.contexts is not None and seen.negatives is not None:
+                known = {*seen.contexts["context"], *seen.negatives["context"]}
+                stray = [i for i in ids if i not in known]
+                node.checks.append(checks.none_of("contexts shown are sampled ones of explain", stray, f"{len(ids)}"))
+        return _Told(node, told["explanation"], told["program"], seen)
+
+    def evidence(
+        self,
+        into: Node,
+        contexts: Version | None,
+        negatives: Version | None,
+        latent: int,
+        wanted: pl.DataFrame,
+        role: str,
+    ) -> _Seen:
+        """Nodes of the contexts of a latent that were shown or judged, and of what they come from."""
+        block = f"{latent // schema.BLOCK:06d}"
+        wanted = wanted.unique()
+        found: dict[str, pl.DataFrame | None] = {}
+        nodes = []
+        for kind, version, table in (
+            ("contexts", contexts, schema.CONTEXTS),
+            ("negatives", negatives, schema.NEGATIVES),
+        ):
+            node = Node(kind, f"{self.partition}#{latent} {role}")
+            frame = _of_latent(self.rows(version, table, block, node), latent)
+            if frame is not None:
+                frame = frame.join(wanted, on=["split", "context"], how="semi", maintain_order="left")
+                node.sha256 = frame_sha256(frame)
+                node.facts = {"windows": frame.height, **_counts(frame, "split")}
+            found[kind] = frame
+            nodes.append(node)
+        into.inputs += nodes
+        given = contexts or negatives
+        if given is None:
+            return _Seen(found["contexts"], found["negatives"], None, 0)
+        settings = given.manifest.recipe["settings"]
+        length = int(settings["contexts"]["length"] if "contexts" in settings else settings["contexts.length"])
+        node, corpus = self.activations(given, found, latent, length, wanted, role)
+        nodes[0].inputs.append(node)
+        nodes[1].inputs.append(node.reference())
+        return _Seen(found["contexts"], found["negatives"], corpus, length)
+
+    def activations(
+        self,
+        given: Version,
+        found: dict[str, pl.DataFrame | None],
+        latent: int,
+        length: int,
+        wanted: pl.DataFrame,
+        role: str,
+    ) -> tuple[Node, Corpus | None]:
+        """The cache's rows of the latent in the windows, the mask, the SAE and the tokens."""
+        node = Node("activations", f"{self.partition}#{latent} {role}")
+        cache = self.pinned(given, "activation_cache", node)
+        mask = Node("masked", self.partition)
+        shards = [name for name in cache.manifest.blocks if name.startswith("shard-")] if cache else []
+        rows = [_of_latent(self.rows(cache, schema.ACTIVATIONS, name, node), latent) for name in shards]
+        masked = [self.rows(cache, schema.MASKED, name, mask) for name in shards]
+        complete = [frame for frame in rows if frame is not None]
+        if complete and len(complete) == len(rows):
+            inside = pl.col("position") // length
+            mine = pl.concat(complete).filter(inside.is_in(wanted["context"].implode()))
+            node.sha256 = frame_sha256(mine)
+            node.facts = {"rows": mine.height}
+            known = [frame["position"] for frame in masked if frame is not None]
+            mask.facts = {"positions": sum(map(len, known))}
+            mask.sha256 = frame_sha256(pl.concat(known).to_frame()) if known else ""
+            if self.verify:
+                all_masked = pl.concat(known) if known and len(known) == len(shards) else None
+                node.checks += checks.activation_checks(
+                    found["contexts"], found["negatives"], mine, all_masked, length
+                )
+        node.inputs.append(self._once(f"masked/{cache.key if cache else ''}", lambda: mask))
+        resolved = self.pinned(cache, "resolved_saes", node)
+        if resolved is None:
+            resolved = self.pinned(given, "resolved_saes", node)
+        if resolved is None:
+            return node, None
+        sae, declared = self.sae(resolved)
+        node.inputs.append(sae)
+        if declared is None:
+            return node, None
+        tokens, corpus = self.tokens(declared, resolved, wanted, length, role)
+        node.inputs.append(tokens)
+        return node, corpus
+
+    # -- sources ---------------------------------------------------------------------------------------------
+
+    def sae(self, resolved: Version) -> tuple[Node, dict[str, Any] | None]:
+        """The SAE's files and its model, as `resolved.json` names them."""
+        file = checks.file_check(resolved, "resolved.json") if self.verify else None
+        if file is not None and not file.ok:
+            return self._once(f"sae/{resolved.key}", lambda: Node("sae", self.partition, checks=[file])), None
+        declared: dict[str, Any] = resolved.json("resolved.json")
+
+        def make() -> Node:
+            weights, model = declared["weights"], declared["model"]
+            name = self.partition.partition("/")[0]
+            own = Node("model", name, model["weights_sha256"], dict(model))
+            digest = weights if isinstance(weights, str) else json_sha256(weights)
+            node = Node("sae", self.partition, digest, {**declared["sae"], "n_latents": declared["n_latents"]}, [own])
+            if self.verify and file is not None:
+                node.checks = [file, *checks.resolved_checks(resolved, declared)]
+                node.checks.append(checks.sae_check(self.workspace, self.partition, weights))
+                own.checks.append(checks.model_check(self.workspace, name, model))
+            return node
+
+        return self._once(f"sae/{resolved.key}", make), declared
+
+    def tokens(
+        self, declared: dict[str, Any], resolved: Version, wanted: pl.DataFrame, length: int, role: str
+    ) -> tuple[Node, Corpus | None]:
+        """The windows' tokens, and the documents they lie in."""
+        node = Node("tokens", f"{declared['corpus']['partition']} {role}")
+        version = self.open(declared["corpus"], node)
+        corpus = self.corpus(version, resolved, node)
+        if version is None or corpus is None:
+            return node, None
+        ids = np.sort(wanted["context"].unique().to_numpy())
+        tokens = corpus.contexts(ids, length)
+        node.sha256 = hashlib.sha256(tokens.tobytes()).hexdigest()
+        node.facts = {"windows": len(ids), "tokens": int(tokens.size)}
+        if self.verify:
+            for (split,), group in wanted.group_by("split"):
+                node.checks += checks.split_checks(group["context"], str(split), corpus, length)
+        node.inputs.append(self.documents(version, corpus, ids, length, role, node))
+        return node, corpus
+
+    def corpus(self, version: Version | None, resolved: Version, into: Node) -> Corpus | None:
+        if version is None:
+            return None
+        if not self.verify:
+            return self.workspace.corpus(resolved)
+        files = [checks.file_check(version, name) for name in version.manifest.files]
+        sound = all(check.ok for check in files)
+        into.checks += files
+        if sound:
+            into.checks += [checks.part_check(version, name) for name in version.manifest.files]
+            if version.key not in self._corpora:
+                self._corpora[version.key] = self.workspace.corpus(resolved)
+        return self._corpora[version.key] if sound else None
+
+    def documents(
+        self, version: Version, corpus: Corpus, ids: np.ndarray, length: int, role: str, tokens: Node
+    ) -> Node:
+        """Every document the windows touch, read again from its source if verifying."""
+        model = version.manifest.partition
+        numbers = checks.touched_documents(ids, corpus, length)
+        table = corpus.documents.filter(pl.col("document").is_in(numbers)).sort("document").collect()
+        stored = version.manifest.recipe["external"]
+        source = Node("source", str(stored["corpus"]["source"]), json_sha256(stored["source"]), dict(stored["source"]))
+        node = Node("documents", f"{model} {role}", frame_sha256(table), {"documents": table.height})
+        again: dict[int, tuple[str, str]] = {}
+        why = ""
+        if self.verify:
+            try:
+                spec = self.workspace.registry.model(model)
+            except LatentglossError as e:
+                node.checks.append(Check("model in the registry", False, e.found))
+            else:
+                source.checks.append(checks.source_check(spec, stored["source"]))
+                again, why = checks.read_again(spec, numbers)
+                tokens.checks.append(checks.tokens_check(self.workspace, model, corpus, again))
+        node.inputs.append(self._once(f"source/{version.key}", lambda: source))
+        for row in table.iter_rows(named=True):
+            facts = {"document": row["document"], "split": row["split"], "n_tokens": row["n_tokens"]}
+            one = Node("document", row["name"], row["content_sha256"], facts)
+            if self.verify:
+                one.checks.append(checks.document_check(row, again.get(row["document"]), why))
+            node.inputs.append(one)
+        return node
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Contexts that were shown or judged."""
+
+    contexts: pl.DataFrame | None
+    negatives: pl.DataFrame | None
+    corpus: Corpus | None
+    length: int
+
+
+@dataclass(frozen=True)
+class _Told:
+    """An explanation and what it was made from."""
+
+    node: Node
+    text: str = ""
+    program: str | None = None
+    seen: _Seen | None = None
+
+
+def _of_latent(frame: pl.DataFrame | None, latent: int) -> pl.DataFrame | None:
+    return None if frame is None else frame.filter(pl.col("latent") == latent)
+
+
+def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
+    return dict(frame[column].value_counts().sort(column).iter_rows())
+
+
+def _filled(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    if row["score"] is None:
+        return f"{row['status']}: {row['reason']}"
+    interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+    return f"{row['metric']} {row['score']:.3f}{interval}, n {row['n']}"
+
+
+def _disjoint(shown: _Seen, judgements: pl.DataFrame, judged: _Seen) -> Check:
+    """No document is both shown and, on the test split, judged."""
+    assert judged.corpus is not None
+    frames = [f for f in (shown.contexts, shown.negatives) if f is not None]
+    given = np.concatenate([f["context"].to_numpy() for f in frames]) if frames else np.empty(0, np.int64)
+    test = judgements.filter(pl.col("split") == "test")["context"].unique().to_numpy()
+    both = set(checks.touched_documents(given, judged.corpus, judged.length))
+    both &= set(checks.touched_documents(test, judged.corpus, judged.length))
+    return checks.none_of("no document is both shown and scored", sorted(both), "none")
+
+
+def _round_trip(workspace: Workspace, partition: str, told: dict[str, Any]) -> list[Check]:
+    """The sentence of a pattern says exactly what its program does."""
+    return []

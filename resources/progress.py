@@ -1,0 +1,40 @@
+"""How long work tells how far it is: lines with rates in Dagster's log.
+
+`Progress.start(log)` returns what `Workspace.materialise` takes as `progress`: called with a label, it returns a
+function called as (done, total or None, unit).
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+
+Advance = Callable[[int, int | None, str], None]
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress(dg.ConfigurableResource):
+    """Lines in the run's log, at most one every ten seconds per partition."""
+
+    def start(self, log: Any) -> Callable[[str], Advance]:
+        return lambda label: _Lines(label, log.info)
+
+
+class _Lines:
+    def __init__(self, label: str, write: Callable[[str], None]) -> None:
+        self.label, self.write = label, write
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int | None, unit: str) -> None:
+        now = time.monotonic()
+        if now - self.last < SECONDS_BETWEEN_LINES:
+            return
+        self.last = now
+        rate = done / max(now - self.began, 1e-9)
+        share, left = "", ""
+        if total:
+            share = f" of {total:,} ({done / total:.0%})"
+            left = f", {(total - done) / rate:,.0f} s left" if rate > 0 else ""
+        self.write(f"{self.label}: {done:,}{share} {unit}, {rate:,.0f} {unit}/s{left}")

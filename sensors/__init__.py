@@ -1,0 +1,1 @@
+"""Sensors: they manage partitions and report versions; automation decides what runs."""

@@ -1,0 +1,101 @@
+"""The registry sensor: a file in the registry becomes a partition, and weights become versions.
+
+It adds and removes partitions, reports the versions of SAE files, and says when the settings file no longer is what
+this code location loaded. It never asks for a run: automation does.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from assets import partitions, records
+from assets.stage_asset import SAE_FILES
+from latentgloss.errors import LatentglossError
+from latentgloss.hashing import json_sha256
+from latentgloss.registry import Registry, SaeSpec
+from latentgloss.workspace import Workspace
+from resources import WorkspaceResource
+from resources.workspace import changed_since_loaded
+
+CURSOR_VERSION = 1
+
+
+def read_cursor(cursor: str | None) -> dict[str, str]:
+    """Reported data version per SAE. A cursor of another layout starts over: reporting again is harmless."""
+    found: dict[str, Any] = json.loads(cursor) if cursor else {}
+    return dict(found["sae_files"]) if found.get("version") == CURSOR_VERSION else {}
+
+
+def write_cursor(reported: dict[str, str]) -> str:
+    return json.dumps({"version": CURSOR_VERSION, "sae_files": dict(sorted(reported.items()))})
+
+
+@dg.sensor(
+    name="registry",
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Keeps partitions in step with the registry and reports the versions of SAE files.",
+)
+def registry_sensor(context: dg.SensorEvaluationContext, workspace: WorkspaceResource) -> dg.SensorResult:
+    opened = workspace.opened()
+    registry = opened.registry
+    notes = [*_problems(registry), *_reload()]
+    changes = partitions.changes(context.instance, registry)
+    requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
+    for change in changes:
+        definition = partitions.GRAINS[change.grain]
+        if change.add:
+            requests.append(definition.build_add_request(change.add))
+        if change.remove:
+            requests.append(definition.build_delete_request(change.remove))
+        notes.append(f"{change.grain}: {len(change.add)} added, {len(change.remove)} removed")
+
+    reported = {key: v for key, v in read_cursor(context.cursor).items() if key in registry.saes}
+    observations = []
+    for sae in registry.saes.values():
+        try:
+            version = _version(opened, sae)
+        except LatentglossError as e:
+            notes.append(f"{sae.partition}: {e}")
+            continue
+        if reported.get(sae.partition) != version:
+            reported[sae.partition] = version
+            observations.append(
+                records.observation(SAE_FILES, sae.partition, version, {"source": sae.source, "format": sae.format})
+            )
+    for note in notes:
+        context.log.info(note)
+    quiet = not requests and not observations
+    return dg.SensorResult(
+        dynamic_partitions_requests=requests,
+        asset_events=observations,
+        skip_reason=("; ".join(notes) or "nothing changed") if quiet else None,
+        cursor=write_cursor(reported),
+    )
+
+
+def _version(workspace: Workspace, sae: SaeSpec) -> str:
+    from latentgloss.saes import sae_identity
+
+    identity = sae_identity(sae.format, sae.path, workspace.digests)
+    return json_sha256({"declared": sae.declared(), "weights": identity})
+
+
+def _problems(registry: Registry) -> Iterator[str]:
+    for path, error in registry.problems.items():
+        yield f"left out: {path.name}: {error}"
+
+
+def _reload() -> Iterator[str]:
+    try:
+        changed = changed_since_loaded()
+    except LatentglossError as e:
+        yield f"the settings file cannot be read, the loaded settings stay in use: {e}"
+        return
+    if changed:
+        yield (
+            f"settings of {', '.join(changed)} changed since this code location was loaded: reload it "
+            "(Deployment > Code locations > Reload), so that Dagster sees what became stale"
+        )
