@@ -13,32 +13,34 @@ A = dg.AutomationCondition
 _changed = (A.any_deps_match(A.data_version_changed()) | A.code_version_changed()).since_last_handled()
 
 
-def _depth(stage: Stage) -> int:
-    """Length of the longest chain of inputs within the stage's grain."""
-    return max((1 + _depth(STAGES[i.stage]) for i in stage.inputs if STAGES[i.stage].grain == stage.grain), default=0)
-
-
-def _anything_above(condition: dg.AutomationCondition, stage: Stage) -> dg.AutomationCondition:
-    """`condition` holds for something upstream, at any distance within the grain.
+def _anything_above(
+    condition: dg.AutomationCondition, stage: Stage, seen: set[str] | None = None
+) -> dg.AutomationCondition | None:
+    """`condition` holds for something upstream, at any distance within the grain. None if nothing is upstream.
 
     One hop is not enough: scores read `resolved_saes` directly, and must not run on it before what lies between has.
-    The grain is not left: another model's corpus at work is none of this SAE's business.
+    The grain is not left: another model's corpus at work is none of this SAE's business. `seen` keeps every stage to
+    one path, since all paths would be many.
     """
-    others = dg.AssetSelection.assets(*(s.name for s in STAGES.values() if s.grain != stage.grain))
-    found: dg.AutomationCondition = A.any_deps_match(condition).ignore(others)
-    for _ in range(_depth(stage) - 1):
-        found = A.any_deps_match(condition | found).ignore(others)
+    seen = set() if seen is None else seen
+    found: dg.AutomationCondition | None = None
+    for i in stage.inputs:
+        upstream = STAGES[i.stage]
+        if upstream.grain == stage.grain and upstream.name not in seen:
+            seen.add(upstream.name)
+            above = _anything_above(condition, upstream, seen)
+            here = A.any_deps_match(condition | above if above else condition)
+            here = here.allow(dg.AssetSelection.assets(upstream.name))
+            found = found | here if found else here
     return found
 
 
 def refresh(stage: Stage) -> dg.AutomationCondition:
     """Missing, or its code, settings or an input's content changed; and everything above it is there and still."""
-    ready = (
-        ~A.any_deps_match(A.missing())
-        & ~_anything_above(A.will_be_requested(), stage)
-        & ~_anything_above(A.in_progress(), stage)
-        & ~A.in_progress()
-    )
+    ready = ~A.any_deps_match(A.missing()) & ~A.in_progress()
+    above = _anything_above(A.will_be_requested() | A.in_progress(), stage)
+    if above is not None:
+        ready &= ~above
     return (((A.missing() & ~A.execution_failed()) | _changed) & ready).with_label("refresh")
 
 

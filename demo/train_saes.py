@@ -218,8 +218,9 @@ def train(scratch: Path, plan: Plan, steps: int, batch: int, learning_rate: floa
 # --- save and measure -----------------------------------------------------------------------------------------------
 
 
-def save(plan: Plan, w: Weights, folder: Path) -> None:
+def save(plan: Plan, w: Weights) -> None:
     """In the layout of SAELens 6 (`W_enc` [d, n]) or of sparsify (`encoder.weight` [n, d])."""
+    folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     d, n = w.W_enc.shape
     b16 = {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in vars(w).items()}
@@ -283,8 +284,8 @@ def measure(w: Weights, rows: np.ndarray) -> dict[str, float]:
     }
 
 
-def finish(scratch: Path, plan: Plan, w: Weights, seconds: float, folder: Path, **recipe: float) -> None:
-    save(plan, w, folder)
+def finish(scratch: Path, plan: Plan, w: Weights, seconds: float, **recipe: float) -> None:
+    save(plan, w)
     trained_on = json.loads((scratch / f"{plan.model}.json").read_text())
     figures = measure(w, harvested(scratch, plan, "held_out")) | {
         "training_tokens": trained_on["tokens"]["train"],
@@ -292,7 +293,7 @@ def finish(scratch: Path, plan: Plan, w: Weights, seconds: float, folder: Path, 
         **recipe,
         "model": trained_on["identity"],
     }
-    (folder / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (plan.folder / "training.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(plan.model, plan.hookpoint, json.dumps(figures), flush=True)
 
 
@@ -301,29 +302,26 @@ def main() -> None:
     parser.add_argument("step", choices=["text", "harvest", "train", "all"])
     parser.add_argument("--scratch", type=Path, required=True, help="folder for text and activations (about 5 GB)")
     parser.add_argument("--only", help="model/hookpoint to train, instead of all")
-    parser.add_argument("--out", type=Path, help="with --only: folder to write to, instead of demo/saes/…")
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="training tokens of the trained model")
+    parser.add_argument("--tokens", type=int, default=900_000, help="training tokens; a third of it for the control")
     parser.add_argument("--minutes", type=float, default=30, help="most minutes of harvesting per model")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--layout", choices=["saelens", "sparsify"], help="with --out: instead of the plan's")
     args = parser.parse_args()
     args.scratch.mkdir(parents=True, exist_ok=True)
     if args.step in ("text", "all"):
         collect(args.scratch, args.seed)
     if args.step in ("harvest", "all"):
         harvest(args.scratch, TRAINED, args.tokens, 60_000, args.minutes)
-        harvest(args.scratch, RANDOM, args.tokens // 2, 60_000, args.minutes)
+        harvest(args.scratch, RANDOM, args.tokens // 3, 60_000, args.minutes)
     if args.step in ("train", "all"):
         for plan in PLANS:
             if args.only and args.only != f"{plan.model}/{plan.hookpoint}":
                 continue
             w, seconds = train(args.scratch, plan, args.steps, args.batch, args.learning_rate, args.seed)
-            chosen = Plan(plan.model, plan.hookpoint, args.layout or plan.layout)
             recipe = {"steps": args.steps, "batch": args.batch, "learning_rate": args.learning_rate, "seed": args.seed}
-            finish(args.scratch, chosen, w, seconds, args.out or plan.folder, **recipe)
+            finish(args.scratch, plan, w, seconds, **recipe)
 
 
 if __name__ == "__main__":

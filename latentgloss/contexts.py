@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64, Integer, Shaped
 
 from latentgloss import schema
 from latentgloss.windows import Cells, Windows, by_block, counter_hash
@@ -73,28 +73,36 @@ def sample_block(cells: Cells, windows: Windows, settings: ContextSettings) -> d
 
 
 def activating(cells: Cells, windows: Windows, seed: int) -> pl.DataFrame:
-    """The usable activating windows of each latent, with deciles.
+    """The usable activating windows of each latent by (latent, split), in random order within.
 
     Columns: cell, row (index of the latent in the block), split (index), document (of the strongest unmasked
-    token), maximum, hash (of seed, latent and context; breaks ties) and decile: ceil(10 r / n), r the ascending
-    rank of the maximum among the n windows of latent and split, 0 if n < 10.
+    token), maximum, and decile: ceil(10 r / n), r the ascending rank of the maximum among the n windows of latent
+    and split, ties in the random order; 0 if n < 10. The order is by hash of seed, latent and context.
     """
-    keep = np.flatnonzero(cells.activating & windows.usable[cells.window])
-    row, window = cells.row[keep], cells.window[keep]
-    frame = pl.DataFrame(
+    cell = np.flatnonzero(cells.activating & windows.usable[cells.window])
+    row, split = cells.row[cell], windows.split[cells.window[cell]]
+    group = (row * len(schema.SPLITS) + split).astype(np.uint64)
+    hashes = counter_hash(seed, cells.latents[row], cells.window[cell])
+    # Packed into one integer, numpy sorts several times faster; should 48 bits meet, the lower context is first.
+    cell, group = (
+        x[np.argsort(group << np.uint64(48) | hashes >> np.uint64(16), kind="stable")] for x in (cell, group)
+    )
+    maximum = cells.maximum[cell]
+    ascending = np.argsort(group << np.uint64(32) | maximum.view(np.uint32), kind="stable")  # bits of floats > 0
+    _, start, of, n = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+    rank = np.empty(len(cell), dtype=np.int64)
+    rank[ascending] = np.arange(len(cell)) - start[of] + 1
+    decile = np.where(n[of] >= _DECILES, -(-_DECILES * rank // n[of]), 0)
+    return pl.DataFrame(
         {
-            "cell": keep,
-            "row": row,
-            "split": windows.split[window],
-            "document": cells.document[keep],
-            "maximum": cells.maximum[keep],
-            "hash": counter_hash(seed, cells.latents[row], window),
+            "cell": cell,
+            "row": cells.row[cell],
+            "split": windows.split[cells.window[cell]],
+            "document": cells.document[cell],
+            "maximum": maximum,
+            "decile": decile.astype(np.uint8),
         }
     )
-    # `cell` ascends with the context: should two hashes ever meet, the order is still determined.
-    n, rank = pl.len().over("row", "split"), (_RANK + 1).over("row", "split")
-    decile = pl.when(n >= _DECILES).then((_DECILES * rank + n - 1) // n).otherwise(0)
-    return frame.sort("maximum", "hash", "cell").with_columns(decile=decile.cast(pl.UInt8))
 
 
 def eligibility(cells: Cells, windows: Windows, population: pl.DataFrame, settings: ContextSettings) -> pl.DataFrame:
@@ -104,11 +112,11 @@ def eligibility(cells: Cells, windows: Windows, population: pl.DataFrame, settin
     status that fits holds: `dead`, `rare`, `dense`, `one_document`.
     """
     test = schema.SPLITS.index("test")
+    n_test_windows = int(windows.n_usable[test])
     in_test = population.filter(pl.col("split") == test)
     touched = windows.usable[cells.window] & (windows.split[cells.window] == test)
-    n_test_windows = int(windows.n_usable[test])
 
-    def count(rows: Int64[np.ndarray, " n"] | pl.Series) -> Int64[np.ndarray, " latents"]:
+    def count(rows: Integer[np.ndarray, " n"] | pl.Series) -> Int64[np.ndarray, " latents"]:
         return np.bincount(rows, minlength=len(cells.latents))
 
     frame = pl.DataFrame(
@@ -150,17 +158,14 @@ def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int
     strongest first; `random` any. With `per_document`, that many randomly chosen contexts of a document at most.
     The rows of a smaller `size` are the first of a larger one.
     """
-    population = population.sort("hash", "cell")
     if per_document is not None:
         population = population.filter(_RANK.over("row", "document") < per_document)
     if sampler == "quantile":
-        by = [_RANK.over("row", "decile")]
+        rounds = population.with_columns(round=_RANK.over("row", "decile")).filter(pl.col("round") < size)
+        population = rounds.sort("round", maintain_order=True).drop("round")
     elif sampler == "top":
-        by = [-pl.col("maximum")]
-    else:
-        by = []
-    ordered = population.sort(*by, "hash", "cell").with_columns(order=_RANK.over("row"))
-    return ordered.filter(pl.col("order") < size)
+        population = population.sort("maximum", descending=True, maintain_order=True)
+    return population.with_columns(order=_RANK.over("row")).filter(pl.col("order") < size)
 
 
 def _described(cells: Cells, windows: Windows, sample: pl.DataFrame) -> pl.DataFrame:
@@ -174,7 +179,7 @@ def _described(cells: Cells, windows: Windows, sample: pl.DataFrame) -> pl.DataF
     return pl.DataFrame(
         {
             "latent": cells.latents[cells.row[cell]],
-            "split": np.array(schema.SPLITS)[sample["split"]],
+            "split": pl.Series(schema.SPLITS).gather(sample["split"]),
             "context": window,
             "order": sample["order"],
             "decile": sample["decile"],

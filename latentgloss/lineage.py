@@ -12,8 +12,8 @@ Reads the store, and with `verify` the sources; writes nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,48 +24,15 @@ from latentgloss import schema
 from latentgloss.errors import InputError, LatentglossError, MissingInput, StoreError
 from latentgloss.hashing import frame_sha256, json_sha256
 from latentgloss.lineage_checks import Check
+from latentgloss.lineage_nodes import Node, Reader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from latentgloss.corpus import Corpus
-    from latentgloss.schema import Table
+    from latentgloss.explainers.windows import Vocabulary
     from latentgloss.store import Version
     from latentgloss.workspace import Workspace
-
-
-@dataclass
-class Node:
-    """One hop. `sha256`: of the rows themselves for rows, of the manifest for a version, of the files for sources."""
-
-    kind: str
-    id: str
-    sha256: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
-    inputs: list[Node] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def failed(self) -> list[Check]:
-        return [check for check in self.checks if check.ok is False]
-
-    def walk(self) -> Iterator[Node]:
-        yield self
-        for node in self.inputs:
-            yield from node.walk()
-
-    def broken(self) -> list[Node]:
-        """Hops that do not verify, this one's first."""
-        return [node for node in self.walk() if node.failed]
-
-    def reference(self) -> Node:
-        """The same hop where it is met again: without what is above it."""
-        return Node(self.kind, self.id, self.sha256, {"again": True} if self.inputs else {})
-
-    def as_json(self) -> dict[str, Any]:
-        """Stable keys: kind, id, sha256, facts, inputs; checks where something was recomputed."""
-        data: dict[str, Any] = {"kind": self.kind, "id": self.id, "sha256": self.sha256, "facts": self.facts}
-        if self.checks:
-            data["checks"] = [vars(check) for check in self.checks]
-        return {**data, "inputs": [node.as_json() for node in self.inputs]}
 
 
 def trace(
@@ -146,93 +113,13 @@ def _not_asked_for(version: Version, latent: int) -> InputError:
     )
 
 
-class _Walk:
-    """One walk over one SAE. What is met twice is opened, read and checked once."""
+class _Walk(Reader):
+    """One walk over one SAE."""
 
     def __init__(self, workspace: Workspace, partition: str, verify: bool) -> None:
-        self.workspace, self.store, self.verify = workspace, workspace.store, verify
-        self.partition = partition
-        self._known: dict[str, Node] = {}
-        self._tables: dict[tuple[str, str, str], tuple[pl.DataFrame | None, list[Check]]] = {}
-        self._corpora: dict[str, Corpus | None] = {}
-
-    # -- versions and files --------------------------------------------------------------------------------
-
-    def version(self, version: Version) -> Node:
-        """Node of a version: what made it, and the versions it pins."""
-        m = version.manifest
-
-        def make() -> Node:
-            facts = {
-                "stage_version": m.recipe["version"],
-                "settings": m.recipe["settings"],
-                "run_id": m.run_id,
-                "created": m.created,
-                "packages": m.packages,
-                "data_version": m.data_version,
-            }
-            pins = [
-                Node("pin", f"{p['stage']}/{p['partition']}/{p['fingerprint']}", p["data_version"]) for p in m.inputs
-            ]
-            found = checks.manifest_checks(self.store, version) if self.verify else []
-            return Node("version", version.key, checks.manifest_checksum(m), facts, pins, found)
-
-        return self._once(version.key, make)
-
-    def pinned(self, version: Version | None, stage: str, into: Node) -> Version | None:
-        """The version of a stage that `version` pins; its node becomes an input of `into`."""
-        if version is None:
-            return None
-        pin = next((p for p in version.manifest.inputs if p["stage"] == stage), None)
-        if pin is None:
-            into.checks.append(Check(f"pin of {stage}", False, f"none in {version.key}"))
-            return None
-        return self.open(pin, into)
-
-    def open(self, pin: dict[str, str], into: Node) -> Version | None:
-        key = f"{pin['stage']}/{pin['partition']}/{pin['fingerprint']}"
-        try:
-            found = self.store.version(pin["stage"], pin["partition"], pin["fingerprint"])
-            if found is None:
-                raise StoreError(
-                    f"{key}, which {into.kind} {into.id} comes from, is gone from the store",
-                    todo="materialise it again",
-                )
-        except StoreError as e:
-            if not self.verify:
-                raise
-            damage = Check("manifest", False, e.found)
-            into.inputs.append(self._once(key, lambda: Node("version", key, checks=[damage])))
-            return None
-        into.inputs.append(self.version(found))
-        return found
-
-    def rows(self, version: Version | None, table: Table, block: str, into: Node) -> pl.DataFrame | None:
-        """One block of a table; None if it cannot be trusted. The checks are added to `into`."""
-        if version is None or block not in version.manifest.blocks:
-            return None
-        key = (version.key, table.name, block)
-        if key not in self._tables:
-            self._tables[key] = self._read(version, table, block)
-        frame, found = self._tables[key]
-        into.checks += found
-        return frame
-
-    def _read(self, version: Version, table: Table, block: str) -> tuple[pl.DataFrame | None, list[Check]]:
-        if not self.verify:
-            return version.read(table, block), []
-        name = f"{table.name}/{block}.parquet"
-        file = checks.file_check(version, name)
-        if not file.ok:
-            return None, [file]
-        frame = pl.read_parquet(self.store.files.path(f"{version.key}/{name}"))
-        return frame, [file, checks.content_check(version, table, block, frame)]
-
-    def _once(self, key: str, make: Any) -> Node:
-        if key in self._known:
-            return self._known[key].reference()
-        self._known[key] = node = make()
-        return node
+        super().__init__(workspace.store, verify)
+        self.workspace, self.partition = workspace, partition
+        self._corpora: dict[str, Corpus] = {}
 
     # -- rows ------------------------------------------------------------------------------------------------
 
@@ -245,11 +132,8 @@ class _Walk:
             raise _not_asked_for(version, latent)
         judged = Node("judgements", f"{self.partition}#{latent} {scorer} of {explainer}")
         judgements = _of_latent(self.rows(version, schema.JUDGEMENTS, block, judged), latent)
-        explanations = self.pinned(version, "explanations", node)
-        told = self.explanation(explanations, block, latent)
-        node.inputs += [judged, told.node]
-        contexts = self.pinned(version, "sampled_contexts", judged)
-        negatives = self.pinned(version, "sampled_negatives", judged)
+        told = self.explanation(lambda into: self.pinned(version, "explanations", into), block, latent)
+        node.inputs += [told.node, judged]
         if scores is not None:
             node.sha256 = frame_sha256(scores)
             node.facts |= {f"{r['judge']} on {r['negatives']}": _in_words(r) for r in scores.iter_rows(named=True)}
@@ -260,20 +144,25 @@ class _Walk:
         judged.facts = {"rows": judgements.height, **_counts(judgements, "status")}
         if judgements.is_empty():
             return node
-        seen = self.evidence(judged, contexts, negatives, latent, judgements.select("split", "context"), "judged")
+        seen = self.evidence(judged, version, latent, judgements.select("split", "context"), "judged")
         if self.verify:
             judged.checks += checks.membership_checks(judgements, seen.contexts, seen.negatives)
             if scores is not None:
-                node.checks += checks.score_checks(scores, judgements)
+                nulls = _of_latent(self.rows(version, schema.SCORES, _null_of(block), node), latent)
+                node.checks += checks.score_checks(scores, judgements, nulls)
             if seen.corpus is not None:
-                program = told.program
-                judged.checks += checks.evidence_checks(scores, judgements, program, seen.corpus, seen.length)
+                vocabulary = self.vocabulary(judged)
+                if vocabulary is not None:
+                    judged.checks += checks.evidence_checks(
+                        scores, judgements, told.program, vocabulary, seen.corpus, seen.length
+                    )
                 if told.seen is not None:
                     judged.checks.append(_disjoint(told.seen, judgements, seen))
         return node
 
-    def explanation(self, version: Version | None, block: str, latent: int) -> _Told:
+    def explanation(self, opened: Callable[[Node], Version | None], block: str, latent: int) -> _Told:
         node = Node("explanation", f"{self.partition}#{latent} {block.partition('-')[2].replace('null.', 'null:')}")
+        version = opened(node)
         row = _of_latent(self.rows(version, schema.EXPLANATIONS, block, node), latent)
         if version is None or row is None or row.is_empty():
             return _Told(node)
@@ -281,11 +170,11 @@ class _Walk:
         node.sha256 = frame_sha256(row)
         shown = ("explanation", "status", "reason", "model", "prompt_sha256", "source_latent", "program")
         node.facts = {key: told[key] for key in shown if told[key] not in (None, "")}
-        if self.verify and told["status"] == "ok":
-            node.checks += _round_trip(self.workspace, self.partition, told)
+        if self.verify and _is_pattern(told) and (vocabulary := self.vocabulary(node)) is not None:
+            node.checks.append(checks.round_trip_check(told, vocabulary))
         source = told["source_latent"]
         if source is not None:  # a null: the text of another latent of the block
-            own = self.explanation(version, block.replace("-null.", "-"), source)
+            own = self.explanation(lambda into: version, block.replace("-null.", "-"), source)
             own.node.facts.pop("program", None)
             node.inputs.append(own.node)
             if self.verify:
@@ -294,51 +183,38 @@ class _Walk:
         ids = told["context_ids"]
         seen = None
         if ids:
-            contexts = self.pinned(version, "sampled_contexts", node)
-            negatives = self.pinned(version, "sampled_negatives", node)
             wanted = pl.DataFrame({"split": "explain", "context": pl.Series(ids, dtype=pl.UInt32)})
-            seen = self.evidence(node, contexts, negatives, latent, wanted, "shown")
+            seen = self.evidence(node, version, latent, wanted, "shown")
             if self.verify and seen.contexts is not None and seen.negatives is not None:
                 known = {*seen.contexts["context"], *seen.negatives["context"]}
                 stray = [i for i in ids if i not in known]
                 node.checks.append(checks.none_of("contexts shown are sampled ones of explain", stray, f"{len(ids)}"))
         return _Told(node, told["explanation"], told["program"], seen)
 
-    def evidence(
-        self,
-        into: Node,
-        contexts: Version | None,
-        negatives: Version | None,
-        latent: int,
-        wanted: pl.DataFrame,
-        role: str,
-    ) -> _Seen:
-        """Nodes of the contexts of a latent that were shown or judged, and of what they come from."""
+    def evidence(self, into: Node, owner: Version, latent: int, wanted: pl.DataFrame, role: str) -> _Seen:
+        """Nodes of the contexts of a latent that `owner` showed or judged, and of what they come from."""
         block = f"{latent // schema.BLOCK:06d}"
         wanted = wanted.unique()
         found: dict[str, pl.DataFrame | None] = {}
-        nodes = []
-        for kind, version, table in (
-            ("contexts", contexts, schema.CONTEXTS),
-            ("negatives", negatives, schema.NEGATIVES),
-        ):
+        opened: list[Version] = []
+        for kind, table in (("contexts", schema.CONTEXTS), ("negatives", schema.NEGATIVES)):
             node = Node(kind, f"{self.partition}#{latent} {role}")
+            into.inputs.append(node)
+            version = self.pinned(owner, f"sampled_{kind}", node)
+            opened += [version] if version else []
             frame = _of_latent(self.rows(version, table, block, node), latent)
             if frame is not None:
                 frame = frame.join(wanted, on=["split", "context"], how="semi", maintain_order="left")
                 node.sha256 = frame_sha256(frame)
                 node.facts = {"windows": frame.height, **_counts(frame, "split")}
             found[kind] = frame
-            nodes.append(node)
-        into.inputs += nodes
-        given = contexts or negatives
-        if given is None:
+        if not opened:
             return _Seen(found["contexts"], found["negatives"], None, 0)
-        settings = given.manifest.recipe["settings"]
+        settings = opened[0].manifest.recipe["settings"]
         length = int(settings["contexts"]["length"] if "contexts" in settings else settings["contexts.length"])
-        node, corpus = self.activations(given, found, latent, length, wanted, role)
-        nodes[0].inputs.append(node)
-        nodes[1].inputs.append(node.reference())
+        node, corpus = self.activations(opened[0], found, latent, length, wanted, role)
+        for context, given in zip(into.inputs[-2:], (node, node.reference()), strict=True):
+            context.inputs.append(given)
         return _Seen(found["contexts"], found["negatives"], corpus, length)
 
     def activations(
@@ -368,10 +244,8 @@ class _Walk:
             mask.sha256 = frame_sha256(pl.concat(known).to_frame()) if known else ""
             if self.verify:
                 all_masked = pl.concat(known) if known and len(known) == len(shards) else None
-                node.checks += checks.activation_checks(
-                    found["contexts"], found["negatives"], mine, all_masked, length
-                )
-        node.inputs.append(self._once(f"masked/{cache.key if cache else ''}", lambda: mask))
+                node.checks += checks.activation_checks(found["contexts"], found["negatives"], mine, all_masked, length)
+        node.inputs.append(self.once(f"masked/{cache.key if cache else ''}", lambda: mask))
         resolved = self.pinned(cache, "resolved_saes", node)
         if resolved is None:
             resolved = self.pinned(given, "resolved_saes", node)
@@ -385,13 +259,20 @@ class _Walk:
         node.inputs.append(tokens)
         return node, corpus
 
+    def vocabulary(self, into: Node) -> Vocabulary | None:
+        try:
+            return self.workspace.vocabulary(self.partition.partition("/")[0])
+        except LatentglossError as e:
+            into.checks.append(Check("vocabulary of the tokenizer", False, e.found))
+            return None
+
     # -- sources ---------------------------------------------------------------------------------------------
 
     def sae(self, resolved: Version) -> tuple[Node, dict[str, Any] | None]:
         """The SAE's files and its model, as `resolved.json` names them."""
         file = checks.file_check(resolved, "resolved.json") if self.verify else None
         if file is not None and not file.ok:
-            return self._once(f"sae/{resolved.key}", lambda: Node("sae", self.partition, checks=[file])), None
+            return self.once(f"sae/{resolved.key}", lambda: Node("sae", self.partition, checks=[file])), None
         declared: dict[str, Any] = resolved.json("resolved.json")
 
         def make() -> Node:
@@ -406,7 +287,7 @@ class _Walk:
                 own.checks.append(checks.model_check(self.workspace, name, model))
             return node
 
-        return self._once(f"sae/{resolved.key}", make), declared
+        return self.once(f"sae/{resolved.key}", make), declared
 
     def tokens(
         self, declared: dict[str, Any], resolved: Version, wanted: pl.DataFrame, length: int, role: str
@@ -462,7 +343,7 @@ class _Walk:
                 source.checks.append(checks.source_check(spec, stored["source"]))
                 again, why = checks.read_again(spec, numbers)
                 tokens.checks.append(checks.tokens_check(self.workspace, model, corpus, again))
-        node.inputs.append(self._once(f"source/{version.key}", lambda: source))
+        node.inputs.append(self.once(f"source/{version.key}", lambda: source))
         for row in table.iter_rows(named=True):
             facts = {"document": row["document"], "split": row["split"], "n_tokens": row["n_tokens"]}
             one = Node("document", row["name"], row["content_sha256"], facts)
@@ -490,6 +371,11 @@ class _Told:
     text: str = ""
     program: str | None = None
     seen: _Seen | None = None
+
+
+def _null_of(block: str) -> str:
+    number, _, explainer = block.partition("-")
+    return f"{number}-null.{explainer}"
 
 
 def _of_latent(frame: pl.DataFrame | None, latent: int) -> pl.DataFrame | None:
@@ -522,6 +408,5 @@ def _disjoint(shown: _Seen, judgements: pl.DataFrame, judged: _Seen) -> Check:
     return checks.none_of("no document is both shown and scored", sorted(both), "none")
 
 
-def _round_trip(workspace: Workspace, partition: str, told: dict[str, Any]) -> list[Check]:
-    """The sentence of a pattern says exactly what its program does."""
-    return []
+def _is_pattern(told: dict[str, Any]) -> bool:
+    return told["program"] is not None and json.loads(told["program"]).get("kind") == "pattern"

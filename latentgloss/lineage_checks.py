@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from latentgloss.corpus import Corpus
+    from latentgloss.explainers.windows import Vocabulary
     from latentgloss.registry import ModelSpec
     from latentgloss.schema import Table
     from latentgloss.store import Manifest, Store, Version
@@ -171,13 +172,12 @@ def resolved_checks(version: Version, resolved: dict[str, Any]) -> list[Check]:
 
 def sae_check(workspace: Workspace, partition: str, stored: Any) -> Check:
     """Digest of a SAE's files."""
-    from latentgloss.saes import sae_identity
+    from latentgloss.saes import sae_file_digest
 
     what = "files of the SAE"
     try:
         spec = workspace.registry.sae(partition)
-        with tempfile.TemporaryDirectory() as folder:  # digests remembered elsewhere are not believed
-            return equal(what, sae_identity(spec.format, spec.path, DigestCache(Path(folder) / "digests")), stored)
+        return equal(what, sae_file_digest(spec.format, spec.path), stored)
     except LatentglossError as e:
         return Check(what, False, e.found, _text(stored))
 
@@ -188,7 +188,7 @@ def model_check(workspace: Workspace, model: str, stored: Any) -> Check:
 
     what = "files of the model"
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder:  # digests remembered elsewhere are not believed
             return equal(what, model_identity(workspace.registry.model(model), Path(folder)), stored)
     except LatentglossError as e:
         return Check(what, False, e.found, _text(stored))
@@ -235,9 +235,7 @@ def document_check(row: dict[str, Any], again: tuple[str, str] | None, why: str)
     return equal(what, f"{again[0]} {text_sha256(again[1])}", stored)
 
 
-def tokens_check(
-    workspace: Workspace, model: str, corpus: Corpus, texts: dict[int, tuple[str, str]]
-) -> Check:
+def tokens_check(workspace: Workspace, model: str, corpus: Corpus, texts: dict[int, tuple[str, str]]) -> Check:
     """Documents tokenised again, against the tokens at their spans (a document's end may fill no sequence)."""
     from latentgloss.subject_files import load_tokenizer
 
@@ -290,8 +288,8 @@ def activation_checks(
     return checks
 
 
-def score_checks(scores: pl.DataFrame, judgements: pl.DataFrame) -> list[Check]:
-    """Each score of a latent, from its judgements on the test split."""
+def score_checks(scores: pl.DataFrame, judgements: pl.DataFrame, nulls: pl.DataFrame | None) -> list[Check]:
+    """Each score of a latent, from its judgements on the test split, and its specificity, from the null's scores."""
     checks = []
     for row in scores.filter(pl.col("status") == "ok").iter_rows(named=True):
         judged = judgements.filter(
@@ -311,11 +309,22 @@ def score_checks(scores: pl.DataFrame, judgements: pl.DataFrame) -> list[Check]:
         )
         what = f"score of {row['judge']} on {row['negatives']} from its judgements"
         checks.append(Check(what, same, _text({**found, "n": judged.height}), _text({**stored, "n": row["n"]})))
+        if nulls is not None and row["specificity"] is not None:
+            like = nulls.filter(pl.col("negatives") == row["negatives"], pl.col("judge") == row["judge"])["score"]
+            mean = float(np.mean(like.drop_nulls().to_numpy())) if like.count() else float("nan")
+            same = abs(row["score"] - mean - row["specificity"]) <= TOLERANCE
+            what = f"specificity of {row['judge']} on {row['negatives']}"
+            checks.append(Check(what, same, _text(row["score"] - mean), _text(row["specificity"])))
     return checks
 
 
 def evidence_checks(
-    scores: pl.DataFrame | None, judgements: pl.DataFrame, program: str | None, corpus: Corpus, length: int
+    scores: pl.DataFrame | None,
+    judgements: pl.DataFrame,
+    program: str | None,
+    vocabulary: Vocabulary,
+    corpus: Corpus,
+    length: int,
 ) -> list[Check]:
     """Judgements of the executing judge, executed again, and predictions against the threshold."""
     from latentgloss.protocols import Question
@@ -326,7 +335,7 @@ def evidence_checks(
         return []
     tokens = corpus.contexts(executed["context"].to_numpy(), length)
     try:
-        (answer,) = judge_named("executed").judge([Question("detection", 0, "", program, tokens, None)])
+        (answer,) = judge_named("executed", vocabulary).judge([Question("detection", 0, "", program, tokens, None)])
     except (LatentglossError, ValueError, KeyError, TypeError) as e:
         return [Check("evidence executed again", False, f"the program does not run ({e})")]
     differ = executed["context"].to_numpy()[answer.evidence != executed["evidence"].to_numpy()]
@@ -338,6 +347,19 @@ def evidence_checks(
         )
         checks.append(none_of("predictions from evidence and threshold", wrong["context"].to_list(), "equal"))
     return checks
+
+
+def round_trip_check(told: dict[str, Any], vocabulary: Vocabulary) -> Check:
+    """A pattern's sentence, read back, is its program: the text says all that is executed, and nothing else."""
+    from latentgloss.explainers.pattern import Pattern
+    from latentgloss.explainers.pattern_text import parse_text
+
+    what = "program read back from the sentence"
+    try:
+        program = Pattern.from_json(told["program"], vocabulary)
+        return equal(what, parse_text(told["explanation"], vocabulary).to_json(), program.to_json())
+    except LatentglossError as e:
+        return Check(what, False, e.found)
 
 
 def membership_checks(

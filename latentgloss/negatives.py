@@ -194,10 +194,10 @@ def sample_block(
                 pl.DataFrame(
                     {
                         "latent": cells.latents[row],
-                        "split": np.array(schema.SPLITS)[group_split[group]],
+                        "split": pl.Series(schema.SPLITS).gather(group_split[group]),
                         "context": window,
                         "order": order,
-                        "stratum": np.full(len(group), stratum),
+                        "stratum": pl.repeat(stratum, len(group), eager=True),
                         "document": layout.windows.document[window],
                         "n_documents": layout.windows.n_documents[window],
                     }
@@ -209,8 +209,8 @@ def sample_block(
                 pl.DataFrame(
                     {
                         "latent": cells.latents[group_row],
-                        "split": np.array(schema.SPLITS)[group_split],
-                        "stratum": np.full(len(group_row), stratum),
+                        "split": pl.Series(schema.SPLITS).gather(group_split),
+                        "stratum": pl.repeat(stratum, len(group_row), eager=True),
                         "population": population,
                         "share": population / np.maximum(silent, 1),
                         "sampled": sampled,

@@ -48,7 +48,8 @@ def _score(work: Work) -> None:
     resolved = work.input("resolved_saes").content(("cache",))
     corpus = work.workspace.corpus(work.input("resolved_saes"))
     length = work.settings.contexts.length
-    judges = [judge_named(name) for name in work.settings.detection.judges]
+    vocabulary = work.workspace.vocabulary(work.model.name)
+    judges = [judge_named(name, vocabulary) for name in work.settings.detection.judges]
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})
     tables = (schema.JUDGEMENTS, schema.SCORES)

@@ -77,9 +77,9 @@ def registry_sensor(context: dg.SensorEvaluationContext, workspace: WorkspaceRes
 
 
 def _version(workspace: Workspace, sae: SaeSpec) -> str:
-    from latentgloss.saes import sae_identity
+    from latentgloss.saes import sae_file_digest
 
-    identity = sae_identity(sae.format, sae.path, workspace.digests)
+    identity = sae_file_digest(sae.format, sae.path, workspace.digests.sha256)
     return json_sha256({"declared": sae.declared(), "weights": identity})
 
 

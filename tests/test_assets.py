@@ -115,9 +115,10 @@ class Daemon:
         self.cursor = result.cursor
         asked = []
         for stage in STAGES:
-            for key in sorted(result.get_requested_partitions(dg.AssetKey(stage))):
-                asked.append((stage, str(key)))
-                self.workspace.run(stage, str(key))
+            keys = [str(key) for key in result.get_requested_partitions(dg.AssetKey(stage))]
+            asked += [(stage, key) for key in sorted(keys)]
+            for together in ranges(self.workspace.instance, STAGES[stage].grain, keys):
+                self.workspace.run(stage, together[0], together[-1])
         return asked
 
     def settle(self) -> list[tuple[str, str]]:
@@ -126,7 +127,7 @@ class Daemon:
             now = self.tick()
             asked += now
             quiet = 0 if now else quiet + 1
-            if quiet == 3:
+            if quiet == 2:
                 return asked
         raise AssertionError(f"automation never comes to rest; last asked for {asked[-20:]}")
 

@@ -195,7 +195,6 @@ def test_any_prefix_of_a_quantile_sample_is_spread_over_the_deciles(seed: int, n
             "document": rng.integers(0, 20, n),
             "maximum": rng.random(n),
             "decile": rng.integers(1, 11, n),
-            "hash": rng.integers(0, 2**63, n),
         }
     )
     sample = draw(population, "quantile", size)
@@ -211,14 +210,12 @@ def test_any_prefix_of_a_quantile_sample_is_spread_over_the_deciles(seed: int, n
     assert capped["document"].value_counts()["count"].max() <= 2
 
 
-def test_random_draws_are_uniform() -> None:
-    rows, n = 2000, 12
-    population = pl.DataFrame({"row": np.repeat(np.arange(rows), n), "cell": np.arange(rows * n)}).with_columns(
-        hash=pl.Series(counter_hash(0, np.repeat(np.arange(rows), n), np.tile(np.arange(n), rows)))
-    )
-    first = draw(population, "random", 1)["cell"] % n
-    counts = np.bincount(first, minlength=n)
-    assert ((counts - rows / n) ** 2 / (rows / n)).sum() < 31.3  # chi-square, 11 degrees of freedom, p = .001
+def test_the_order_of_hashes_is_uniform_over_contexts() -> None:
+    latents, n = 5000, 12
+    hashes = counter_hash(0, np.arange(latents)[:, None], np.arange(n))
+    for chosen in (hashes.argmin(axis=1), hashes.argmax(axis=1)):
+        counts = np.bincount(chosen, minlength=n)
+        assert ((counts - latents / n) ** 2 / (latents / n)).sum() < 31.3  # chi-square, 11 d.f., p = .001
 
 
 def materialised(folder: Path, latents: object, **changes: object) -> Outcome:

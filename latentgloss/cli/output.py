@@ -89,16 +89,13 @@ def print_json_rows(rows: Iterable[dict[str, Any]]) -> None:
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Aligned columns, numbers to the right. On a terminal the last column is cut to its width."""
     cells = [[plain(value) for value in row] for row in rows]
-    numeric = [all(_is_number(row[i]) for row in cells) for i in range(len(header))]
+    numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
     last = len(header) - 1
     cells = [[c if i == last else _cut(c, CELL) for i, c in enumerate(row)] for row in cells]
     widths = [max([len(h), *(len(row[i]) for row in cells)]) for i, h in enumerate(header)]
     limit = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for row in [list(header), *cells]:
-        padded = [
-            c.rjust(w) if n and row is not cells else c.ljust(w)
-            for c, w, n in zip(row, widths, numeric, strict=True)
-        ]
+        padded = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)]
         line = "  ".join(padded).rstrip()
         click.echo(_cut(line, limit) if limit else line)
 

@@ -76,9 +76,7 @@ def status(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> No
 @click.option("--explainer", help="Only this explainer.")
 @json_option
 @click.pass_context
-def explanations(
-    ctx: click.Context, partition: str, latent: int | None, explainer: str | None, as_json: bool
-) -> None:
+def explanations(ctx: click.Context, partition: str, latent: int | None, explainer: str | None, as_json: bool) -> None:
     """Explanations of a SAE's latents: one row per latent and explainer, failures with their reason.
 
     \b
@@ -134,7 +132,7 @@ def scores(
     if scorer is None:  # those that were run; the first says so if none was
         stages = [s for s in stages if workspace.store.current(s, partition) is not None] or stages[:1]
     metrics = [c.name for c in schema.SCORES.columns if c.name not in {*SCORE_KEYS, *NOT_METRICS}]
-    rows = (
+    rows: Iterator[dict[str, Any]] = (
         {
             **{key: partition if key == "partition" else row[key] for key in SCORE_KEYS},
             "metrics": {name: row[name] for name in metrics if row[name] is not None},

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SHOWN = 4
 """Nodes of one kind printed below one parent; the rest is counted. JSON has all."""
+FACT = 120
+"""Longest fact printed."""
 
 
 @click.command()
@@ -58,17 +60,23 @@ def lineage(
 def _print(node: Node, depth: int, verify: bool) -> None:
     mark = "" if not verify else "✗ " if node.failed else "✓ " if node.checks else "· "
     digest = f"  {node.sha256[:12]}" if node.sha256 else ""
-    facts = ", ".join(f"{key} {plain(value)}" for key, value in node.facts.items() if isinstance(value, str | int | float))
-    click.echo(f"{'  ' * depth}{mark}{node.kind} {plain(node.id)}{digest}" + (f"  ({facts})" if facts else ""))
+    click.echo(f"{'  ' * depth}{mark}{node.kind} {plain(node.id)}{digest}{_facts(node)}")
     for check in node.failed:
-        click.echo(f"{'  ' * (depth + 2)}{check}")
-    printed: dict[str, int] = {}
+        click.echo(f"{'  ' * (depth + 2)}{plain(check)}")
+    shown: dict[str, int] = {}
     for child in node.inputs:
-        printed[child.kind] = printed.get(child.kind, 0) + 1
-        if printed[child.kind] <= SHOWN or child.broken():
+        if child.kind == "pin":  # the versions themselves stand where their rows are
+            continue
+        shown[child.kind] = shown.get(child.kind, 0) + 1
+        if shown[child.kind] <= SHOWN or child.broken():
             _print(child, depth + 1, verify)
-    for kind, n in printed.items():
-        hidden = [c for c in node.inputs if c.kind == kind][SHOWN:]
-        hidden = [c for c in hidden if not c.broken()]
-        if n > SHOWN and hidden:
-            click.echo(f"{'  ' * (depth + 1)}… and {len(hidden)} more of kind {kind}")
+        elif shown[child.kind] == SHOWN + 1:
+            n = sum(c.kind == child.kind for c in node.inputs)
+            click.echo(f"{'  ' * (depth + 1)}… {n} of kind {child.kind}; --json has all")
+
+
+def _facts(node: Node) -> str:
+    if node.facts.get("again"):
+        return "  (see above)"
+    words = [f"{key} {plain(value)}" for key, value in node.facts.items() if isinstance(value, str | int | float)]
+    return f"  ({', '.join(word if len(word) <= FACT else word[: FACT - 1] + '…' for word in words)})" if words else ""

@@ -86,7 +86,9 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     report: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     report["packages"] = {name: _version(name) for name in PACKAGES}
     problems += [
-        f"package {name} is not installed" for name, v in report["packages"].items() if v is None and name not in OPTIONAL
+        f"package {name} is not installed"
+        for name, v in report["packages"].items()
+        if v is None and name not in OPTIONAL
     ]
     report["devices"] = _devices()
     try:
@@ -174,5 +176,3 @@ def _print(report: dict[str, Any]) -> None:
         state = "" if store["exists"] else ", not created yet"
         rows.append(("store", f"{store['root']}: {size(store['free_bytes'])} free{state}"))
     print_table(("WHAT", "FOUND"), rows)
-
-

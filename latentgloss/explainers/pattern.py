@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from latentgloss.errors import ExplainerError
-from latentgloss.explainers.windows import KINDS, Vocabulary, Windows
+from latentgloss.explainers.windows import KINDS, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -113,37 +113,7 @@ class Pattern:
     def levels(self, tokens: UInt32[np.ndarray, "n length"]) -> Int8[np.ndarray, "n length"]:
         """Level of every token. Raises ExplainerError if a token id is outside the vocabulary."""
         self.vocabulary.check(tokens)
-        level = np.full(tokens.shape, -1, dtype=np.int8)
-        for kind in KINDS:
-            named = [(item, rule.value) for rule in self.rules if rule.form == "fires"
-                     for item in rule.items if item.kind == kind]  # fmt: skip
-            if named:
-                table = np.full(self.vocabulary.size(kind) + 1, -1, dtype=np.int8)  # the last is group -1: none
-                # Two levels for one set of tokens: the higher, whatever the order of the rules.
-                for item, value in named:
-                    group = self.vocabulary.group(kind, item.name)
-                    table[group] = max(table[group], value)
-                here = table[self.vocabulary.groups(kind)[tokens]]
-                level = np.where(here >= 0, here, level)
-        shift = np.zeros(tokens.shape, dtype=np.int8)
-        for rule in self.rules:
-            if rule.form != "fires":
-                shift += np.int8(rule.value) * preceded(self.members(rule.items, tokens), rule.form).astype(np.int8)
-        moved = np.clip(level + shift, 0, len(LEVELS) - 1)
-        return np.where(level >= 0, moved, self.otherwise).astype(np.int8)
-
-    def members(
-        self, items: tuple[Item, ...], tokens: UInt32[np.ndarray, "n length"]
-    ) -> Bool[np.ndarray, "n length"]:
-        """Which tokens belong to any of the items."""
-        found = np.zeros(tokens.shape, dtype=np.bool_)
-        for kind in KINDS:
-            groups = [self.vocabulary.group(kind, item.name) for item in items if item.kind == kind]
-            if groups:
-                table = np.zeros(self.vocabulary.size(kind) + 1, dtype=np.bool_)
-                table[groups] = True
-                found |= table[self.vocabulary.groups(kind)[tokens]]
-        return found
+        return levels(self.otherwise, self.rules, tokens, self.vocabulary)
 
     def strength(self, tokens: UInt32[np.ndarray, "n length"]) -> Float32[np.ndarray, "n length"]:
         """f_t (module docstring), from each window alone. Raises ExplainerError for a token id out of range."""
@@ -189,6 +159,49 @@ class Pattern:
         return pattern
 
 
+def levels(
+    otherwise: int, rules: tuple[Rule, ...], tokens: UInt32[np.ndarray, "n length"], vocabulary: Vocabulary
+) -> Int8[np.ndarray, "n length"]:
+    """Level of every token under the rules (module docstring)."""
+    level = np.full(tokens.shape, -1, dtype=np.int8)
+    for kind in KINDS:
+        named = [
+            (vocabulary.group(kind, item.name), rule.value)
+            for rule in rules
+            if rule.form == "fires"
+            for item in rule.items
+            if item.kind == kind
+        ]
+        if named:
+            table = np.full(vocabulary.size(kind) + 1, -1, dtype=np.int8)  # the last is group -1: none
+            for group, value in named:
+                # Two levels for one set of tokens: the higher, whatever the order of the rules.
+                table[group] = max(table[group], value)
+            here = table[vocabulary.groups(kind)[tokens]]
+            level = np.where(here >= 0, here, level)
+    shift = np.zeros(tokens.shape, dtype=np.int8)
+    for rule in rules:
+        if rule.form != "fires":
+            met = preceded(members(rule.items, tokens, vocabulary), rule.form)
+            shift += np.int8(rule.value) * met.astype(np.int8)
+    moved = np.clip(level + shift, 0, len(LEVELS) - 1)
+    return np.where(level >= 0, moved, otherwise).astype(np.int8)
+
+
+def members(
+    items: tuple[Item, ...], tokens: UInt32[np.ndarray, "n length"], vocabulary: Vocabulary
+) -> Bool[np.ndarray, "n length"]:
+    """Which tokens belong to any of the items."""
+    found = np.zeros(tokens.shape, dtype=np.bool_)
+    for kind in KINDS:
+        groups = [vocabulary.group(kind, item.name) for item in items if item.kind == kind]
+        if groups:
+            table = np.zeros(vocabulary.size(kind) + 1, dtype=np.bool_)
+            table[groups] = True
+            found |= table[vocabulary.groups(kind)[tokens]]
+    return found
+
+
 def preceded(
     member: Bool[np.ndarray, "n length"], form: Literal["after", "near"]
 ) -> Bool[np.ndarray, "n length"]:
@@ -224,5 +237,3 @@ class PatternExplainer:
                 one.latent, "ok", "", pattern.text(), pattern.to_json(), context_ids=tuple(one.context_ids)
             )
 
-
-__all__ = ["Item", "Pattern", "PatternExplainer", "Rule", "Windows"]

@@ -14,12 +14,13 @@ from latentgloss.scorers.executed import ExecutedJudge
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Judge
 
-JUDGES: dict[str, Callable[[], Judge]] = {"executed": ExecutedJudge}
+JUDGES: dict[str, Callable[[Vocabulary], Judge]] = {"executed": ExecutedJudge}
 
 
-def judge_named(name: str) -> Judge:
+def judge_named(name: str, vocabulary: Vocabulary) -> Judge:
     """Raises SettingsError for a judge there is none of."""
     if name not in JUDGES:
         raise SettingsError(
@@ -27,4 +28,4 @@ def judge_named(name: str) -> Judge:
             expected=f"one of {', '.join(sorted(JUDGES))}",
             todo="correct `detection.judges` in latentgloss.toml",
         )
-    return JUDGES[name]()
+    return JUDGES[name](vocabulary)

@@ -16,12 +16,17 @@ from latentgloss.protocols import Answer, Question
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from latentgloss.explainers.windows import Vocabulary
+
 
 class ExecutedJudge:
     """Detection: evidence is the strongest token of the window, g = max_t f_t."""
 
     name = "executed"
     version = "1"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -34,5 +39,5 @@ class ExecutedJudge:
                 reason = ["the explanation has no executable form"] * n
                 yield Answer(np.full(n, np.nan, np.float32), None, None, None, ["unsupported"] * n, reason)
                 continue
-            strength = load_program(question.program).strength(question.tokens)
+            strength = load_program(question.program, self.vocabulary).strength(question.tokens)
             yield Answer(strength.max(axis=1).astype(np.float32), None, None, None)
