@@ -1,7 +1,7 @@
 """Writes docs/data_dictionary.md from `latentgloss/schema.py` and `stages.py`; `--check` only compares.
 
-    python docs/data_dictionary.py            write the page
-    python docs/data_dictionary.py --check    exit 1 if it is out of date
+python docs/data_dictionary.py            write the page
+python docs/data_dictionary.py --check    exit 1 if it is out of date
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ HEAD = """\
 Every table in the store: what a row is, its columns, their types and units. Written from `latentgloss/schema.py` by
 `make docs`; edit that file, not this page.
 
-A table lies in its stage's folder as Parquet, `<store>/<stage>/<partition>/<fingerprint>/<table>/<block>.parquet`,
-and reads as one frame: `pl.scan_parquet("<…>/<table>/*.parquet")`. *Key*: the columns that name a row. A column may
-be empty only where its type says so. Activations are in the model's own units, probabilities in [0, 1], losses in
-nats; positions are global token indexes in the corpus.
+A version of a stage is the folder `<store>/<stage>/<partition>/<fingerprint>/`. Its tables are folders of Parquet
+blocks in it, `<table>/<block>.parquet`, and read as one frame: `pl.scan_parquet("<…>/<table>/*.parquet")`; those of
+`tokenized_corpus` are one file each, `<table>.parquet`, beside the token array `tokens.npy` and the marks of 13-grams
+that an earlier split holds too, `shared_13grams.npy`.
+
+*Key*: the columns that name a row. A column may be empty only where its type says so. Activations are in the model's
+own units, probabilities in [0, 1], losses in nats; positions are global token indexes in the corpus.
 """
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int64, UInt8, UInt32
+from jaxtyping import Bool, Int64, Integer, UInt8, UInt32
 
 from latentgloss import schema
 from latentgloss.corpus_duplicates import Duplicates
@@ -311,7 +311,7 @@ class Corpus:
     def sequence_length(self) -> int:
         return int(self.tokens.shape[1])
 
-    def contexts(self, context_ids: Int64[np.ndarray, " n"], length: int) -> UInt32[np.ndarray, "n length"]:
+    def contexts(self, context_ids: Integer[np.ndarray, " n"], length: int) -> UInt32[np.ndarray, "n length"]:
         """Tokens of windows `context_ids`; window c holds positions c * length to (c + 1) * length."""
         tokens: UInt32[np.ndarray, "n length"] = self._windows(self.tokens, length)[context_ids]
         return tokens
@@ -328,7 +328,7 @@ class Corpus:
         windows = self._windows(self.shared_13grams, length)
         return np.array(windows[:, : max(length - GRAM + 1, 0)].any(axis=1))
 
-    def document_of_position(self, positions: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
+    def document_of_position(self, positions: Integer[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
         """Document at each position; -1 at a BOS or separator."""
         span = np.searchsorted(self.span_start, positions, side="right") - 1
         inside = (span >= 0) & (positions < self.span_end[span])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +66,9 @@ def trace(
         if not verify:  # otherwise the hop itself is going to say so
             raise
     block = _block_of(workspace, version, latent, explainer)
-    return walk.score(version, block, latent, scorer)
+    root = walk.score(version, block, latent, scorer)
+    walk.read_sources()
+    return root
 
 
 def check_latent(workspace: Workspace, version: Version, latent: int) -> None:
@@ -119,7 +121,8 @@ class _Walk(Reader):
     def __init__(self, workspace: Workspace, partition: str, verify: bool) -> None:
         super().__init__(workspace.store, verify)
         self.workspace, self.partition = workspace, partition
-        self._corpora: dict[str, Corpus] = {}
+        self._corpora: dict[str, tuple[Corpus | None, list[Check], list[Check]]] = {}
+        self._pending: dict[str, _Sources] = {}
 
     # -- rows ------------------------------------------------------------------------------------------------
 
@@ -175,11 +178,13 @@ class _Walk(Reader):
         source = told["source_latent"]
         if source is not None:  # a null: the text of another latent of the block
             own = self.explanation(lambda into: version, block.replace("-null.", "-"), source)
-            own.node.facts.pop("program", None)
             node.inputs.append(own.node)
+            cache = self.pinned(version, "activation_cache", node)
+            self.rows(cache, schema.LATENTS, f"{latent // schema.BLOCK:06d}", node)  # whose twin it may not be
             if self.verify:
                 node.checks.append(checks.equal("text of the other latent", own.text, told["explanation"]))
             return _Told(node, told["explanation"], told["program"], own.seen)
+        node.inputs.append(self.eligibility(version, latent))
         ids = told["context_ids"]
         seen = None
         if ids:
@@ -190,6 +195,16 @@ class _Walk(Reader):
                 stray = [i for i in ids if i not in known]
                 node.checks.append(checks.none_of("contexts shown are sampled ones of explain", stray, f"{len(ids)}"))
         return _Told(node, told["explanation"], told["program"], seen)
+
+    def eligibility(self, owner: Version, latent: int) -> Node:
+        """Why the latent may, or may not, be explained."""
+        node = Node("eligibility", f"{self.partition}#{latent}")
+        version = self.pinned(owner, "sampled_contexts", node)
+        row = _of_latent(self.rows(version, schema.ELIGIBILITY, f"{latent // schema.BLOCK:06d}", node), latent)
+        if row is not None and row.height:
+            node.sha256 = frame_sha256(row)
+            node.facts = {key: value for key, value in row.row(0, named=True).items() if key != "latent"}
+        return node
 
     def evidence(self, into: Node, owner: Version, latent: int, wanted: pl.DataFrame, role: str) -> _Seen:
         """Nodes of the contexts of a latent that `owner` showed or judged, and of what they come from."""
@@ -203,6 +218,8 @@ class _Walk(Reader):
             version = self.pinned(owner, f"sampled_{kind}", node)
             opened += [version] if version else []
             frame = _of_latent(self.rows(version, table, block, node), latent)
+            if table is schema.NEGATIVES:  # what weights them back to their population
+                self.rows(version, schema.STRATA_SHARES, block, node)
             if frame is not None:
                 frame = frame.join(wanted, on=["split", "context"], how="semi", maintain_order="left")
                 node.sha256 = frame_sha256(frame)
@@ -309,48 +326,79 @@ class _Walk(Reader):
         return node, corpus
 
     def corpus(self, version: Version | None, resolved: Version, into: Node) -> Corpus | None:
+        """The corpus, if all of its files are sound; whatever is wrong is noted at the hop it belongs to."""
         if version is None:
             return None
         if not self.verify:
             return self.workspace.corpus(resolved)
-        files = [checks.file_check(version, name) for name in version.manifest.files]
-        sound = all(check.ok for check in files)
-        into.checks += files
-        if sound:
-            into.checks += [checks.part_check(version, name) for name in version.manifest.files]
-            if version.key not in self._corpora:
-                self._corpora[version.key] = self.workspace.corpus(resolved)
-        return self._corpora[version.key] if sound else None
+        if version.key not in self._corpora:
+            files = {name: checks.file_check(version, name) for name in version.manifest.files}
+            sound = all(check.ok for check in files.values())
+            parts = [checks.part_check(version, name) for name in files if files[name].ok]
+            of_documents = [files.pop("documents.parquet")] if "documents.parquet" in files else []
+            corpus = self.workspace.corpus(resolved) if sound else None
+            self._corpora[version.key] = corpus, [*files.values(), *parts], of_documents
+        corpus, found, of_documents = self._corpora[version.key]
+        into.checks += found
+        if any(check.ok is False for check in of_documents):
+            into.inputs.append(Node("documents", version.manifest.partition, checks=of_documents))
+        return corpus
 
     def documents(
         self, version: Version, corpus: Corpus, ids: np.ndarray, length: int, role: str, tokens: Node
     ) -> Node:
-        """Every document the windows touch, read again from its source if verifying."""
+        """Every document the windows touch; `read_sources` reads them again if verifying."""
         model = version.manifest.partition
         numbers = checks.touched_documents(ids, corpus, length)
         table = corpus.documents.filter(pl.col("document").is_in(numbers)).sort("document").collect()
         stored = version.manifest.recipe["external"]
-        source = Node("source", str(stored["corpus"]["source"]), json_sha256(stored["source"]), dict(stored["source"]))
         node = Node("documents", f"{model} {role}", frame_sha256(table), {"documents": table.height})
-        again: dict[int, tuple[str, str]] = {}
-        why = ""
-        if self.verify:
-            try:
-                spec = self.workspace.registry.model(model)
-            except LatentglossError as e:
-                node.checks.append(Check("model in the registry", False, e.found))
-            else:
-                source.checks.append(checks.source_check(spec, stored["source"]))
-                again, why = checks.read_again(spec, numbers)
-                tokens.checks.append(checks.tokens_check(self.workspace, model, corpus, again))
-        node.inputs.append(self.once(f"source/{version.key}", lambda: source))
+        source = self.once(
+            f"source/{version.key}",
+            lambda: Node(
+                "source", str(stored["corpus"]["source"]), json_sha256(stored["source"]), dict(stored["source"])
+            ),
+        )
+        node.inputs.append(source)
+        rows: dict[int, tuple[dict[str, Any], Node]] = {}
         for row in table.iter_rows(named=True):
             facts = {"document": row["document"], "split": row["split"], "n_tokens": row["n_tokens"]}
-            one = Node("document", row["name"], row["content_sha256"], facts)
-            if self.verify:
-                one.checks.append(checks.document_check(row, again.get(row["document"]), why))
-            node.inputs.append(one)
+            rows[row["document"]] = row, Node("document", row["name"], row["content_sha256"], facts)
+        node.inputs += [one for _, one in rows.values()]
+        if self.verify:
+            pending = self._pending.setdefault(version.key, _Sources(model, stored["source"], corpus, source))
+            pending.tokens.append((tokens, numbers))
+            pending.rows.append(rows)
         return node
+
+    def read_sources(self) -> None:
+        """Reads and tokenises the documents again, each source once however many hops need it."""
+        for pending in self._pending.values():
+            try:
+                spec = self.workspace.registry.model(pending.model)
+            except LatentglossError as e:
+                pending.source.checks.append(Check("model in the registry", False, e.found))
+                continue
+            pending.source.checks.append(checks.source_check(spec, pending.identity))
+            texts, why = checks.read_again(spec, {number for _, numbers in pending.tokens for number in numbers})
+            for rows in pending.rows:
+                for number, (row, node) in rows.items():
+                    node.checks.append(checks.document_check(row, texts.get(number), why))
+            for node, numbers in pending.tokens:
+                some = {number: texts[number] for number in numbers if number in texts}
+                node.checks.append(checks.tokens_check(self.workspace, pending.model, pending.corpus, some))
+
+
+@dataclass
+class _Sources:
+    """What is to be read again from one corpus's source, and the hops that wait for it."""
+
+    model: str
+    identity: dict[str, Any]
+    corpus: Corpus
+    source: Node
+    tokens: list[tuple[Node, list[int]]] = field(default_factory=list)
+    rows: list[dict[int, tuple[dict[str, Any], Node]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

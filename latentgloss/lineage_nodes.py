@@ -48,7 +48,7 @@ class Node:
 
     def reference(self) -> Node:
         """The same hop where it is met again: without what is above it."""
-        return Node(self.kind, self.id, self.sha256, {"again": True} if self.inputs else {})
+        return Node(self.kind, self.id, self.sha256, {"again": True})
 
     def as_json(self) -> dict[str, Any]:
         """Stable keys: kind, id, sha256, facts, inputs; checks where something was recomputed."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from latentgloss.errors import SubjectError
@@ -84,7 +84,7 @@ class Subject:
         return self._widths[hookpoint]
 
     def activations(
-        self, tokens: Int[np.ndarray, "batch seq"], hookpoints: Sequence[str]
+        self, tokens: Integer[np.ndarray, "batch seq"], hookpoints: Sequence[str]
     ) -> dict[str, Float[Tensor, "batch seq d"]]:
         """Activations at the hookpoints, in the model's dtype and on its device. Attention is causal.
 
@@ -156,7 +156,7 @@ class Subject:
             gain = (norm(signs[None]) - norm(torch.zeros_like(signs)[None]))[0] * signs
         return gain.float(), isinstance(norm, nn.LayerNorm)
 
-    def _tensor(self, tokens: Int[np.ndarray, "batch seq"]) -> Int[Tensor, "batch seq"]:
+    def _tensor(self, tokens: Integer[np.ndarray, "batch seq"]) -> Int[Tensor, "batch seq"]:
         return torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64)).to(self.device)
 
     def _module(self, hookpoint: str) -> nn.Module:

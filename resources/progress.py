@@ -19,10 +19,10 @@ class Progress(dg.ConfigurableResource):
     """Lines in the run's log, at most one every ten seconds per partition."""
 
     def start(self, log: Any) -> Callable[[str], Advance]:
-        return lambda label: _Lines(label, log.info)
+        return lambda label: Lines(label, log.info)
 
 
-class _Lines:
+class Lines:
     def __init__(self, label: str, write: Callable[[str], None]) -> None:
         self.label, self.write = label, write
         self.began = self.last = time.monotonic()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from latentgloss.schema import TABLES
 from latentgloss.stages import STAGES
 from latentgloss.workspace import Workspace
 
@@ -65,7 +66,8 @@ def contents(workspace: Workspace) -> dict[tuple[str, str], str]:
 
 
 def finished_files(folder: Path, stage: str) -> dict[Path, int]:
-    return {p: p.stat().st_ino for p in (folder / "data" / stage).rglob("*") if p.suffix in (".parquet", ".npy")}
+    """Files of blocks and their inodes. The corpus is one block, of files that are not in a table's folder."""
+    return {p: p.stat().st_ino for p in (folder / "data" / stage).rglob("*.parquet") if p.parent.name in TABLES}
 
 
 @pytest.mark.timeout(400)

@@ -25,6 +25,8 @@ def saes() -> None:
 def list_(ctx: click.Context, as_json: bool) -> None:
     """Every declared SAE, and every registry file that cannot be used, with its reason.
 
+    JSON: saes (partition, format, source, latents, control) and problems (where, message, found, expected, todo).
+
     \b
     Example:
       latentgloss saes list
@@ -57,7 +59,8 @@ def list_(ctx: click.Context, as_json: bool) -> None:
 def check(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> None:
     """Reads weights, hookpoints and registry files, and reports all problems; exit code 1 if there is one.
 
-    Without arguments every SAE is checked, and registry files with mistakes count.
+    Without arguments every SAE is checked, and registry files with mistakes count. JSON: saes (partition, n_latents,
+    d_in, width, problems) and problems of the registry's files.
 
     \b
     Example:

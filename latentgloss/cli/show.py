@@ -45,7 +45,8 @@ NOT_METRICS = ("embedder", "split", "metric", "threshold")
 def status(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> None:
     """Each asset of each partition: fresh, stale (and what changed), missing or failed.
 
-    A partition is a model or a SAE; `*` matches anything.
+    A partition is a model or a SAE; `*` matches anything. JSON: a list of objects with asset, partition, state and
+    because.
 
     \b
     Example:
@@ -78,6 +79,9 @@ def status(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> No
 @click.pass_context
 def explanations(ctx: click.Context, partition: str, latent: int | None, explainer: str | None, as_json: bool) -> None:
     """Explanations of a SAE's latents: one row per latent and explainer, failures with their reason.
+
+    JSON: a list of objects with partition, latent, explainer, explanation, status, reason, context_ids,
+    prompt_sha256, model, prompt_tokens, completion_tokens and cost_usd.
 
     \b
     Example:
@@ -119,6 +123,9 @@ def scores(
     as_json: bool,
 ) -> None:
     """Scores of a SAE's explanations, with 95 % intervals; a latent without one is a row that says why.
+
+    JSON: a list of objects with partition, latent, explainer, scorer, judge, negatives, profile, score, corrected,
+    specificity, ci_low, ci_high, n, coverage, status, reason and metrics (those the scorer has, by name).
 
     \b
     Example:

@@ -10,7 +10,7 @@ from latentgloss.cli.output import json_option, known_sae, open_workspace, plain
 from latentgloss.cli.show import score_stages
 
 if TYPE_CHECKING:
-    from latentgloss.lineage import Node
+    from latentgloss.lineage_nodes import Node
 
 SHOWN = 4
 """Nodes of one kind printed below one parent; the rest is counted. JSON has all."""
@@ -36,6 +36,9 @@ def lineage(
     as_json: bool,
 ) -> None:
     """From a latent's scores back to explanation, contexts, activations, tokens, documents and weights.
+
+    With --verify every line says whether the hop is as it was stored, and the exit code is 1 if one is not. JSON: a
+    tree of objects with kind, id, sha256, facts and inputs; with --verify also checks (what, ok, found, stored).
 
     \b
     Example:

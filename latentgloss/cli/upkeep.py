@@ -37,7 +37,8 @@ OPTIONAL = ("dagster",)
 def gc(ctx: click.Context, dry_run: bool, broken: tuple[str, str] | None, as_json: bool) -> None:
     """Removes complete versions that nothing refers to: no pointer, and no lineage from one.
 
-    Run it while no run is going on: a run refers to versions that no pointer names yet.
+    Run it while no run is going on: a run refers to versions that no pointer names yet. JSON: removed (stage,
+    partition, fingerprint, bytes, why, keep), bytes and dry_run.
 
     \b
     Example:
@@ -77,6 +78,8 @@ def gc(ctx: click.Context, dry_run: bool, broken: tuple[str, str] | None, as_jso
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Versions, devices, settings, registry and store; exit code 1 if something needs attention.
+
+    JSON: python, platform, packages, devices, settings, registry, store and problems.
 
     \b
     Example:

@@ -8,8 +8,8 @@ A pattern gives each token one of nine *levels* (`LEVELS`, from "never" to "almo
 
 1. the level of the most specific `fires` rule that names the token: the token itself, then its word in any case and
    spacing, then words that begin alike, then its class; else `otherwise`;
-2. a token that a `fires` rule names is moved up or down by every `shift` rule whose condition holds: one of its
-   items stands right before the token, or within `REACH` tokens before it, in the window itself.
+2. a token that a `fires` rule names is moved up or down the levels by every `after` rule of which an item stands
+   right before the token, in the window itself.
 
 With λ = -ln(1 - rate), the rate of events that makes a Poisson process fire with that probability, the strength is
 f_t = λ_t + `SUPPORT` Σ_s λ_s: windows are ordered by their strongest token, and among equals by how much else in
@@ -52,20 +52,18 @@ LEVELS = (
 LOG_ODDS = np.array([-7.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.2, 2.5])
 """Of firing, per level: evenly spaced where the levels of most tokens lie."""
 RATES = 1 / (1 + np.exp(-LOG_ODDS))
+_LAMBDA = -np.log1p(-RATES).astype(np.float32)
 
 SHIFTS = {-3: "much less often", -2: "less often", -1: "a little less often",
           1: "a little more often", 2: "more often", 3: "much more often"}  # fmt: skip
 """Steps on the ladder of levels."""
 
-REACH = 8
-"""How many tokens before a token count as close, for the condition `near`."""
-
-SUPPORT = 0.1
+SUPPORT = np.float32(0.1)
 """Share of the whole window in a token's strength. Any value between .03 and .3 orders windows nearly alike."""
 
 MAX_RULES = 10
-MAX_ITEMS = 12
-"""Items in one rule; more would be a table, not a sentence."""
+MAX_ITEMS = 20
+"""Items in one rule; more would be a table, not a sentence. They stand in order of importance."""
 
 
 @dataclass(frozen=True, order=True)
@@ -80,11 +78,11 @@ class Item:
 class Rule:
     """One clause of the sentence.
 
-    `fires`: the items fire at level `value`. `after` and `near`: tokens that a `fires` rule names move by `value`
-    levels right after one of the items, or within `REACH` tokens after one.
+    `fires`: the items fire at level `value`. `after`: tokens that a `fires` rule names move by `value` levels right
+    after one of the items.
     """
 
-    form: Literal["fires", "after", "near"]
+    form: Literal["fires", "after"]
     value: int
     items: tuple[Item, ...]
 
@@ -103,8 +101,8 @@ class Pattern:
         if not 0 <= self.otherwise < len(LEVELS):
             raise ExplainerError(f"level {self.otherwise}", expected=f"0 to {len(LEVELS) - 1}")
         for rule in self.rules:
-            if rule.form not in ("fires", "after", "near"):
-                raise ExplainerError(f"a rule of form {rule.form!r}", expected="fires, after or near")
+            if rule.form not in ("fires", "after"):
+                raise ExplainerError(f"a rule of form {rule.form!r}", expected="fires or after")
             if not 1 <= len(rule.items) <= MAX_ITEMS:
                 raise ExplainerError(f"a rule with {len(rule.items)} items", expected=f"1 to {MAX_ITEMS}")
             if rule.value not in (range(len(LEVELS)) if rule.form == "fires" else SHIFTS):
@@ -117,8 +115,9 @@ class Pattern:
 
     def strength(self, tokens: UInt32[np.ndarray, "n length"]) -> Float32[np.ndarray, "n length"]:
         """f_t (module docstring), from each window alone. Raises ExplainerError for a token id out of range."""
-        rate = (-np.log1p(-RATES)).astype(np.float32)[self.levels(tokens)]
-        return rate + np.float32(SUPPORT) * rate.sum(axis=1, keepdims=True, dtype=np.float32)
+        rate = _LAMBDA[self.levels(tokens)]
+        strength: Float32[np.ndarray, "n length"] = rate + SUPPORT * rate.sum(axis=1, keepdims=True)
+        return strength
 
     def text(self, vocabulary: Vocabulary | None = None) -> str:
         """The pattern as one sentence, from which `pattern_text.parse_text` restores it."""
@@ -182,7 +181,7 @@ def levels(
     shift = np.zeros(tokens.shape, dtype=np.int8)
     for rule in rules:
         if rule.form != "fires":
-            met = preceded(members(rule.items, tokens, vocabulary), rule.form)
+            met = preceded(members(rule.items, tokens, vocabulary))
             shift += np.int8(rule.value) * met.astype(np.int8)
     moved = np.clip(level + shift, 0, len(LEVELS) - 1)
     return np.where(level >= 0, moved, otherwise).astype(np.int8)
@@ -202,13 +201,10 @@ def members(
     return found
 
 
-def preceded(
-    member: Bool[np.ndarray, "n length"], form: Literal["after", "near"]
-) -> Bool[np.ndarray, "n length"]:
-    """Tokens with a member right before them (`after`), or among the `REACH` tokens before them (`near`)."""
+def preceded(member: Bool[np.ndarray, "n length"]) -> Bool[np.ndarray, "n length"]:
+    """Tokens with a member right before them in the window."""
     found = np.zeros_like(member)
-    for distance in range(1, min(REACH if form == "near" else 1, member.shape[1] - 1) + 1):
-        found[:, distance:] |= member[:, :-distance]
+    found[:, 1:] = member[:, :-1]
     return found
 
 
@@ -233,7 +229,4 @@ class PatternExplainer:
             except ExplainerError as e:
                 yield Explained(one.latent, "too_few_contexts", str(e), context_ids=tuple(one.context_ids))
                 continue
-            yield Explained(
-                one.latent, "ok", "", pattern.text(), pattern.to_json(), context_ids=tuple(one.context_ids)
-            )
-
+            yield Explained(one.latent, "ok", "", pattern.text(), pattern.to_json(), context_ids=tuple(one.context_ids))

@@ -4,10 +4,10 @@ What belongs here: the grammar. Nothing of the pattern is outside the sentence: 
 order of rules, which means nothing.
 
     Fires almost always on 'import' or " from"; sometimes on 'depr…' or a number; very rarely on anything else;
-    more often right after 'the'; less often within 8 tokens after "\n".
+    more often right after 'the'; much less often right after "\n".
 
-* `" from"` is exactly that token, blank space included; `\n`, `\t`, `\\`, `\"` and `\uXXXX` as in JSON.
-  `"�"#123` names the id where several tokens read alike.
+* `" from"` is exactly that token, blank space included; `\n`, `\t`, `\\`, `\"` and `\u00a0` as in JSON.
+  `" x"#123` names the id where several tokens read alike.
 * `'import'` is the word in any case and with any blank space around it.
 * `'depr…'` is every longer word that starts so, in any case.
 * `a number` and the like are classes (`windows.CLASSES`).
@@ -17,20 +17,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from latentgloss.errors import ExplainerError
-from latentgloss.explainers.pattern import LEVELS, REACH, SHIFTS, Item, Pattern, Rule
+from latentgloss.explainers.pattern import LEVELS, SHIFTS, Item, Pattern, Rule
 from latentgloss.explainers.windows import CLASSES
 
 if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
 
 ELSE = "anything else"
-CONDITIONS: dict[Literal["after", "near"], str] = {"after": "right after", "near": f"within {REACH} tokens after"}
+AFTER = "right after"
 
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
-_QUOTED = re.compile(r"""(?P<q>["'])(?P<body>(?:\\.|(?!(?P=q)).)*)(?P=q)(?:\#(?P<id>\d+))?""", re.DOTALL)
+_QUOTED = re.compile(r"""(?P<q>["'])(?P<body>(?:\\.|(?!(?P=q))[^\\])*)(?P=q)(?:\#(?P<id>\d+))?""", re.DOTALL)
 _CLASS = re.compile("|".join(re.escape(name) for name in sorted(CLASSES, key=len, reverse=True)))
 _ESCAPED = re.compile(r"\\(u[0-9a-f]{4}|U[0-9a-f]{8}|.)", re.DOTALL)
 
@@ -42,7 +42,7 @@ def text(pattern: Pattern) -> str:
         *(f"{LEVELS[rule.value]} on {_list(rule.items, pattern.vocabulary)}" for rule in fires),
         f"{LEVELS[pattern.otherwise]} on {ELSE}",
         *(
-            f"{SHIFTS[rule.value]} {CONDITIONS[rule.form]} {_list(rule.items, pattern.vocabulary)}"
+            f"{SHIFTS[rule.value]} {AFTER} {_list(rule.items, pattern.vocabulary)}"
             for rule in pattern.rules
             if rule.form != "fires"
         ),
@@ -148,11 +148,9 @@ class _Reader:
     def shift(self) -> Rule:
         steps = list(SHIFTS)
         step = self.one_of([f"{SHIFTS[s]} " for s in steps])
-        forms = list(CONDITIONS)
-        form = self.one_of([f"{CONDITIONS[f]} " for f in forms]) if step is not None else None
-        if step is None or form is None:
+        if step is None or self.one_of([f"{AFTER} "]) is None:
             raise self.error("a level (`often on …`) or a shift (`more often right after …`)")
-        return Rule(forms[form], steps[step], self.items())
+        return Rule("after", steps[step], self.items())
 
     def items(self) -> tuple[Item, ...]:
         found = [self.item()]

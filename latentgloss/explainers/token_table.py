@@ -47,9 +47,10 @@ class TokenTable:
     def strength(self, tokens: UInt32[np.ndarray, "n length"]) -> Float32[np.ndarray, "n length"]:
         """f_t: the rate of the token. Raises ExplainerError if a token id is outside the vocabulary."""
         self.vocabulary.check(tokens)
-        table = np.full(len(self.vocabulary), self.unseen, dtype=np.float32)
+        table: Float32[np.ndarray, " vocabulary"] = np.full(len(self.vocabulary), self.unseen, dtype=np.float32)
         table[self.ids] = self.rates
-        return table[tokens]
+        strength: Float32[np.ndarray, "n length"] = table[tokens]
+        return strength
 
     def text(self, vocabulary: Vocabulary | None = None) -> str:
         """The ten tokens of the highest rate."""

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float32, Int32, UInt32
 
+UNREADABLE = chr(0xFFFD)
+"""What bytes that are no character by themselves decode to."""
+
 PREFIX = 4
 """Letters that two words must share at the start to be taken for relatives ("import", "imported")."""
 
@@ -65,7 +68,9 @@ class Windows:
             )
         if self.activations.shape != self.tokens.shape or self.weight.shape != self.tokens.shape[:1]:
             shapes = [self.tokens.shape, self.activations.shape, self.weight.shape]
-            raise ExplainerError(f"windows of shapes {shapes}", expected="tokens and activations alike, one weight per row")
+            raise ExplainerError(
+                f"windows of shapes {shapes}", expected="tokens and activations alike, one weight per row"
+            )
         if not (np.isfinite(self.weight).all() and (self.weight > 0).all()):
             raise ExplainerError("a window's weight is not a positive number", expected="weight > 0 in every row")
         vocabulary.check(self.tokens)
@@ -144,7 +149,7 @@ def _numbered(keys: list[str | None]) -> tuple[tuple[str, ...], Int32[np.ndarray
 
 def _word(text: str) -> str | None:
     # A token of incomplete bytes decodes to U+FFFD like many others: it is nobody's word.
-    return text.strip().lower() or None if "�" not in text else None
+    return text.strip().lower() or None if UNREADABLE not in text else None
 
 
 def _prefix(word: str | None) -> str | None:

@@ -1,0 +1,246 @@
+"""`make demo`: explain and score the latents of every SAE in the registry, then print what came out.
+
+Runs the very assets of the Dagster project, in this process and in as few runs as the grains allow, so that a model
+is loaded once and every record is in the Dagster UI. What is fresh computes nothing.
+"""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("LATENTGLOSS_CONFIG", str(ROOT / "latentgloss.toml"))
+os.environ.setdefault("DAGSTER_HOME", str(ROOT / "data" / "dagster"))
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import polars as pl  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn  # noqa: E402
+from rich.progress import Progress as Bars  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from latentgloss import schema  # noqa: E402
+from latentgloss.errors import LatentglossError  # noqa: E402
+from latentgloss.stages import STAGES, Stage  # noqa: E402
+from latentgloss.workspace import State, Workspace  # noqa: E402
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from resources.progress import Advance, Progress
+
+console = Console() if sys.stdout.isatty() else Console(width=160)
+SHOWN_METRIC = "balanced_accuracy"
+
+
+def main() -> int:
+    began = time.monotonic()
+    try:
+        workspace = Workspace.open()
+        for path, error in workspace.registry.problems.items():
+            console.print(f"[red]left out:[/] {path.name}: {error}", highlight=False)
+        states = workspace.states()
+        with _instance() as instance:
+            if all(s.state == "fresh" for s in states) and _recorded(instance, workspace):
+                console.print(f"Everything is fresh: nothing to compute ({time.monotonic() - began:.1f} s).\n")
+            else:
+                _announce(states)
+                _materialise(instance, workspace)
+                console.print(f"Took {time.monotonic() - began:.0f} s.\n", highlight=False)
+                workspace = Workspace.open()
+                states = workspace.states()
+    except LatentglossError as e:
+        console.print(f"[red]{e}[/]", highlight=False, markup=True)
+        return 1
+    _print_report(workspace)
+    _print_next(workspace)
+    return _print_failures(workspace, states)
+
+
+def _instance() -> "dg.DagsterInstance":
+    import dagster as dg
+
+    home = Path(os.environ["DAGSTER_HOME"])
+    if not (home / "dagster.yaml").is_file():
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "dagster.yaml", home)
+    return dg.DagsterInstance.get()
+
+
+def _recorded(instance: "dg.DagsterInstance", workspace: Workspace) -> bool:
+    """True if Dagster knows every partition, and has a record of each stage for it."""
+    import dagster as dg
+
+    from assets.partitions import changes
+
+    return not changes(instance, workspace.registry) and all(
+        set(workspace.partitions(stage)) <= instance.get_materialized_partitions(dg.AssetKey(stage.name))
+        for stage in STAGES.values()
+    )
+
+
+def _announce(states: Sequence[State]) -> None:
+    todo = sum(s.state != "fresh" for s in states)
+    console.print(f"{todo} of {len(states)} partitions to bring up to date, {len(states) - todo} are fresh.")
+
+
+def _materialise(instance: "dg.DagsterInstance", workspace: Workspace) -> None:
+    """All stages over all partitions: one run per grain, and one more for each stage in which something failed."""
+    import dagster as dg
+
+    from assets.partitions import apply, changes, range_tags, ranges
+    from definitions import defs
+    from jobs.jobs import STAGES_OF_JOB
+
+    apply(instance, changes(instance, workspace.registry))
+    with _bars() as bars:
+        resources = {**(defs.resources or {}), "progress": _terminal_progress(bars)}
+        here = dg.Definitions(assets=defs.assets, jobs=defs.jobs, resources=resources, executor=defs.executor)
+        for name, stages in STAGES_OF_JOB.items():
+            for together in ranges(instance, stages[0].grain, workspace.partitions(stages[0])):
+                remaining = list(stages)
+                while remaining:
+                    result = here.resolve_job_def(name).execute_in_process(
+                        instance=instance,
+                        asset_selection=[dg.AssetKey(s.name) for s in remaining],
+                        tags={**range_tags(together), "latentgloss/started-by": "make demo"},
+                        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                        raise_on_error=False,
+                    )
+                    _print_stages(result, remaining)
+                    remaining = _after_failure(result, remaining)
+
+
+def _after_failure(result: "dg.ExecuteInProcessResult", stages: list[Stage]) -> list[Stage]:
+    """What a failed step kept from running: the SAEs that did not fail go on."""
+    failed = [i for i, s in enumerate(stages) if any(e.is_step_failure and e.step_key == s.name for e in result.all_events)]
+    if result.success:
+        return []
+    if not failed:
+        raise SystemExit(f"the run {result.run_id} did not start; see it in the Dagster UI (`make ui`)")
+    return stages[failed[0] + 1 :]
+
+
+def _print_stages(result: "dg.ExecuteInProcessResult", stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        records = [
+            e.materialization.metadata
+            for e in result.all_events
+            if e.is_step_materialization and e.asset_key is not None and e.asset_key.to_user_string() == stage.name
+        ]
+        if records:
+            seconds = sum(float(r["seconds"].value) for r in records)  # type: ignore[arg-type]
+            computed = sum(r["status"].value == "computed" for r in records)
+            console.print(
+                f"  {stage.name:<18} {computed:>3} computed, {len(records) - computed:>3} reused  {seconds:>7.1f} s",
+                highlight=False,
+            )
+
+
+# -- progress ----------------------------------------------------------------------------------------------------
+
+
+def _terminal_progress(bars: Bars) -> "Progress":
+    """Bars on a terminal, lines elsewhere; both instead of lines in Dagster's log."""
+    from resources.progress import Lines, Progress
+
+    class TerminalProgress(Progress):
+        def start(self, log: Any) -> "Callable[[str], Advance]":
+            if console.is_terminal:
+                return lambda label: _bar(bars, label)
+            return lambda label: Lines(label, lambda line: print(line, flush=True))
+
+    return TerminalProgress()
+
+
+def _bars() -> Bars:
+    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    return Bars(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+
+
+def _bar(bars: Bars, label: str) -> "Advance":
+    task: TaskID | None = None
+    began = 0.0
+
+    def advance(done: int, total: int | None, unit: str) -> None:
+        nonlocal task, began
+        if task is None:
+            for other in bars.task_ids:  # one at a time; what came before is printed as a line
+                bars.update(other, visible=False)
+            task, began = bars.add_task(label, total=total, rate=""), time.monotonic()
+        rate = f"{done / (time.monotonic() - began):,.0f} {unit}/s" if time.monotonic() - began > 1 else unit
+        bars.update(task, completed=done, total=total, rate=rate, visible=total is None or done < total)
+
+    return advance
+
+
+# -- what came out -----------------------------------------------------------------------------------------------
+
+
+def _print_report(workspace: Workspace) -> None:
+    reports = [workspace.store.current("score_report", model) for model in sorted(workspace.registry.models)]
+    frames = [r.read(schema.REPORT) for r in reports if r is not None]
+    rows = pl.concat(frames).filter(metric=SHOWN_METRIC) if frames else schema.REPORT.empty()
+    if not rows.height:
+        console.print("There is no report yet.")
+        return
+    order = list(workspace.settings.explanations.explainers)
+    explainers = sorted(rows["explainer"].unique(), key=lambda e: (order.index(e) if e in order else len(order), e))
+    table = Table(title=f"Median detection ({SHOWN_METRIC}) over scored latents, 95 % interval")
+    for head in ("SAE", "negatives", "alive", "eligible", "explained", "scored", *explainers):
+        table.add_column(head, justify="left" if head in ("SAE", "negatives") else "right", overflow="fold")
+    for (partition, negatives), group in rows.group_by("partition", "negatives", maintain_order=True):
+        by = {row["explainer"]: row for row in group.iter_rows(named=True)}
+        first = next(by[e] for e in explainers if e in by)
+        table.add_row(
+            str(partition) + (" (control)" if first["control"] else ""),
+            str(negatives),
+            *(f"{first[name]:,}" for name in ("n_alive", "n_eligible", "n_explained", "n_scored")),
+            *(_interval(by.get(e)) for e in explainers),
+        )
+    console.print(table)
+    console.print(f"Explained and scored are counts of `{explainers[0]}`. `null:` explains with another latent's text.\n")
+
+
+def _interval(row: dict[str, Any] | None) -> str:
+    if row is None or row["median"] is None:
+        return "none"
+    return f"{row['median']:.3f} [{row['median_low']:.3f}, {row['median_high']:.3f}]"
+
+
+def _print_next(workspace: Workspace) -> None:
+    partition = next(iter(sorted(workspace.registry.saes)), "MODEL/HOOKPOINT/SAE")
+    for sae in sorted(workspace.registry.saes):
+        found = workspace.store.current("detection_scores", sae)
+        if found is not None:
+            scored = found.scan(schema.SCORES).filter(status="ok").select("latent").head(1).collect()
+            if scored.height:
+                partition, latent = sae, scored.item()
+                break
+    else:
+        latent = 0
+    console.print(f"Artefacts: {workspace.store.files.root}", highlight=False, soft_wrap=True)
+    for command, what in (
+        ("make ui", "the graph, every run and picture, in the Dagster UI"),
+        (f"latentgloss explanations {partition} --latent {latent}", "what is said of a latent"),
+        (f"latentgloss scores {partition} --latent {latent}", "how good that is"),
+        (f"latentgloss lineage {partition} {latent} --verify", "where the score comes from, every hash recomputed"),
+        ("latentgloss status", "what is fresh, stale or missing, and why"),
+    ):
+        console.print(f"  {command:<68} {what}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_failures(workspace: Workspace, states: Sequence[State]) -> int:
+    for state in (s for s in states if s.state != "fresh"):
+        console.print(f"{state.state}: {state.asset} of {state.partition}: {state.because}", style="red", markup=False)
+    failed = bool(workspace.registry.problems) or any(s.state != "fresh" for s in states)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
