@@ -5,7 +5,7 @@ one. Dagster then writes no versions itself; the tags below are those it would h
 (`dagster._core.execution.plan.execute_step._build_data_version_tags`). Nothing else here touches Dagster's private API.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -27,28 +27,23 @@ from dagster._core.definitions.asset_checks.asset_check_evaluation import (
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 
+from latentgloss.stages import STAGES
 from latentgloss.store import Version
-
-UNKNOWN = "INITIAL"
-"""Dagster's data version of something external that was never observed."""
-
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads: per upstream asset the latest storage id before anything was read, and whether external."""
+    """Per asset a run reads: the latest storage id before anything was read."""
 
     pointers: dict[str, int | None]
-    external: frozenset[str]
 
     @classmethod
-    def now(cls, instance: dg.DagsterInstance, assets: list[str], external: frozenset[str]) -> "Inputs":
+    def now(cls, instance: dg.DagsterInstance, assets: Sequence[str]) -> "Inputs":
         """Taken before a run reads anything: content written later then counts as new."""
         pointers: dict[str, int | None] = {}
-        for name in [*assets, *external]:
-            fetch = instance.fetch_observations if name in external else instance.fetch_materializations
-            latest = fetch(dg.AssetKey(name), limit=1).records
+        for name in assets:
+            latest = instance.fetch_materializations(dg.AssetKey(name), limit=1).records
             pointers[name] = latest[0].storage_id if latest else None
-        return cls(pointers, external)
+        return cls(pointers)
 
 
 def materialisation(
@@ -68,11 +63,10 @@ def materialisation(
     }
     for name, pointer in inputs.pointers.items():
         key = dg.AssetKey(name)
-        if name in inputs.external:
-            seen = _external_version(context.instance, key, manifest.partition)
-        else:
-            seen = _combined([pin["data_version"] for pin in _pins(version, name)])
-        tags[get_input_data_version_tag(key)] = seen
+        read = [pin["data_version"] for pin in _pins(version, name)]
+        if name not in STAGES:  # made elsewhere: its version is what the sensor reported
+            read = [v for v in [recorded(context.instance, name, manifest.partition)] if v is not None]
+        tags[get_input_data_version_tag(key)] = _combined(read)
         tags[get_input_event_pointer_tag(key)] = NULL_EVENT_POINTER if pointer is None else str(pointer)
     context.log_event(
         dg.AssetMaterialization(
@@ -131,9 +125,9 @@ def recorded(instance: dg.DagsterInstance, asset: str, partition: str) -> str | 
     return version.value if version else None
 
 
-def observation(asset: str, partition: str, data_version: str, metadata: Mapping[str, Any]) -> dg.AssetObservation:
-    """The version of something external, as a sensor reports it."""
-    return dg.AssetObservation(
+def report(asset: str, partition: str, data_version: str, metadata: Mapping[str, Any]) -> dg.AssetMaterialization:
+    """The version of something made elsewhere. A materialisation, because automation overlooks an observation of it."""
+    return dg.AssetMaterialization(
         asset_key=asset,
         partition=partition,
         metadata=metadata,
@@ -150,12 +144,4 @@ def _combined(data_versions: list[str]) -> str:
     return sha256("".join(data_versions).encode()).hexdigest()
 
 
-def _external_version(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> str:
-    latest = instance.fetch_observations(
-        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
-    ).records
-    version = extract_data_version_from_entry(latest[0].event_log_entry) if latest else None
-    return version.value if version else UNKNOWN
-
-
-__all__ = ["Inputs", "check", "materialisation", "observation", "recorded", "step_done"]
+__all__ = ["Inputs", "check", "materialisation", "recorded", "report", "step_done"]

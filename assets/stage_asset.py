@@ -52,8 +52,8 @@ def stage_asset(
         def asset(
             context: dg.AssetExecutionContext, workspace: WorkspaceResource, progress: Progress
         ) -> Iterator[Any]:
-            external = frozenset([SAE_FILES]) if _reads_sae_files(stage) else frozenset()
-            inputs = records.Inputs.now(context.instance, [i.stage for i in stage.inputs], external)
+            upstream = [dep.asset_key.to_user_string() for dep in _deps(stage)]
+            inputs = records.Inputs.now(context.instance, upstream)
             failed: list[Outcome] = []
             for outcome in workspace.workspace.materialise(
                 stage.name,

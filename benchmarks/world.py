@@ -67,7 +67,8 @@ def workspace(
     )
     write_sae(folder / "sae", 576, n, k)
     (folder / "registry" / "saes" / "bench.toml").write_text(
-        f'model = "smollm2"\nhookpoint = "{hookpoint}"\nname = "bench"\nformat = "sparsify"\nsource = "path:../../sae"\n'
+        f'model = "smollm2"\nhookpoint = "{hookpoint}"\nname = "bench"\n'
+        'format = "sparsify"\nsource = "path:../../sae"\n'
     )
     (folder / "latentgloss.toml").write_text(settings)
     return Workspace.open(folder / "latentgloss.toml")

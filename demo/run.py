@@ -96,8 +96,11 @@ def _materialise(instance: "dg.DagsterInstance", workspace: Workspace) -> None:
     from assets.partitions import apply, changes, range_tags, ranges
     from definitions import defs
     from jobs.jobs import STAGES_OF_JOB
+    from sensors.registry import versions
 
     apply(instance, changes(instance, workspace.registry))
+    for event in versions(workspace, {})[0]:
+        instance.report_runless_asset_event(event)
     with _bars() as bars:
         resources = {**(defs.resources or {}), "progress": _terminal_progress(bars)}
         here = dg.Definitions(assets=defs.assets, jobs=defs.jobs, resources=resources, executor=defs.executor)
@@ -128,16 +131,16 @@ def _after_failure(result: "dg.ExecuteInProcessResult", stages: list[Stage]) -> 
 
 def _print_stages(result: "dg.ExecuteInProcessResult", stages: Sequence[Stage]) -> None:
     for stage in stages:
-        records = [
-            e.materialization.metadata
+        statuses = [
+            e.materialization.metadata["status"].value
             for e in result.all_events
-            if e.is_step_materialization and e.asset_key is not None and e.asset_key.to_user_string() == stage.name
+            if e.is_step_materialization and e.step_key == stage.name
         ]
-        if records:
-            seconds = sum(float(r["seconds"].value) for r in records)  # type: ignore[arg-type]
-            computed = sum(r["status"].value == "computed" for r in records)
+        seconds = [e.step_success_data.duration_ms / 1000 for e in result.all_events if e.is_step_success and e.step_key == stage.name]
+        if seconds:
+            computed = statuses.count("computed")
             console.print(
-                f"  {stage.name:<18} {computed:>3} computed, {len(records) - computed:>3} reused  {seconds:>7.1f} s",
+                f"  {stage.name:<18} {computed:>3} computed, {len(statuses) - computed:>3} reused  {seconds[0]:>7.1f} s",
                 highlight=False,
             )
 
@@ -236,7 +239,11 @@ def _print_next(workspace: Workspace) -> None:
 
 
 def _print_failures(workspace: Workspace, states: Sequence[State]) -> int:
+    said: set[str] = set()
     for state in (s for s in states if s.state != "fresh"):
+        if state.partition in said:
+            continue  # what follows from the first in the order of stages
+        said.add(state.partition)
         console.print(f"{state.state}: {state.asset} of {state.partition}: {state.because}", style="red", markup=False)
     failed = bool(workspace.registry.problems) or any(s.state != "fresh" for s in states)
     return 1 if failed else 0

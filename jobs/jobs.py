@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from assets.partitions import GRAINS
 from assets.stage_asset import is_bridge
-from latentgloss.stages import STAGES, Grain, Stage
+from latentgloss.stages import STAGES, Stage
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 
-def _job(name: str, grain: Grain, stages: list[Stage], description: str) -> "UnresolvedAssetJobDefinition":
+def _job(name: str, stages: list[Stage], description: str) -> "UnresolvedAssetJobDefinition":
     return dg.define_asset_job(
         name,
         selection=dg.AssetSelection.assets(*(s.name for s in stages)),
-        partitions_def=GRAINS[grain],
         description=description,
     )
 
@@ -34,7 +32,7 @@ STAGES_OF_JOB: dict[str, list[Stage]] = {
 """In the order in which they build on each other."""
 
 JOBS = [
-    _job("corpora", "model", STAGES_OF_JOB["corpora"], "Corpus of each model."),
-    _job("saes", "sae", STAGES_OF_JOB["saes"], "From the activations to the scores of each SAE."),
-    _job("reports", "model", STAGES_OF_JOB["reports"], "Report of each model over its SAEs."),
+    _job("corpora", STAGES_OF_JOB["corpora"], "Corpus of each model."),
+    _job("saes", STAGES_OF_JOB["saes"], "From the activations to the scores of each SAE."),
+    _job("reports", STAGES_OF_JOB["reports"], "Report of each model over its SAEs."),
 ]

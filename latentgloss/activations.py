@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt32
 
     from latentgloss.corpus import Corpus
-    from latentgloss.saes import SparseCoder
+    from latentgloss.saes.coder import Sparse, SparseCoder
     from latentgloss.subject import Subject
     from latentgloss.workspace import Work
 
@@ -258,7 +258,7 @@ class _Pairs:
         self.n_tokens = len(per_token)
 
     @classmethod
-    def of(cls, found: tuple[torch.Tensor, torch.Tensor, torch.Tensor], n_tokens: int) -> _Pairs:
+    def of(cls, found: Sparse, n_tokens: int) -> _Pairs:
         token, latent, value = (t.cpu().numpy() for t in found)
         return cls(
             np.bincount(token, minlength=n_tokens),
@@ -274,12 +274,13 @@ class _Quality:
         self.residual = self.total = self.active = 0.0
         self.n = 0
 
-    def add(self, x: torch.Tensor, coder: SparseCoder, found: Any) -> None:
+    def add(self, x: torch.Tensor, coder: SparseCoder, found: Sparse) -> None:
         x = x.float()
         # Sinks are orders of magnitude larger than the rest and would be all that the figure measures.
         norms = x.norm(dim=-1)
         keep = norms < 10 * norms.median()
-        error = (x - coder.decode_sparse(*found, x))[keep]
+        token, latent, value = found
+        error = (x - coder.decode_sparse(token, latent, value, x))[keep]
         kept = x[keep]
         self.residual += error.square().sum().item()
         self.total += (kept - kept.mean(0)).square().sum().item()
@@ -296,7 +297,7 @@ class _Quality:
         }
 
 
-def round_to_bfloat16(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def round_to_bfloat16(values: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
     """float32 values rounded to the nearest bfloat16 (ties to even), still as float32."""
     bits = values.astype(np.float32, copy=False).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)

@@ -20,7 +20,8 @@ import pyarrow as pa
 from jaxtyping import Int64, Integer, Shaped
 
 from latentgloss import schema
-from latentgloss.windows import Cells, Windows, by_block, counter_hash
+from latentgloss.hashing import counter_hash
+from latentgloss.windows import Cells, Windows, by_block
 from latentgloss.workspace import one_by_one
 
 if TYPE_CHECKING:

@@ -32,11 +32,11 @@ from jaxtyping import Bool, Int64, Integer, UInt8, UInt32
 
 from latentgloss import schema
 from latentgloss.corpus_duplicates import Duplicates
-from latentgloss.corpus_packing import GRAM, CorpusPlan, Stream, mark_shared, pack, split_of
+from latentgloss.corpus_packing import CorpusPlan, Stream, mark_shared, pack, split_of
 from latentgloss.corpus_sources import Document, iter_documents
 from latentgloss.errors import CorpusError
 from latentgloss.hashing import text_sha256
-from latentgloss.schema import SPLITS
+from latentgloss.schema import GRAM, SPLITS
 from latentgloss.workspace import one_by_one
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int | None, str], None]
 
 __all__ = [
-    "GRAM",
     "Corpus",
     "CorpusPlan",
     "CorpusSummary",

@@ -16,16 +16,13 @@ from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from latentgloss.corpus_duplicates import gram_hashes
 from latentgloss.errors import CorpusError
-from latentgloss.schema import SPLITS
+from latentgloss.schema import GRAM, SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     Progress = Callable[[int, int | None, str], None]
-
-GRAM = 13
-"""Tokens in a row that must not be shared between what is shown and what is scored."""
 
 _CHUNK = 1 << 18  # tokens handled at once
 

@@ -17,8 +17,8 @@ import polars as pl
 
 from latentgloss import schema
 from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, base_of
-from latentgloss.explainers.windows import Vocabulary, Windows
-from latentgloss.hashing import json_sha256, mix
+from latentgloss.explainers.windows import Windows
+from latentgloss.hashing import counter_hash, json_sha256
 from latentgloss.workspace import one_by_one
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _explain(work: Work) -> None:
     length = work.settings.contexts.length
     blocks = sorted(int(name) for name in contexts.manifest.blocks)
     names = in_order(settings.explainers)
-    counts = {name: 0 for name in names}
+    counts = dict.fromkeys(names, 0)
     for done, block in enumerate(blocks):
         name_of_block = f"{block:06d}"
         evidence = _BlockEvidence(work, corpus, name_of_block)
@@ -125,9 +125,9 @@ class _BlockEvidence:
                 Windows(
                     tokens=np.concatenate([pos_tokens[p], neg_tokens[n]]),
                     activations=np.concatenate([strength[p], zeros]),
-                    weight=np.concatenate(
-                        [positive["weight"][p].to_numpy(), negative["weight"][n].to_numpy()]
-                    ).astype(np.float32),
+                    weight=np.concatenate([positive["weight"][p].to_numpy(), negative["weight"][n].to_numpy()]).astype(
+                        np.float32
+                    ),
                 ),
                 positive["context"][p].to_list() + negative["context"][n].to_list(),
             )
@@ -202,7 +202,7 @@ def null_explanations(rows: pl.DataFrame, neighbours: pl.DataFrame, name: str, s
     for row in given:
         partner = None
         if row.status == "ok":
-            order = np.argsort(mix(seed, row.latent, latents), kind="stable")
+            order = np.argsort(counter_hash(seed, row.latent, latents), kind="stable")
             partner = next(
                 (
                     pool[i]
@@ -221,4 +221,3 @@ def null_explanations(rows: pl.DataFrame, neighbours: pl.DataFrame, name: str, s
             out.append(replace(partner, latent=row.latent))
         sources.append(partner.latent if partner else None)
     return _frame(name, out, sources)
-

@@ -35,7 +35,7 @@ class LocalFiles:
     def names(self, key: str) -> list[str]:
         """Names directly below a folder, sorted; empty if it does not exist."""
         try:
-            return sorted(os.listdir(self.path(key)))
+            return sorted(path.name for path in self.path(key).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Integer, UInt64
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,16 +105,21 @@ def _update(digest: Any, series: pl.Series) -> None:
         digest.update(np.ascontiguousarray(series.to_numpy()).tobytes())
 
 
-def mix(*values: int | np.ndarray) -> np.ndarray:
-    """A uniform uint64 per element of the broadcast `values`, decided by them alone (splitmix64, Steele et al. 2014).
+def counter_hash(seed: int, *fields: Integer[np.ndarray, "*_"] | int) -> UInt64[np.ndarray, "*_"]:
+    """64 random bits per element of the (broadcast, non-negative) `fields`: no state, no order.
 
-    What samplers draw with: the draw for (seed, latent, context) does not depend on what else is drawn.
+    What is drawn for a latent thus depends on nothing but the seed, the latent and the context. The mixer is
+    splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
     """
-    state = np.uint64(0x9E3779B97F4A7C15)
-    with np.errstate(over="ignore"):
-        for value in values:
-            z = (np.asarray(value).astype(np.uint64) ^ state) + np.uint64(0x9E3779B97F4A7C15)
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = z ^ (z >> np.uint64(31))
-    return np.asarray(state)
+    state = _mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))
+    for value in fields:
+        state = _mix(state ^ np.asarray(value).astype(np.uint64))
+    return state
+
+
+def _mix(x: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x

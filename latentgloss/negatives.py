@@ -24,7 +24,8 @@ import polars as pl
 from jaxtyping import Int64, UInt64
 
 from latentgloss import schema
-from latentgloss.windows import Cells, Windows, by_block, counter_hash
+from latentgloss.hashing import counter_hash
+from latentgloss.windows import Cells, Windows, by_block
 from latentgloss.workspace import one_by_one
 
 if TYPE_CHECKING:

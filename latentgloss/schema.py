@@ -23,6 +23,9 @@ SPLITS = ("explain", "select", "test")
 STRATA = ("similar", "neighbour", "same_document", "random")
 """Kinds of non-activating context, disjoint in this order (a context belongs to the first that fits)."""
 
+GRAM = 13
+"""Tokens in a row that nothing scored shares with anything shown."""
+
 BLOCK = 256
 """Latents per block: latent ids with the same `id // BLOCK` are computed and stored together."""
 
@@ -68,12 +71,11 @@ class Table:
                 expected=f"exactly {list(self.schema)}",
                 todo="this is a defect in the stage that writes it; please report it",
             )
-        frame = frame.select(list(self.schema)).cast(dict(self.schema), strict=True)
+        frame = frame.select(list(self.schema)).cast(self.schema, strict=True)
         for column in self.columns:
             if not column.nullable and frame[column.name].null_count():
                 raise StoreError(
-                    f"table {self.name!r} was given {frame[column.name].null_count()} empty values in "
-                    f"{column.name!r}",
+                    f"table {self.name!r} was given {frame[column.name].null_count()} empty values in {column.name!r}",
                     expected="a value in every row",
                     todo="this is a defect in the stage that writes it; please report it",
                 )
@@ -132,11 +134,12 @@ ACTIVATIONS = Table(
     "Every active (latent, position) pair. A shard covers a range of positions, sorted by (latent, position).",
     (
         Column("latent", pl.UInt32, "Index of the latent in its SAE.", encoding="DELTA_BINARY_PACKED"),
+        Column("position", pl.UInt32, "Global token index in the corpus.", "position", encoding="DELTA_BINARY_PACKED"),
         Column(
-            "position", pl.UInt32, "Global token index in the corpus.", "position", encoding="DELTA_BINARY_PACKED"
-        ),
-        Column(
-            "activation", pl.Float32, "Activation, > 0, rounded to bfloat16 by default.", "model units",
+            "activation",
+            pl.Float32,
+            "Activation, > 0, rounded to bfloat16 by default.",
+            "model units",
             encoding="BYTE_STREAM_SPLIT",
         ),
     ),

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from latentgloss import schema, statistics
-from latentgloss.hashing import mix
+from latentgloss.hashing import counter_hash
 from latentgloss.protocols import Question
 from latentgloss.schema import STRATA
 from latentgloss.scorers import judge_named
@@ -79,9 +79,7 @@ def _score(work: Work) -> None:
                 nulls[explainer] = work.draft.read(schema.SCORES, name)
         work.progress(done + 1, len(blocks), "blocks of latents")
     scored = work.draft.scan(schema.SCORES).group_by("explainer", "negatives", "status").len().collect()
-    work.facts = {
-        "scores": {f"{e} on {n}: {s}": count for e, n, s, count in scored.sort(pl.all()).iter_rows()}
-    }
+    work.facts = {"scores": {f"{e} on {n}: {s}": count for e, n, s, count in scored.sort(pl.all()).iter_rows()}}
 
 
 score_detection = one_by_one(_score)
@@ -103,7 +101,7 @@ def to_judge(contexts: Version, negatives: Version, block: str) -> pl.DataFrame:
     )  # fmt: skip
     known = contexts.read(schema.ELIGIBILITY, block).select("latent", eligibility="status", why="reason")
     frame = pl.concat([positive.select(columns), negative.select(columns)]).join(known, on="latent", how="right")
-    place = mix(_SHUFFLE, frame["latent"].to_numpy(), frame["context"].fill_null(0).to_numpy())
+    place = counter_hash(_SHUFFLE, frame["latent"].to_numpy(), frame["context"].fill_null(0).to_numpy())
     return frame.with_columns(place=place).sort("latent", "place")
 
 
@@ -171,7 +169,10 @@ def _with_answers(asked: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:
     status = [s for a, size in zip(answers, n, strict=True) for s in (a.status or ["ok"] * size)]
     reason = [s for a, size in zip(answers, n, strict=True) for s in (a.reason or [""] * size)]
     return asked.with_columns(
-        evidence=evidence, **optional, status=pl.Series(status, dtype=pl.String), reason=pl.Series(reason, dtype=pl.String)
+        evidence=evidence,
+        **optional,
+        status=pl.Series(status, dtype=pl.String),
+        reason=pl.Series(reason, dtype=pl.String),
     )
 
 

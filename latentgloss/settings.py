@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from latentgloss.errors import SettingsError
-from latentgloss.schema import BLOCK
+from latentgloss.schema import GRAM
 from latentgloss.validation import Strict, read_toml, validated
 
 FILE = "latentgloss.toml"
@@ -40,7 +40,7 @@ class ContextSettings(Strict):
     """Windows, eligibility and samples. Numbers are contexts per latent."""
 
     seed: int = 0
-    length: int = Field(default=32, ge=8, le=255)
+    length: int = Field(default=32, ge=GRAM, le=255)
     sampler: Literal["quantile", "top", "random"] = "quantile"
     """How explain contexts are drawn; select and test are always drawn over deciles."""
     explain: int = Field(default=400, ge=40)
@@ -144,4 +144,4 @@ def load(path: Path | None = None) -> Settings:
     return validated(Settings, data, str(path), SettingsError)
 
 
-__all__ = ["BLOCK", "FILE", "VARIABLE", "Settings", "find", "load"]
+__all__ = ["FILE", "VARIABLE", "Settings", "find", "load"]

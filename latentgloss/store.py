@@ -115,7 +115,9 @@ class Version:
         return path
 
     def _check(self, path: Path, expected: dict[str, Any]) -> None:
-        repair = f"run `latentgloss gc --broken {self.manifest.stage} {self.manifest.partition}` and materialise it again"
+        repair = (
+            f"run `latentgloss gc --broken {self.manifest.stage} {self.manifest.partition}` and materialise it again"
+        )
         if not path.is_file():
             raise StoreError(f"{path} is missing", expected=f"{expected['bytes']} bytes", todo=repair)
         size = path.stat().st_size
@@ -234,8 +236,12 @@ class Store:
         key = f"{stage}/{partition}/{FAILED}"
         if not self.files.exists(key):
             return None
-        data: dict[str, Any] = json.loads(self.files.path(key).read_bytes())
-        return data
+        path = self.files.path(key)
+        try:
+            note = {str(k): v for k, v in json.loads(path.read_bytes()).items()}
+        except (ValueError, AttributeError) as e:
+            raise StoreError(f"{path} is damaged ({e})", todo="delete it; it only says why a run failed") from e
+        return note
 
     def fail(self, stage: str, partition: str, fingerprint: str, error: BaseException) -> None:
         note = {"fingerprint": fingerprint, "error": type(error).__name__, "message": str(error), "at": _now()}

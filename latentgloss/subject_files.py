@@ -13,7 +13,6 @@ import importlib.util
 import io
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import SubjectError
+from latentgloss.hashing import DigestCache
 from latentgloss.registry import ModelSpec, local_path
 
 if TYPE_CHECKING:
@@ -236,21 +236,11 @@ def rerandomise(model: nn.Module, seed: int) -> None:
 
 
 def files_sha256(files: Sequence[Path], cache_dir: Path) -> str:
-    """sha256 over names and contents, remembered under `cache_dir` for files of unchanged size and time."""
-    stamps = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
-    name = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:32]
-    remembered = cache_dir / "digests" / name
-    if remembered.is_file():
-        return remembered.read_text()
+    """sha256 over names and contents; large files are read again only if their size or time changed."""
+    digests = DigestCache(cache_dir / "digests.json")
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as handle:
-            content = hashlib.file_digest(handle, "sha256").hexdigest()
-        digest.update(f"{path.name}\0{content}\n".encode())
-    remembered.parent.mkdir(parents=True, exist_ok=True)
-    partial = remembered.with_name(f".{name}.{os.getpid()}")
-    partial.write_text(digest.hexdigest())
-    partial.replace(remembered)
+        digest.update(f"{path.name}\0{digests.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Int64, Integer, UInt8, UInt32, UInt64
+from jaxtyping import Bool, Float32, Int64, UInt8, UInt32, UInt64
 
 from latentgloss import schema
 from latentgloss.errors import InputError, SettingsError
+from latentgloss.hashing import counter_hash
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
 
 if TYPE_CHECKING:
@@ -31,33 +32,7 @@ if TYPE_CHECKING:
     from latentgloss.store import Version
     from latentgloss.workspace import Work
 
-GRAM = 13
-"""Tokens in a row that no test window shares with what was shown (`corpus.shared_13grams`)."""
-
 _CHUNK = 1 << 16  # windows hashed at once
-
-
-# Randomness -------------------------------------------------------------------------------------------------
-
-
-def counter_hash(seed: int, *fields: Integer[np.ndarray, "*_"] | int) -> UInt64[np.ndarray, "*_"]:
-    """64 random bits per element of the (broadcast, non-negative) `fields`: no state, no order.
-
-    What is drawn for a latent thus depends on nothing but the seed, the latent and the context. The mixer is
-    splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
-    """
-    state = _mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))
-    for value in fields:
-        state = _mix(state ^ np.asarray(value).astype(np.uint64))
-    return state
-
-
-def _mix(x: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 # Latents ----------------------------------------------------------------------------------------------------
@@ -120,10 +95,10 @@ class Windows:
     @classmethod
     def of(cls, corpus: Corpus, length: int) -> Windows:
         """Raises SettingsError if no 13-gram fits a window, CorpusError if `length` does not divide sequences."""
-        if length < GRAM:
+        if length < schema.GRAM:
             raise SettingsError(
                 f"contexts.length = {length}",
-                expected=f"at least {GRAM}: text shared between splits is found by its {GRAM}-grams",
+                expected=f"at least {schema.GRAM}: text shared between splits is found by its {schema.GRAM}-grams",
                 todo="set a longer contexts.length",
             )
         split = corpus.split_of_context(length)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from latentgloss.corpus import Corpus
     from latentgloss.explainers.windows import Vocabulary
-    from latentgloss.saes import SparseCoder
+    from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
 
@@ -104,6 +104,10 @@ class Workspace:
         if model not in self._subjects:
             from latentgloss.subject import load_subject
 
+            if self.settings.machine.threads is not None:
+                import torch
+
+                torch.set_num_threads(self.settings.machine.threads)
             self._subjects.clear()  # one at a time: two models rarely fit one device
             self._subjects[model] = load_subject(
                 self.registry.model(model), self.model_cache, device=self.settings.machine.device
@@ -390,9 +394,7 @@ def attempt(action: Callable[[], None]) -> LatentglossError | None:
         if is_disk_full(e):
             return disk_full(Path(getattr(e, "filename", None) or ".").absolute())
         where = "".join(traceback.format_exception(e)[-3:])
-        return LatentglossError(
-            f"{type(e).__name__}: {e}", todo=f"please report this; it was raised at\n{where}"
-        )
+        return LatentglossError(f"{type(e).__name__}: {e}", todo=f"please report this; it was raised at\n{where}")
     return None
 
 

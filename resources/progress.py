@@ -37,4 +37,4 @@ class Lines:
         if total:
             share = f" of {total:,} ({done / total:.0%})"
             left = f", {(total - done) / rate:,.0f} s left" if rate > 0 else ""
-        self.write(f"{self.label}: {done:,}{share} {unit}, {rate:,.0f} {unit}/s{left}")
+        self.write(f"{self.label}: {done:,}{share} {unit}, {rate:,.{0 if rate >= 10 else 1}f} {unit}/s{left}")

@@ -6,6 +6,6 @@ automation_sensor = dg.AutomationConditionSensorDefinition(
     name="automation",
     target=dg.AssetSelection.all(),
     default_status=dg.DefaultSensorStatus.RUNNING,
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=15,
     description="Requests what is missing or out of date as soon as its inputs are there.",
 )

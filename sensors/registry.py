@@ -5,7 +5,7 @@ this code location loaded. It never asks for a run: automation does.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -34,7 +34,7 @@ def write_cursor(reported: dict[str, str]) -> str:
 
 @dg.sensor(
     name="registry",
-    minimum_interval_seconds=30,
+    minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Keeps partitions in step with the registry and reports the versions of SAE files.",
 )
@@ -52,28 +52,36 @@ def registry_sensor(context: dg.SensorEvaluationContext, workspace: WorkspaceRes
             requests.append(definition.build_delete_request(change.remove))
         notes.append(f"{change.grain}: {len(change.add)} added, {len(change.remove)} removed")
 
-    reported = {key: v for key, v in read_cursor(context.cursor).items() if key in registry.saes}
-    observations = []
-    for sae in registry.saes.values():
-        try:
-            version = _version(opened, sae)
-        except LatentglossError as e:
-            notes.append(f"{sae.partition}: {e}")
-            continue
-        if reported.get(sae.partition) != version:
-            reported[sae.partition] = version
-            observations.append(
-                records.observation(SAE_FILES, sae.partition, version, {"source": sae.source, "format": sae.format})
-            )
+    found, reported, unreadable = versions(opened, read_cursor(context.cursor))
+    notes += unreadable
     for note in notes:
         context.log.info(note)
-    quiet = not requests and not observations
+    quiet = not requests and not found
     return dg.SensorResult(
         dynamic_partitions_requests=requests,
-        asset_events=observations,
+        asset_events=found,
         skip_reason=("; ".join(notes) or "nothing changed") if quiet else None,
         cursor=write_cursor(reported),
     )
+
+
+def versions(
+    workspace: Workspace, known: Mapping[str, str]
+) -> tuple[list[dg.AssetMaterialization], dict[str, str], list[str]]:
+    """Versions of SAE files that differ from `known`, what is known now, and which files cannot be read and why."""
+    reported = {key: version for key, version in known.items() if key in workspace.registry.saes}
+    found, unreadable = [], []
+    for sae in workspace.registry.saes.values():
+        try:
+            version = _version(workspace, sae)
+        except LatentglossError as e:
+            unreadable.append(f"{sae.partition}: {e}")
+            continue
+        if reported.get(sae.partition) != version:
+            reported[sae.partition] = version
+            about = {"source": sae.source, "format": sae.format}
+            found.append(records.report(SAE_FILES, sae.partition, version, about))
+    return found, reported, unreadable
 
 
 def _version(workspace: Workspace, sae: SaeSpec) -> str:

@@ -6,7 +6,8 @@ from tiny_dagster import SAES, Tiny, tiny
 
 from assets import pictures
 from assets.partitions import changes, range_tags, ranges
-from assets.records import recorded
+from assets.records import recorded, report
+from assets.stage_asset import SAE_FILES
 from latentgloss.stages import STAGES, downstream
 
 pytestmark = [  # Dagster's own calls
@@ -166,6 +167,22 @@ def test_changed_content_travels_and_stops_where_it_ends(workspace: Tiny) -> Non
     workspace.ran.clear()
     workspace.run("activation_cache", SAES[0])
     assert {stage for stage, _ in daemon.settle()} == set(), "identical content asked for something downstream"
+
+
+def test_new_weights_run_that_saes_chain(workspace: Tiny) -> None:
+    for sae in SAES:
+        workspace.instance.report_runless_asset_event(report(SAE_FILES, sae, "1", {}))
+    workspace.everything()
+    daemon = Daemon(workspace)
+    assert daemon.settle() == []
+    workspace.ran.clear()
+    for sae in SAES:
+        workspace.instance.report_runless_asset_event(report(SAE_FILES, sae, "1", {}))
+    assert daemon.settle() == [], "the same version again is no news"
+    workspace.external({SAES[1]: 1})
+    workspace.instance.report_runless_asset_event(report(SAE_FILES, SAES[1], "2", {}))
+    daemon.settle()
+    assert workspace.ran == [(stage, SAES[1]) for stage in SAE_STAGES] + [("score_report", "m1")]
 
 
 def test_one_models_missing_corpus_holds_up_no_other(workspace: Tiny) -> None:

@@ -85,7 +85,9 @@ def after(tokens: NDArray[np.int64], first: int) -> NDArray[np.bool_]:
 def test_every_token_has_one_class_and_words_ignore_case_and_space() -> None:
     classes = VOCABULARY.groups("class")
     assert ((classes >= 0) & (classes < len(CLASSES))).all()
-    named = {text: CLASSES[classes[token(text)]] for text in ("\n", " ", "(", " 7", "IMPORT", " Import", "from", " from")}
+    named = {
+        text: CLASSES[classes[token(text)]] for text in ("\n", " ", "(", " 7", "IMPORT", " Import", "from", " from")
+    }
     assert named == {
         "\n": "a line break", " ": "blank space", "(": "an opening bracket", " 7": "a number",
         "IMPORT": "a word in capitals", " Import": "a capitalised word", "from": "a lower-case piece of a word",

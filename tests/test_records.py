@@ -47,8 +47,11 @@ def test_tags_are_those_dagster_writes_itself(workspace: Tiny) -> None:
     workspace.everything()
     ours = record(workspace, "sampled_contexts", SAES[1]).tags or {}
 
-    @dg.asset(partitions_def=workspace.assets[2].partitions_def, deps=["resolved_saes", "activation_cache"],
-              code_version=ours["dagster/code_version"])
+    @dg.asset(
+        partitions_def=workspace.assets[2].partitions_def,
+        deps=["resolved_saes", "activation_cache"],
+        code_version=ours["dagster/code_version"],
+    )
     def sampled_contexts() -> dg.MaterializeResult[None]:
         return dg.MaterializeResult(data_version=dg.DataVersion(ours["dagster/data_version"]))
 

@@ -80,9 +80,7 @@ BOTH = (SAE, OTHER)
 
 def of(stages: list[str], saes: tuple[str, ...] = BOTH) -> set[tuple[str, str]]:
     return {
-        (stage, partition)
-        for stage in stages
-        for partition in (saes if STAGES[stage].grain == "sae" else ("tiny",))
+        (stage, partition) for stage in stages for partition in (saes if STAGES[stage].grain == "sae" else ("tiny",))
     }
 
 
@@ -90,14 +88,23 @@ LATER = ["explanations", "detection_scores", "score_report"]
 CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "nothing": (lambda folder: None, set()),
     "batch size": (lambda f: set_settings(f, "batch_tokens = 2048", "batch_tokens = 512"), set()),
-    "another place for the model cache": (lambda f: set_settings(f, 'model_cache = "cache"', 'model_cache = "c2"'), set()),
+    "another place for the model cache": (
+        lambda f: set_settings(f, 'model_cache = "cache"', 'model_cache = "c2"'),
+        set(),
+    ),
     "seed of the report": (lambda f: set_settings(f, "resamples = 200", "resamples = 201"), of(["score_report"])),
     "more test contexts": (
         lambda f: set_settings(f, "test = 30", "test = 32"),
         of(["sampled_contexts", "detection_scores", "score_report"]),
     ),
-    "more explain contexts": (lambda f: set_settings(f, "explain = 60", "explain = 62"), of(["sampled_contexts", *LATER])),
-    "seed of the negatives": (lambda f: set_settings(f, "[negatives]", "[negatives]\nseed = 5"), of(["sampled_negatives", *LATER])),
+    "more explain contexts": (
+        lambda f: set_settings(f, "explain = 60", "explain = 62"),
+        of(["sampled_contexts", *LATER]),
+    ),
+    "seed of the negatives": (
+        lambda f: set_settings(f, "[negatives]", "[negatives]\nseed = 5"),
+        of(["sampled_negatives", *LATER]),
+    ),
     "fewer rules": (lambda f: add_settings(f, "[explanations.pattern]\nrules = 2\n"), of(LATER)),
     "one more explainer": (
         lambda f: add_settings(

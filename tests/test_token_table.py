@@ -43,7 +43,7 @@ def test_the_text_lists_the_top_ten() -> None:
     rates = np.linspace(1, 0.1, 12, dtype=np.float32)
     table = TokenTable(np.arange(40, 52, dtype=np.uint32), rates, 0.1, VOCABULARY)
     assert table.text() == "Fires most on " + ", ".join(f'" w{i}"' for i in range(40, 50)) + "."
-    assert '"\\n", " it"' in replace(table, rates=rates[::-1].copy()).text()[::1].replace('" it", "\\n"', '"\\n", " it"')
+    assert replace(table, rates=rates[::-1].copy()).text().startswith('Fires most on " it", "\\n", " w49", ')
 
 
 @settings(max_examples=50, deadline=None)

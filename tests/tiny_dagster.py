@@ -57,9 +57,7 @@ class Tiny:
         self.assets = [stage_asset()(self._runner(stage)) for stage in STAGES.values()]
         self.definitions = dg.Definitions(
             assets=[*self.assets, sae_files],
-            jobs=[
-                dg.define_asset_job(s.name, selection=dg.AssetSelection.assets(s.name)) for s in STAGES.values()
-            ]
+            jobs=[dg.define_asset_job(s.name, selection=dg.AssetSelection.assets(s.name)) for s in STAGES.values()]
             + [
                 dg.define_asset_job(
                     "saes", dg.AssetSelection.assets(*(s.name for s in STAGES.values() if s.grain == "sae"))
@@ -113,7 +111,9 @@ class Tiny:
             if (stage.name, work.partition) in self.broken:
                 raise SaeError("weights are cut short", expected="whole weights", todo="copy them again")
             for part in _parts(stage.name):
-                work.draft.part(part, json_sha256([part, work.recipe.content["inputs"], work.recipe.content["external"]]))
+                work.draft.part(
+                    part, json_sha256([part, work.recipe.content["inputs"], work.recipe.content["external"]])
+                )
 
         def runner() -> Runner:
             return one_by_one(compute)

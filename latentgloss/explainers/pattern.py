@@ -62,7 +62,7 @@ SUPPORT = np.float32(0.1)
 """Share of the whole window in a token's strength. Any value between .03 and .3 orders windows nearly alike."""
 
 MAX_RULES = 10
-MAX_ITEMS = 20
+MAX_ITEMS = 24
 """Items in one rule; more would be a table, not a sentence. They stand in order of importance."""
 
 

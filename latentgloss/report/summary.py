@@ -43,7 +43,7 @@ def _report(work: Work) -> None:
             "n_alive": eligibility.join(alive, on="latent", how="semi").height,
             "n_eligible": eligible.height,
         }
-        groups = {key: frame for key, frame in sorted(scores.group_by(_KEY))}
+        groups = dict(sorted(scores.group_by(_KEY)))
         for key, frame in groups.items():
             baseline = groups.get((BASELINE, *key[1:]))
             for metric in METRICS:

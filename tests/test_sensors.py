@@ -1,0 +1,115 @@
+"""sensors/registry.py: a file becomes a partition, weights become versions, mistakes become messages."""
+
+import json
+import logging
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from latentgloss.workspace import Workspace
+from resources import WorkspaceResource
+from resources.workspace import changed_since_loaded, loaded_settings
+from sensors.registry import read_cursor, registry_sensor
+
+pytestmark = pytest.mark.filterwarnings("ignore:The `__fields__` attribute is deprecated")  # Dagster's own
+
+
+def tick(workspace: Workspace, instance: dg.DagsterInstance, cursor: str | None = None) -> dg.SensorResult:
+    resource = WorkspaceResource(config=str(workspace.settings.folder / "latentgloss.toml"))
+    with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"workspace": resource}) as context:
+        result = registry_sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    for request in result.dynamic_partitions_requests or []:
+        if isinstance(request, dg.AddDynamicPartitionsRequest):
+            instance.add_dynamic_partitions(request.partitions_def_name, request.partition_keys)
+        else:
+            for key in request.partition_keys:
+                instance.delete_dynamic_partition(request.partitions_def_name, key)
+    return result
+
+
+def a_sae_file(workspace: Workspace) -> Path:
+    return sorted((workspace.settings.registry_root / "saes").rglob("*.toml"))[0]
+
+
+def test_first_tick_declares_everything_and_the_second_is_quiet(tiny_workspace: Workspace) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = tick(tiny_workspace, instance)
+        assert instance.get_dynamic_partitions("sae") == sorted(tiny_workspace.registry.saes)
+        assert instance.get_dynamic_partitions("model") == sorted(tiny_workspace.registry.models)
+        assert {e.partition for e in first.asset_events} == set(tiny_workspace.registry.saes)
+        assert not first.run_requests
+        second = tick(tiny_workspace, instance, first.cursor)
+        assert not second.asset_events and not second.dynamic_partitions_requests
+        assert second.cursor == first.cursor
+
+
+def test_changed_weights_are_reported_for_that_sae_only(tiny_workspace: Workspace) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = tick(tiny_workspace, instance)
+        sae = next(iter(tiny_workspace.registry.saes.values()))
+        weights = next(sae.path.glob("*.safetensors"))
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 1
+        weights.write_bytes(data)
+        again = tick(tiny_workspace, instance, first.cursor)
+        assert [e.partition for e in again.asset_events] == [sae.partition]
+
+
+def test_a_file_with_a_mistake_is_named_and_stops_no_other(
+    tiny_workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = a_sae_file(tiny_workspace)
+    broken = path.with_name("broken.toml")
+    broken.write_text(path.read_text().replace("hookpoint", "hokpoint"))
+    with dg.DagsterInstance.ephemeral() as instance, caplog.at_level(logging.INFO):
+        result = tick(tiny_workspace, instance)
+        assert instance.get_dynamic_partitions("sae") == sorted(tiny_workspace.registry.saes)
+        quiet = tick(tiny_workspace, instance, result.cursor)
+    assert quiet.skip_reason is not None
+    message = quiet.skip_reason.skip_message or ""
+    assert "broken.toml" in message and "'hookpoint'" in message
+
+
+def test_missing_weights_are_named_and_stop_no_other(tiny_workspace: Workspace) -> None:
+    sae, *others = tiny_workspace.registry.saes.values()
+    for file in sae.path.glob("*.safetensors"):
+        file.unlink()
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = tick(tiny_workspace, instance)
+        assert {e.partition for e in first.asset_events} == {o.partition for o in others}
+        quiet = tick(tiny_workspace, instance, first.cursor)
+        assert quiet.skip_reason is not None
+        assert sae.partition in (quiet.skip_reason.skip_message or "")
+
+
+def test_a_removed_file_removes_its_partition(tiny_workspace: Workspace) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = tick(tiny_workspace, instance)
+        a_sae_file(tiny_workspace).unlink()
+        second = tick(tiny_workspace, instance, first.cursor)
+        left = sorted(Workspace.open(tiny_workspace.settings.folder / "latentgloss.toml").registry.saes)
+        assert instance.get_dynamic_partitions("sae") == left
+        assert sorted(read_cursor(second.cursor)) == left
+
+
+def test_a_cursor_of_another_layout_starts_over() -> None:
+    assert read_cursor(None) == {}
+    assert read_cursor(json.dumps({"version": 0, "sae_files": {"a": "b"}})) == {}
+    assert read_cursor(json.dumps({"version": 1, "sae_files": {"a": "b"}})) == {"a": "b"}
+
+
+def test_changed_settings_ask_for_a_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "latentgloss.toml"
+    path.write_text("")
+    monkeypatch.setenv("LATENTGLOSS_CONFIG", str(path))
+    loaded_settings.cache_clear()
+    try:
+        assert changed_since_loaded() == []
+        path.write_text("[contexts]\ntest = 50\n")
+        assert changed_since_loaded() == ["sampled_contexts"]
+        path.write_text("[machine]\nbatch_tokens = 512\n")
+        assert changed_since_loaded() == []
+    finally:
+        loaded_settings.cache_clear()
