@@ -4,13 +4,21 @@
 what changed while the daemon was off is found by the nightly schedules and by `latentgloss status`.
 """
 
+from typing import Any
+
 import dagster as dg
 
 from latentgloss.stages import STAGES, Stage
 
 A = dg.AutomationCondition
 
-_changed = (A.any_deps_match(A.data_version_changed()) | A.code_version_changed()).since_last_handled()
+
+def _unhandled(event: Any) -> dg.AutomationCondition:
+    """True from `event` until it is requested or updated. (Dagster types `self` too narrowly here, hence Any.)"""
+    return event.since_last_handled()
+
+
+_changed = _unhandled(A.any_deps_match(A.data_version_changed()) | A.code_version_changed())
 
 
 def _anything_above(
@@ -55,5 +63,5 @@ def bridge(upstream: str) -> dg.AutomationCondition:
     possible = A.any_deps_match(~A.missing()).allow(chosen)
     newly_missing = (A.missing() & possible).newly_true().since(A.newly_requested() | A.newly_updated())
     watched = A.any_deps_match(A.data_version_changed()).allow(chosen | dg.AssetSelection.assets("sae_files"))
-    changed = (watched | A.code_version_changed()).since_last_handled()
+    changed = _unhandled(watched | A.code_version_changed())
     return ((newly_missing | changed) & ~A.in_progress()).with_label("refresh (bridge)")

@@ -26,7 +26,7 @@ def tokens_per_split(version: Version) -> str:
 
 
 def resolved(version: Version) -> str:
-    rows = [f"| {_cell(k)} | `{_cell(v)[:70]}` |" for k, v in _flat(version.json("resolved.json"))]
+    rows = [f"| {_cell(k)} | {_cell(str(v)[:70])} |" for k, v in _flat(version.json("resolved.json"))]
     return "\n".join(["| depends on | value |", "|---|---|", *rows])
 
 
@@ -37,7 +37,9 @@ def densities(version: Version) -> str:
     edges = np.linspace(-6, 0, 31)
     found = {"alive latents": np.histogram(np.clip(logs, -6, 0), edges)[0]}
     text = f"{len(alive):,} of {len(latents):,} latents are active at least once."
-    return _image("density of latents", steps(found, edges, "log10 share of tokens on which it is active")) + f"\n\n{text}"
+    return (
+        _image("density of latents", steps(found, edges, "log10 share of tokens on which it is active")) + f"\n\n{text}"
+    )
 
 
 def eligibility(version: Version) -> str:
@@ -55,7 +57,9 @@ def explanations(version: Version) -> str:
     labelled = {f"{explainer}: {status}": n for (explainer, status), n in sorted(found.items())}
     ok = version.scan(schema.EXPLANATIONS).filter(pl.col("status") == "ok")
     sample = ok.select("latent", "explainer", "explanation").sort("latent", "explainer").head(8).collect()
-    rows = [f"| {latent} | {_cell(explainer)} | {_cell(text)[:300]} |" for latent, explainer, text in sample.iter_rows()]
+    rows = [
+        f"| {latent} | {_cell(explainer)} | {_cell(text)[:300]} |" for latent, explainer, text in sample.iter_rows()
+    ]
     table = "\n".join(["| latent | explainer | explanation |", "|---|---|---|", *rows])
     return _image("explanations by status", bars(labelled, "latents")) + f"\n\n{table}"
 
@@ -68,7 +72,9 @@ def scores(version: Version) -> str:
         by = {str(name): part["score"].to_numpy() for (name,), part in sorted(group.group_by("explainer"))}
         medians = ", ".join(f"{_cell(name)} {np.median(values):.3f}" for name, values in by.items())
         drawn = steps({name: np.histogram(values, edges)[0] for name, values in by.items()}, edges, str(metric))
-        parts.append(f"{_image(f'{metric}, negatives {negatives}', drawn)}\n\nNegatives `{negatives}`. Medians: {medians}.")
+        parts.append(
+            f"{_image(f'{metric}, negatives {negatives}', drawn)}\n\nNegatives `{negatives}`. Medians: {medians}."
+        )
     return "\n\n".join(parts) or "Nothing was scored."
 
 

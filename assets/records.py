@@ -11,6 +11,10 @@ from hashlib import sha256
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluation,
+    AssetCheckEvaluationTargetMaterializationData,
+)
 from dagster._core.definitions.data_version import (
     CODE_VERSION_TAG,
     DATA_VERSION_IS_USER_PROVIDED_TAG,
@@ -20,15 +24,12 @@ from dagster._core.definitions.data_version import (
     get_input_data_version_tag,
     get_input_event_pointer_tag,
 )
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluation,
-    AssetCheckEvaluationTargetMaterializationData,
-)
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 
 from latentgloss.stages import STAGES
 from latentgloss.store import Version
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -16,7 +16,7 @@ from assets.partitions import GRAINS, SAES
 from latentgloss.errors import MissingInput
 from latentgloss.stages import STAGES, Stage
 from latentgloss.store import Version
-from latentgloss.workspace import Outcome, Work
+from latentgloss.work import Outcome, Work
 from resources import Progress, WorkspaceResource
 from resources.workspace import code_version, loaded_settings
 
@@ -49,9 +49,7 @@ def stage_asset(
         stage = STAGES[runner.__name__]
         version = code_version(stage, loaded_settings())
 
-        def asset(
-            context: dg.AssetExecutionContext, workspace: WorkspaceResource, progress: Progress
-        ) -> Iterator[Any]:
+        def asset(context: dg.AssetExecutionContext, workspace: WorkspaceResource, progress: Progress) -> Iterator[Any]:
             upstream = [dep.asset_key.to_user_string() for dep in _deps(stage)]
             inputs = records.Inputs.now(context.instance, upstream)
             failed: list[Outcome] = []

@@ -121,7 +121,9 @@ def _materialise(instance: "dg.DagsterInstance", workspace: Workspace) -> None:
 
 def _after_failure(result: "dg.ExecuteInProcessResult", stages: list[Stage]) -> list[Stage]:
     """What a failed step kept from running: the SAEs that did not fail go on."""
-    failed = [i for i, s in enumerate(stages) if any(e.is_step_failure and e.step_key == s.name for e in result.all_events)]
+    failed = [
+        i for i, s in enumerate(stages) if any(e.is_step_failure and e.step_key == s.name for e in result.all_events)
+    ]
     if result.success:
         return []
     if not failed:
@@ -131,18 +133,15 @@ def _after_failure(result: "dg.ExecuteInProcessResult", stages: list[Stage]) -> 
 
 def _print_stages(result: "dg.ExecuteInProcessResult", stages: Sequence[Stage]) -> None:
     for stage in stages:
-        statuses = [
-            e.materialization.metadata["status"].value
-            for e in result.all_events
-            if e.is_step_materialization and e.step_key == stage.name
-        ]
-        seconds = [e.step_success_data.duration_ms / 1000 for e in result.all_events if e.is_step_success and e.step_key == stage.name]
+        events = [e for e in result.all_events if e.step_key == stage.name]
+        seconds = [e.step_success_data.duration_ms / 1000 for e in events if e.is_step_success]
         if seconds:
-            computed = statuses.count("computed")
-            console.print(
-                f"  {stage.name:<18} {computed:>3} computed, {len(statuses) - computed:>3} reused  {seconds[0]:>7.1f} s",
-                highlight=False,
+            status = [e.materialization.metadata["status"].value for e in events if e.is_step_materialization]
+            computed = status.count("computed")
+            line = (
+                f"  {stage.name:<18} {computed:>3} computed, {len(status) - computed:>3} reused  {seconds[0]:>7.1f} s"
             )
+            console.print(line, highlight=False)
 
 
 # -- progress ----------------------------------------------------------------------------------------------------
@@ -207,7 +206,9 @@ def _print_report(workspace: Workspace) -> None:
             *(_interval(by.get(e)) for e in explainers),
         )
     console.print(table)
-    console.print(f"Explained and scored are counts of `{explainers[0]}`. `null:` explains with another latent's text.\n")
+    console.print(
+        f"Explained and scored are counts of `{explainers[0]}`. `null:` explains with another latent's text.\n"
+    )
 
 
 def _interval(row: dict[str, Any] | None) -> str:

@@ -22,7 +22,7 @@ from scipy import sparse
 
 from latentgloss import schema
 from latentgloss.hashing import json_sha256
-from latentgloss.workspace import attempt, one_by_one
+from latentgloss.work import attempt, one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from latentgloss.corpus import Corpus
     from latentgloss.saes.coder import Sparse, SparseCoder
     from latentgloss.subject import Subject
-    from latentgloss.workspace import Work
+    from latentgloss.work import Work
 
 SHARD = 65_536
 """Positions per shard, rounded down to whole sequences. Constant: shards are content, not machine settings."""

@@ -22,12 +22,12 @@ from jaxtyping import Int64, Integer, Shaped
 from latentgloss import schema
 from latentgloss.hashing import counter_hash
 from latentgloss.windows import Cells, Windows, by_block
-from latentgloss.workspace import one_by_one
+from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
     from latentgloss.corpus import Corpus
     from latentgloss.settings import ContextSettings
-    from latentgloss.workspace import Work
+    from latentgloss.work import Work
 
 _DECILES = 10
 _RANK = pl.int_range(pl.len(), dtype=pl.UInt32)

@@ -37,7 +37,7 @@ from latentgloss.corpus_sources import Document, iter_documents
 from latentgloss.errors import CorpusError
 from latentgloss.hashing import text_sha256
 from latentgloss.schema import GRAM, SPLITS
-from latentgloss.workspace import one_by_one
+from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from latentgloss.workspace import Work
+    from latentgloss.work import Work
 
     Encode = Callable[[list[str]], Sequence[Sequence[int]]]
     Progress = Callable[[int, int | None, str], None]

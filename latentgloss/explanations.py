@@ -19,7 +19,7 @@ from latentgloss import schema
 from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, base_of
 from latentgloss.explainers.windows import Windows
 from latentgloss.hashing import counter_hash, json_sha256
-from latentgloss.workspace import one_by_one
+from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float32, UInt32
 
     from latentgloss.corpus import Corpus
-    from latentgloss.workspace import Work
+    from latentgloss.work import Work
 
 NULL_COSINE = 0.5
 """A null's text comes from a latent whose decoder cosine is below this: twins would be no baseline."""

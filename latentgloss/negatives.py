@@ -26,14 +26,14 @@ from jaxtyping import Int64, UInt64
 from latentgloss import schema
 from latentgloss.hashing import counter_hash
 from latentgloss.windows import Cells, Windows, by_block
-from latentgloss.workspace import one_by_one
+from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from latentgloss.corpus import Corpus
     from latentgloss.settings import NegativeSettings
-    from latentgloss.workspace import Work
+    from latentgloss.work import Work
 
 _ROUNDS = 32
 """Of a permutation: one place is uniform but for 2^-32, and pairs are as far as the tests can see."""

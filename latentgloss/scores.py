@@ -20,7 +20,7 @@ from latentgloss.hashing import counter_hash
 from latentgloss.protocols import Question
 from latentgloss.schema import STRATA
 from latentgloss.scorers import judge_named
-from latentgloss.workspace import one_by_one
+from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from latentgloss.corpus import Corpus
     from latentgloss.protocols import Answer, Judge
     from latentgloss.store import Version
-    from latentgloss.workspace import Work
+    from latentgloss.work import Work
 
 SCORER, PROFILE, METRIC = "detection", "default", "balanced_accuracy"
 NULL = "null:"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from latentgloss.corpus import Corpus
     from latentgloss.store import Version
-    from latentgloss.workspace import Work
+    from latentgloss.work import Work
 
 _CHUNK = 1 << 16  # windows hashed at once
 

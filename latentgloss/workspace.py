@@ -8,31 +8,28 @@ in the module of its noun; it is handed to `materialise`.
 from __future__ import annotations
 
 import time
-import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentgloss import settings as settings_module
 from latentgloss.errors import LatentglossError, MissingInput
-from latentgloss.files import LocalFiles, disk_full, is_disk_full
+from latentgloss.files import LocalFiles
 from latentgloss.hashing import DigestCache
-from latentgloss.registry import ModelSpec, Registry, SaeSpec
+from latentgloss.registry import Registry, SaeSpec
 from latentgloss.stages import STAGES, Stage
-from latentgloss.store import Draft, Store, Version, fingerprint
+from latentgloss.store import Store, Version, fingerprint
+from latentgloss.work import Outcome, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from latentgloss.corpus import Corpus
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
-
-Progress = "Callable[[int, int | None, str], None]"
-"""Called as progress(done, total or None, unit) while long work runs."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +53,6 @@ class State:
     partition: str
     state: Literal["fresh", "stale", "missing", "failed"]
     because: str
-
-
-@dataclass
-class Outcome:
-    """What became of one partition in a run."""
-
-    stage: str
-    partition: str
-    status: Literal["computed", "reused", "failed"]
-    version: Version | None = None
-    error: LatentglossError | None = None
-    seconds: float = 0.0
-    blocks_computed: int = 0
-    blocks_reused: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Workspace:
@@ -294,108 +276,6 @@ class Workspace:
         finally:
             for work in works:
                 work.close()
-
-
-class Work:
-    """One partition of one stage being computed: its inputs, its draft, its progress."""
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        stage: Stage,
-        partition: str,
-        recipe: Recipe,
-        *,
-        progress: Callable[[str], Callable[[int, int | None, str], None]] | None = None,
-    ) -> None:
-        self.workspace, self.stage, self.partition, self.recipe = workspace, stage, partition, recipe
-        self.settings = workspace.settings
-        self.began = time.monotonic()
-        self.facts: dict[str, Any] = {}
-        self.error: LatentglossError | None = None
-        self.progress = progress(f"{stage.name} {partition}") if progress else (lambda done, total, unit: None)
-        self._context = workspace.store.draft(stage.name, partition, recipe.content)
-        self._draft: Draft | None = None
-
-    @property
-    def draft(self) -> Draft:
-        """The version in the making; the partition's lock is taken on first use."""
-        if self._draft is None:
-            self._draft = self._context.__enter__()
-        return self._draft
-
-    @property
-    def model(self) -> ModelSpec:
-        name = self.partition if self.stage.grain == "model" else self.sae.model
-        return self.workspace.registry.model(name)
-
-    @property
-    def sae(self) -> SaeSpec:
-        return self.workspace.registry.sae(self.partition)
-
-    def input(self, stage: str) -> Version:
-        """The pinned version of an input of the same partition (or of its model)."""
-        (version,) = self.recipe.inputs[stage].values()
-        return version
-
-    def block_recipe(self, settings: dict[str, Any] | None = None, **consumed: Any) -> dict[str, Any]:
-        """Recipe of one block: the stage, the settings that matter to it, and hashes of the rows it consumes."""
-        return {
-            "stage": self.stage.name,
-            "version": self.stage.version,
-            "settings": self.stage.settings_used(self.settings) if settings is None else settings,
-            **consumed,
-        }
-
-    def finish(self, run_id: str) -> Outcome:
-        """Commits the draft, or records the failure."""
-        name, seconds = self.stage.name, round(time.monotonic() - self.began, 3)
-        try:
-            if self.error is not None:
-                raise self.error
-            draft = self.draft
-            pins = [v.pin for versions in self.recipe.inputs.values() for v in versions.values()]
-            facts = {**self.facts, "seconds": seconds}
-            version = draft.commit(inputs=pins, run_id=run_id, facts=facts)
-            return Outcome(name, self.partition, "computed", version, None, seconds, len(draft.computed),
-                           len(draft.reused), facts)  # fmt: skip
-        except LatentglossError as e:
-            self.workspace.store.fail(name, self.partition, self.recipe.fingerprint, e)
-            return Outcome(name, self.partition, "failed", error=e, seconds=seconds)
-        finally:
-            self.close()
-
-    def close(self) -> None:
-        """Releases the partition's lock."""
-        if self._draft is not None:
-            self._draft = None
-            self._context.__exit__(None, None, None)
-
-
-def one_by_one(compute: Callable[[Work], None]) -> Callable[[Sequence[Work]], Iterator[Work]]:
-    """A runner for `Workspace.materialise` that computes one partition after the other."""
-
-    def run(works: Sequence[Work]) -> Iterator[Work]:
-        for work in works:
-            work.began = time.monotonic()
-            work.error = attempt(lambda work=work: compute(work))  # type: ignore[misc]
-            yield work
-
-    return run
-
-
-def attempt(action: Callable[[], None]) -> LatentglossError | None:
-    """Runs `action`; what it raises becomes an error for one partition instead of ending the run."""
-    try:
-        action()
-    except LatentglossError as e:
-        return e
-    except Exception as e:
-        if is_disk_full(e):
-            return disk_full(Path(getattr(e, "filename", None) or ".").absolute())
-        where = "".join(traceback.format_exception(e)[-3:])
-        return LatentglossError(f"{type(e).__name__}: {e}", todo=f"please report this; it was raised at\n{where}")
-    return None
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -21,7 +21,7 @@ from latentgloss.windows import GRAM, Windows, counter_hash, selected_latents
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from latentgloss.workspace import Outcome
+    from latentgloss.work import Outcome
 
 SEEDS = st.integers(0, 5)
 SMALL = {"length": LENGTH, "min_explain": 8, "min_test": 12, "min_test_documents": 5}

@@ -19,7 +19,7 @@ import tiny
 
 from latentgloss import schema
 from latentgloss.stages import STAGES
-from latentgloss.workspace import Work, one_by_one
+from latentgloss.work import Work, one_by_one
 
 GOLDEN = Path(__file__).parent / "golden"
 CONTENTS = GOLDEN / "contents.json"

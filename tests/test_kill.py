@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import tiny
 
-from latentgloss.schema import TABLES
 from latentgloss.stages import STAGES
 from latentgloss.workspace import Workspace
 
@@ -65,12 +64,31 @@ def contents(workspace: Workspace) -> dict[tuple[str, str], str]:
     return found
 
 
-def finished_files(folder: Path, stage: str) -> dict[Path, int]:
-    """Files of blocks and their inodes. The corpus is one block, of files that are not in a table's folder."""
-    return {p: p.stat().st_ino for p in (folder / "data" / stage).rglob("*.parquet") if p.parent.name in TABLES}
+def finished_files(folder: Path, stage: str, complete: dict[str, set[str]]) -> dict[Path, int]:
+    """Files of finished blocks and their inodes; `complete` names the files each block consists of.
+
+    The corpus is one block, of files that are in no table's folder.
+    """
+    per_partition: dict[Path, set[str]] = {}
+    for path in (folder / "data" / stage).rglob("*.parquet"):
+        per_partition.setdefault(path.parent.parent, set()).add(f"{path.parent.name}/{path.name}")
+    return {
+        version / name: (version / name).stat().st_ino
+        for version, there in per_partition.items()
+        for names in complete.values()
+        if names <= there
+        for name in names
+    }
 
 
-@pytest.mark.timeout(400)
+def blocks(workspace: Workspace, stage: str) -> dict[str, set[str]]:
+    """Files of every block of a stage, as an undisturbed run wrote them."""
+    versions = [workspace.store.current(stage, partition) for partition in workspace.partitions(STAGES[stage])]
+    return {name: set(block.files) for v in versions if v for name, block in v.manifest.blocks.items()}
+
+
+@pytest.mark.kill
+@pytest.mark.timeout(500)
 def test_killed_runs_end_with_the_same_content_and_repeat_nothing_finished(tmp_path):
     calm, folder = tmp_path / "calm", tmp_path / "killed"
     undisturbed = tiny.tiny_workspace(calm)
@@ -82,15 +100,16 @@ def test_killed_runs_end_with_the_same_content_and_repeat_nothing_finished(tmp_p
     draw = random.Random(20)
     for stage in STAGES:
         assert writes[stage] >= 2, f"{stage} wrote nothing that could be interrupted"
+        complete = blocks(undisturbed, stage)
         for _ in range(KILLS):
-            before = finished_files(folder, stage)
+            before = finished_files(folder, stage, complete)
             code, _ = spawn(folder / "latentgloss.toml", stage, draw.randint(1, writes[stage]), draw.random() < 0.5)
             assert code in (-signal.SIGKILL, 0)  # 0: fewer writes were left than the one it was to die at
-            after = finished_files(folder, stage)
+            after = finished_files(folder, stage, complete)
             assert before.items() <= after.items(), "a finished file was written again"
-        finished = finished_files(folder, stage)
+        finished = finished_files(folder, stage, complete)
         assert spawn(folder / "latentgloss.toml", stage, None)[0] == 0
-        assert finished.items() <= finished_files(folder, stage).items()
+        assert finished.items() <= finished_files(folder, stage, complete).items()
     workspace = Workspace.open(folder / "latentgloss.toml")
     assert contents(workspace) == contents(undisturbed)
     assert not list((folder / "data").rglob("*.tmp")), "a half-written file was left behind"

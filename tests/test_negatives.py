@@ -18,7 +18,7 @@ from latentgloss.windows import counter_hash
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from latentgloss.workspace import Outcome
+    from latentgloss.work import Outcome
 
 SEEDS = st.integers(0, 5)
 SMALL = {"explain": 20, "select": 6, "test": 12}

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentgloss.stages import STAGES
-from latentgloss.workspace import Outcome, Workspace
+from latentgloss.work import Outcome
+from latentgloss.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from latentgloss.workspace import Work
+    from latentgloss.work import Work
 
     Runner = Callable[[Sequence[Work]], Iterator[Work]]
 

@@ -17,7 +17,8 @@ from assets.stage_asset import Runner, sae_files, stage_asset
 from latentgloss.errors import SaeError
 from latentgloss.hashing import json_sha256
 from latentgloss.stages import STAGES, Stage
-from latentgloss.workspace import Work, Workspace, one_by_one
+from latentgloss.work import Work, one_by_one
+from latentgloss.workspace import Workspace
 from resources import Progress, WorkspaceResource
 from resources.workspace import loaded_settings
 

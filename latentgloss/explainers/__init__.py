@@ -7,54 +7,21 @@ all there are; `null:<name>` (another latent's explanation, the baseline) is mad
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from latentgloss.errors import SettingsError
 from latentgloss.explainers import pattern, token_table
+from latentgloss.explainers.base import Evidence, Explained, Explainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
 
-    from latentgloss.explainers.windows import Vocabulary, Windows
+    from latentgloss.explainers.windows import Vocabulary
     from latentgloss.settings import ExplanationSettings
 
+__all__ = ["EXPLAINERS", "NULL", "Evidence", "Explained", "Explainer", "base_of"]
+
 NULL = "null:"
-SHOWN = 40
-"""Contexts shown to an explainer that cannot use more (Paulo et al., section 3)."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What an explainer may know of one latent: windows of the explain split, activating ones first."""
-
-    latent: int
-    windows: Windows
-    context_ids: list[int]
-    """Context numbers of the windows, in the same order."""
-
-
-@dataclass(frozen=True)
-class Explained:
-    """An explanation, or why there is none."""
-
-    latent: int
-    status: str
-    reason: str = ""
-    text: str = ""
-    program: str | None = None
-    context_ids: tuple[int, ...] = ()
-    """The contexts it was made from."""
-
-
-class Explainer(Protocol):
-    """Explains latents. `identity` is everything that decides its output beside the evidence."""
-
-    @property
-    def identity(self) -> dict[str, Any]: ...
-
-    def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]: ...
-
 
 EXPLAINERS: dict[str, Callable[[ExplanationSettings, Vocabulary], Explainer]] = {
     "pattern": pattern.PatternExplainer,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from latentgloss.errors import ExplainerError
+from latentgloss.explainers.base import Explained
 from latentgloss.explainers.windows import KINDS, Vocabulary
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float32, Int8, UInt32
 
-    from latentgloss.explainers import Evidence, Explained
+    from latentgloss.explainers.base import Evidence
     from latentgloss.settings import ExplanationSettings
 
 VERSION = 1
@@ -220,7 +221,6 @@ class PatternExplainer:
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
         """One explanation per latent, in order."""
-        from latentgloss.explainers import Explained
         from latentgloss.explainers.pattern_learning import learn_pattern
 
         for one in evidence:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentgloss.errors import ExplainerError
+from latentgloss.explainers.base import Explained
 from latentgloss.explainers.pattern_text import token_text
 from latentgloss.explainers.windows import Vocabulary, Windows
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float32, UInt32
 
-    from latentgloss.explainers import Evidence, Explained
+    from latentgloss.explainers.base import Evidence
     from latentgloss.settings import ExplanationSettings
 
 VERSION = 1
@@ -132,8 +133,6 @@ class TokenTableExplainer:
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
         """One explanation per latent, in order."""
-        from latentgloss.explainers import Explained
-
         for one in evidence:
             try:
                 table = learn_token_table(one.windows, self.vocabulary)

@@ -13,10 +13,10 @@ import numpy as np
 import polars as pl
 
 from latentgloss import schema, statistics
-from latentgloss.workspace import one_by_one
+from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
-    from latentgloss.workspace import Work
+    from latentgloss.work import Work
 
 METRICS = ("balanced_accuracy", "auroc")
 BASELINE = "token_table"
