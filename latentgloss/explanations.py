@@ -9,25 +9,36 @@ Nothing of the test split is read here: its parts are not among this stage's inp
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import time
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
 from latentgloss import schema
-from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, base_of
+from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, Explainer, base_of
 from latentgloss.explainers.windows import Windows
 from latentgloss.hashing import counter_hash, json_sha256
-from latentgloss.work import one_by_one
+from latentgloss.work import attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from jaxtyping import Float32, UInt32
 
     from latentgloss.corpus import Corpus
+    from latentgloss.explainers.windows import Vocabulary
+    from latentgloss.settings import ExplanationSettings
     from latentgloss.work import Work
+
+CHUNK = 16
+"""Latents handed to a process at a time."""
 
 NULL_COSINE = 0.5
 """A null's text comes from a latent whose decoder cosine is below this: twins would be no baseline."""
@@ -44,7 +55,18 @@ def in_order(explainers: tuple[str, ...]) -> list[str]:
     return sorted(names, key=lambda name: name.startswith(NULL))
 
 
-def _explain(work: Work) -> None:
+def explain(works: Sequence[Work]) -> Iterator[Work]:
+    """Runner of `explanations`. Works of one model share the processes that explainers compute in."""
+    for _, group in groupby(sorted(works, key=lambda work: work.model.name), key=lambda work: work.model.name):
+        together = list(group)
+        with _processes(together[0]) as pool:
+            for work in together:
+                work.began = time.monotonic()
+                work.error = attempt(lambda work=work: _explain(work, pool))  # type: ignore[misc]
+                yield work
+
+
+def _explain(work: Work, pool: Executor | None) -> None:
     contexts, negatives = work.input("sampled_contexts"), work.input("sampled_negatives")
     resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
     corpus = work.workspace.corpus(resolved)
@@ -77,7 +99,7 @@ def _explain(work: Work) -> None:
                     )
                     frame = null_explanations(rows[base_of(name)], twins, name, settings.seed)
                 else:
-                    frame = _rows(name, evidence, list(base.explain(evidence)))
+                    frame = _rows(name, evidence, _explained(name, base, evidence, pool))
                 work.draft.put(block_name(block, name), recipe, (schema.EXPLANATIONS,), {"explanations": frame})
             rows[name] = work.draft.read(schema.EXPLANATIONS, block_name(block, name))
             counts[name] += int((rows[name]["status"] == "ok").sum())
@@ -85,7 +107,40 @@ def _explain(work: Work) -> None:
     work.facts = {"explained": counts}
 
 
-explain = one_by_one(_explain)
+@contextlib.contextmanager
+def _processes(work: Work) -> Iterator[Executor | None]:
+    """Processes with the explainers in them; None where one process is all there is to be."""
+    n = work.settings.machine.workers or os.cpu_count() or 1
+    if n == 1:
+        yield None
+        return
+    # Not fork: the model's threads may be alive in this process, and a forked child would wait for them for ever.
+    context = multiprocessing.get_context("spawn")
+    arguments = (work.settings.explanations, work.workspace.vocabulary(work.model.name))
+    with ProcessPoolExecutor(n, context, _prepare, arguments) as pool:
+        yield pool
+
+
+_prepared: tuple[ExplanationSettings, Vocabulary] | None = None
+
+
+def _prepare(settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
+    global _prepared
+    _prepared = settings, vocabulary
+
+
+def _explain_there(name: str, evidence: list[Evidence]) -> list[Explained]:
+    """Runs in a process of the pool."""
+    assert _prepared is not None
+    return list(EXPLAINERS[name](*_prepared).explain(evidence))
+
+
+def _explained(name: str, base: Explainer, evidence: _BlockEvidence, pool: Executor | None) -> list[Explained]:
+    if pool is None or not base.computes:
+        return list(base.explain(evidence))
+    everything = list(evidence)
+    chunks = [everything[i : i + CHUNK] for i in range(0, len(everything), CHUNK)]
+    return [found for part in pool.map(_explain_there, [name] * len(chunks), chunks) for found in part]
 
 
 class _BlockEvidence:

@@ -92,8 +92,8 @@ class MachineSettings(Strict):
     threads: int | None = Field(default=None, ge=1)
     batch_tokens: int = Field(default=4096, ge=256)
     """Tokens per forward pass."""
-    workers: int = Field(default=2, ge=1)
-    """Processes or threads for latent-wise stages."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes for explainers that compute; None: one per core."""
     model_cache: Path = Path("~/.cache/latentgloss")
     """Converted model weights."""
 

@@ -37,6 +37,9 @@ class Explained:
 class Explainer(Protocol):
     """Explains latents. `identity` is everything that decides its output beside the evidence."""
 
+    computes: bool
+    """Whether its time goes into computing here: then latents are spread over processes."""
+
     @property
     def identity(self) -> dict[str, Any]: ...
 

@@ -212,6 +212,8 @@ def preceded(member: Bool[np.ndarray, "n length"]) -> Bool[np.ndarray, "n length
 class PatternExplainer:
     """Explains each latent by the pattern learnt from all its explain contexts."""
 
+    computes = True
+
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
         self.settings, self.vocabulary = settings.pattern, vocabulary
 

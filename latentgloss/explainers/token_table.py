@@ -124,6 +124,8 @@ def learn_token_table(windows: Windows, vocabulary: Vocabulary) -> TokenTable:
 class TokenTableExplainer:
     """Explains each latent by its token table."""
 
+    computes = True
+
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 

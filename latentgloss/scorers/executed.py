@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from latentgloss.explainers.windows import Vocabulary
+    from latentgloss.protocols import Predictor
 
 
 class ExecutedJudge:
@@ -33,11 +34,14 @@ class ExecutedJudge:
         return {"judge": self.name, "version": self.version}
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        loaded: tuple[str, Predictor] | None = None  # questions of one latent follow each other
         for question in questions:
             n = len(question.tokens)
             if question.program is None:
                 reason = ["the explanation has no executable form"] * n
                 yield Answer(np.full(n, np.nan, np.float32), None, None, None, ["unsupported"] * n, reason)
                 continue
-            strength = load_program(question.program, self.vocabulary).strength(question.tokens)
+            if loaded is None or loaded[0] != question.program:
+                loaded = question.program, load_program(question.program, self.vocabulary)
+            strength = loaded[1].strength(question.tokens)
             yield Answer(strength.max(axis=1).astype(np.float32), None, None, None)
