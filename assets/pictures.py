@@ -34,7 +34,7 @@ def densities(version: Version) -> str:
     latents = version.scan(schema.LATENTS).select("density", "count").collect()
     alive = latents.filter(pl.col("count") > 0)
     logs = np.log10(alive["density"].to_numpy())
-    edges = np.linspace(-6, 0, 31)
+    edges = np.linspace(-6, 0, 25)
     found = {"alive latents": np.histogram(np.clip(logs, -6, 0), edges)[0]}
     text = f"{len(alive):,} of {len(latents):,} latents are active at least once."
     return (

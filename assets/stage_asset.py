@@ -153,9 +153,8 @@ def _record(
 ) -> None:
     made = outcome.version
     assert made is not None
-    metadata = _metadata(outcome, made)
-    if picture is not None:
-        metadata["picture"] = dg.MetadataValue.md(picture(made))
+    drawn = {} if picture is None else {"picture": dg.MetadataValue.md(picture(made))}
+    metadata = {**drawn, **_metadata(outcome, made)}
     records.materialisation(context, made, code_version=version, inputs=inputs, metadata=metadata)
     for name, check in checks.items():
         passed, counted = check(made)

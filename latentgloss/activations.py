@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float, Float64, Int64, UInt32
 from scipy import sparse
 
 from latentgloss import schema
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
-    from jaxtyping import Float, UInt32
 
     from latentgloss.corpus import Corpus
     from latentgloss.saes.coder import Sparse, SparseCoder
@@ -40,6 +40,9 @@ SHARD = 65_536
 
 SINK_SAMPLE = 16
 """Sequences at the start of the corpus over which the median norm is taken (attention sinks are relative to it)."""
+
+BINS = 20
+"""Bins of a latent's histogram."""
 
 TOP_OUTPUTS, NEIGHBOURS, NEIGHBOURS_MAX, NEIGHBOUR_COSINE = 10, 10, 64, 0.5
 
@@ -332,37 +335,47 @@ def latent_statistics(
     is_masked = np.zeros(len(position), dtype=bool)
     inside = at < len(masked)
     is_masked[inside] = masked[at[inside]] == position[inside]
-    kept = pairs.filter(~is_masked).with_columns(token=tokens[position[~is_masked]])
-    value = pl.col("activation")
-    edges = [value.quantile(q / 10, "nearest") for q in range(11)]
-    each = kept.group_by("latent").agg(
-        count=pl.len().cast(pl.UInt64),
-        max=value.max(),
-        mean=value.cast(pl.Float64).mean(),
-        quantiles=pl.concat_list([e.cast(pl.Float32) for e in edges]),
+    kept = pairs.filter(~is_masked).with_columns(token=tokens[position[~is_masked]]).sort("latent", "activation")
+    # Sums over sorted arrays, not group_by: the order in which threads add floats would be part of the content.
+    latent = kept["latent"].to_numpy() - low
+    value = kept["activation"].to_numpy()
+    count = np.bincount(latent, minlength=high - low)
+    first = np.cumsum(count) - count
+    alive = count > 0
+    top, total = np.zeros(high - low, dtype=np.float32), np.zeros(high - low)
+    if len(value):
+        top[alive] = value[(first + count - 1)[alive]]
+        total[alive] = np.add.reduceat(value.astype(np.float64), first[alive])
+    edges = first[:, None] + np.rint(np.linspace(0, 1, 11) * np.maximum(count - 1, 0)[:, None]).astype(np.int64)
+    histogram = np.zeros((high - low, BINS), dtype=np.uint32)
+    bins = np.minimum((value / top[latent] * BINS).astype(np.int64), BINS - 1)
+    np.add.at(histogram, (latent, bins), 1)
+    return pl.DataFrame(
+        {
+            "latent": np.arange(low, high, dtype=np.uint32),
+            "count": count.astype(np.uint64),
+            "density": count / max(n_unmasked, 1),
+            "max": top,
+            "mean": np.divide(total, count, out=np.zeros(high - low), where=alive),
+            "quantiles": pl.Series(
+                [value[row].tolist() if fires else [] for row, fires in zip(edges, alive, strict=True)],
+                dtype=pl.List(pl.Float32),
+            ),
+            "histogram": pl.Series(histogram.tolist(), dtype=pl.List(pl.UInt32)),
+            "token_entropy": _entropy(latent, kept["token"].to_numpy(), count),
+        }
     )
-    bins = (
-        kept.join(each.select("latent", "max"), on="latent")
-        .with_columns(bin=(value / pl.col("max") * 20).floor().clip(0, 19).cast(pl.UInt32))
-        .group_by("latent", "bin").len()
-    )  # fmt: skip
-    histogram = np.zeros((high - low, 20), dtype=np.uint32)
-    histogram[bins["latent"].to_numpy() - low, bins["bin"].to_numpy()] = bins["len"].to_numpy()
-    per_token = kept.group_by("latent", "token").len()
-    entropy = per_token.group_by("latent").agg(token_entropy=pl.col("len").entropy(base=np.e, normalize=True))
-    rows = pl.DataFrame({"latent": np.arange(low, high, dtype=np.uint32), "histogram": histogram.tolist()})
-    return (
-        rows.join(each, on="latent", how="left")
-        .join(entropy, on="latent", how="left")
-        .with_columns(
-            pl.col("count").fill_null(0),
-            pl.col("max", "mean").fill_null(0),
-            pl.col("token_entropy").cast(pl.Float64).fill_null(0),
-            pl.col("quantiles").fill_null(pl.lit([], dtype=pl.List(pl.Float32))),
-        )
-        .with_columns(density=pl.col("count") / max(n_unmasked, 1))
-        .sort("latent")
-    )
+
+
+def _entropy(
+    latent: UInt32[np.ndarray, " pairs"], token: UInt32[np.ndarray, " pairs"], count: Int64[np.ndarray, " latents"]
+) -> Float64[np.ndarray, " latents"]:
+    """Entropy (nats) of the token ids each latent is active on; 0 for a dead one."""
+    keys, times = np.unique(latent.astype(np.uint64) << np.uint64(32) | token, return_counts=True)
+    owner = (keys >> np.uint64(32)).astype(np.int64)
+    share = times / count[owner]
+    # bincount of nothing is int64, whatever its weights
+    return np.bincount(owner, weights=-share * np.log(share), minlength=len(count)).astype(np.float64)
 
 
 def _neighbours(decoder: torch.Tensor, low: int, high: int) -> tuple[list[list[int]], list[list[float]]]:

@@ -231,6 +231,13 @@ class Store:
         )
         self.files.remove(f"{m.stage}/{m.partition}/{FAILED}")
 
+    def adopt(self, version: Version) -> None:
+        """Makes a version that is there already the current one."""
+        where = f"{version.manifest.stage}/{version.manifest.partition}"
+        with self.files.lock(where):
+            self.files.sweep(where)
+            self.point(version)
+
     def failure(self, stage: str, partition: str) -> dict[str, Any] | None:
         """Why the last attempt failed, if no later one succeeded."""
         key = f"{stage}/{partition}/{FAILED}"
@@ -252,9 +259,8 @@ class Store:
     def draft(self, stage: str, partition: str, recipe: dict[str, Any]) -> Iterator[Draft]:
         """A version in the making. Holds the partition's lock; finished blocks stay if it is abandoned."""
         with self.files.lock(f"{stage}/{partition}"):
-            draft = Draft(self, stage, partition, recipe)
-            self.files.sweep(draft.key)
-            yield draft
+            self.files.sweep(f"{stage}/{partition}")
+            yield Draft(self, stage, partition, recipe)
 
 
 class Draft:

@@ -262,7 +262,7 @@ class Workspace:
                 recipe = self.recipe(stage, partition)
                 version = self.store.version(stage.name, partition, recipe.fingerprint)
                 if version is not None:
-                    self.store.point(version)
+                    self.store.adopt(version)
                     yield Outcome(stage.name, partition, "reused", version, seconds=time.monotonic() - began,
                                   blocks_reused=len(version.manifest.blocks), facts=version.manifest.facts)  # fmt: skip
                     continue

@@ -212,6 +212,8 @@ def ticks(port: int, sensor: str) -> int:
 def quiet(port: int) -> bool:
     """Nothing is queued or running."""
     query = """
-    query { runsOrError(filter: {statuses: [QUEUED, NOT_STARTED, STARTING, STARTED]}) { ... on Runs { results { id } } } }
+    query {
+      runsOrError(filter: {statuses: [QUEUED, NOT_STARTED, STARTING, STARTED]}) { ... on Runs { results { id } } }
+    }
     """
     return not graphql(port, query)["runsOrError"]["results"]
