@@ -109,6 +109,8 @@ class _Pass:
             work.error = attempt(lambda work=work: self._open(work))  # type: ignore[misc]
         began = time.monotonic()
         n_sequences, length = self.corpus.tokens.shape
+        for work in self.works:
+            work.start()
         per_shard = max(1, SHARD // length)
         for number, start in enumerate(range(0, n_sequences, per_shard)):
             stop = min(start + per_shard, n_sequences)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
 from itertools import groupby
@@ -61,7 +60,7 @@ def explain(works: Sequence[Work]) -> Iterator[Work]:
         together = list(group)
         with _processes(together[0]) as pool:
             for work in together:
-                work.began = time.monotonic()
+                work.start()
                 work.error = attempt(lambda work=work: _explain(work, pool))  # type: ignore[misc]
                 yield work
 
@@ -88,7 +87,7 @@ def _explain(work: Work, pool: Executor | None) -> None:
         rows: dict[str, pl.DataFrame] = {}
         for name in names:
             base = EXPLAINERS[base_of(name)](settings, vocabulary)
-            recipe = work.block_recipe(settings={"explainer": name, **base.identity}, **consumed)
+            recipe = work.block_recipe(settings={"explainer": name, **base.identity(settings)}, **consumed)
             if name.startswith(NULL):
                 neighbours = cache.content(("latents",), name_of_block)
                 recipe |= {"seed": settings.seed, "of": json_sha256(recipe), "latents": neighbours}

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float32, Int64, UInt32
 
+    from latentgloss.explainers.windows import Vocabulary
+
 Task = Literal["detection", "fuzzing"]
 
 
@@ -58,9 +60,12 @@ class Judge(Protocol):
     def name(self) -> str:
         """Key in every score table."""
 
-    @property
-    def identity(self) -> dict[str, Any]:
+    def __init__(self, vocabulary: Vocabulary) -> None: ...
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
         """Everything that decides its answers; part of the recipe."""
+        ...
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
         """One answer per question, in order. A failure is an answer with a status, never an exception."""

@@ -61,7 +61,7 @@ def _score(work: Work) -> None:
             explainer = explained["explainer"][0]
             null_name = f"{block}-null.{explainer}"
             recipe = work.block_recipe(
-                settings={"judges": [judge.identity for judge in judges], "length": length},
+                settings={"judges": [judge.identity() for judge in judges], "length": length},
                 explanations=explanations.content((), name),
                 nulls=explanations.content((), null_name),
                 resolved_saes=resolved,

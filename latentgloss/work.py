@@ -90,6 +90,11 @@ class Work:
             **consumed,
         }
 
+    def start(self) -> None:
+        """Its turn has come: time and progress count from here."""
+        self.began = time.monotonic()
+        self.progress(0, None, "")
+
     def finish(self, run_id: str) -> Outcome:
         """Commits the draft, or records the failure."""
         name, seconds = self.stage.name, round(time.monotonic() - self.began, 3)
@@ -120,7 +125,7 @@ def one_by_one(compute: Callable[[Work], None]) -> Callable[[Sequence[Work]], It
 
     def run(works: Sequence[Work]) -> Iterator[Work]:
         for work in works:
-            work.began = time.monotonic()
+            work.start()
             work.error = attempt(lambda work=work: compute(work))  # type: ignore[misc]
             yield work
 

@@ -175,7 +175,7 @@ class Workspace:
         return complete
 
     def _external(self, stage: Stage, partition: str) -> dict[str, Any]:
-        """What a stage depends on outside the store. Only the two stages at the edge have any."""
+        """What a stage depends on outside the store: files, and explainers and judges as they are here."""
         if stage.name == "tokenized_corpus":
             from latentgloss.corpus_sources import source_identity
             from latentgloss.subject_files import tokenizer_identity
@@ -199,6 +199,14 @@ class Workspace:
                 "mask": model.mask.model_dump(mode="json"),
                 "latents": sae.model_dump(mode="json", include={"latents"})["latents"],
             }
+        if stage.name == "explanations":
+            from latentgloss.explainers import identities as explainer_identities
+
+            return {"explainers": explainer_identities(self.settings.explanations)}
+        if stage.noun == "scores":
+            from latentgloss.scorers import identities as judge_identities
+
+            return {"judges": judge_identities(self.settings.detection.judges)}
         return {}
 
     # -- states ----------------------------------------------------------------------------------------------

@@ -180,6 +180,14 @@ def test_a_change_of_one_explainer_leaves_the_others_blocks_alone(folder):
     assert blocks(folder)["explanations", SAE] == (4, 2)  # pattern and its null; the token table stays
 
 
+def test_another_wording_of_one_explainer_recomputes_its_blocks_and_no_others(folder, monkeypatch):
+    monkeypatch.setattr("latentgloss.explainers.pattern.VERSION", 99)
+    states = {(s.asset, s.partition): s for s in Workspace.open(folder / "latentgloss.toml").states()}
+    assert "external.explainers.pattern.version" in states["explanations", SAE].because
+    assert states["sampled_contexts", SAE].state == "fresh"
+    assert blocks(folder)["explanations", SAE] == (4, 2)
+
+
 def test_one_latent_more_or_less_touches_only_its_block(folder):
     fewer_latents_of_block_one(folder)
     seen = blocks(folder)
@@ -207,6 +215,18 @@ def leaves(model: BaseModel, prefix: str = "") -> list[str]:
 
 
 NOT_CONTENT = ("store", "registry", "folder", "machine.")
+OTHER_VALUES: dict[str, Any] = {
+    "corpus.shares": (0.5, 0.1, 0.4),
+    "corpus.near_duplicate": 0.9,
+    "activations.precision": "float32",
+    "contexts.sampler": "top",
+    "contexts.length": 32,
+    "negatives.strata": ("random",),
+    "explanations.explainers": ("pattern",),
+    "explanations.pattern.rules": 3,
+    "detection.judges": ("executed", "executed"),
+}
+"""Where adding one gives no valid value."""
 
 
 @pytest.mark.parametrize("setting", [s for s in leaves(settings_module.Settings()) if not s.startswith(NOT_CONTENT)])
@@ -217,6 +237,26 @@ def test_every_setting_is_declared_by_the_stages_that_use_it(setting):
         if any(setting == name or setting.startswith(f"{name}.") for name in stage.settings)
     ]
     assert users, f"{setting} changes nothing: no stage declares it"
+
+
+@pytest.mark.parametrize("setting", [s for s in leaves(settings_module.Settings()) if not s.startswith(NOT_CONTENT)])
+def test_a_setting_makes_stale_exactly_the_stages_that_declare_it(finished, setting):
+    workspace = Workspace.open(finished / "latentgloss.toml")
+    data = workspace.settings.model_dump()
+    *path, last = setting.split(".")
+    table = data
+    for key in path:
+        table = table[key]
+    table[last] = OTHER_VALUES.get(setting) or table[last] + 1
+    states = Workspace(settings_module.Settings.model_validate(data)).states()
+    changed = {s.asset for s in states if f"settings.{setting.split('.')[0]}" in s.because}
+    declared = {
+        stage.name
+        for stage in STAGES.values()
+        if any(setting == name or setting.startswith(f"{name}.") for name in stage.settings)
+    }
+    assert changed == declared
+    assert {s.asset for s in states if s.state != "fresh"} == declared.union(*map(downstream, declared))
 
 
 def test_downstream_follows_the_edges():

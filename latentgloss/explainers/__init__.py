@@ -7,26 +7,28 @@ all there are; `null:<name>` (another latent's explanation, the baseline) is mad
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import SettingsError
 from latentgloss.explainers import pattern, token_table
 from latentgloss.explainers.base import Evidence, Explained, Explainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from latentgloss.explainers.windows import Vocabulary
     from latentgloss.settings import ExplanationSettings
 
-__all__ = ["EXPLAINERS", "NULL", "Evidence", "Explained", "Explainer", "base_of"]
+__all__ = ["EXPLAINERS", "NULL", "Evidence", "Explained", "Explainer", "base_of", "identities"]
 
 NULL = "null:"
 
-EXPLAINERS: dict[str, Callable[[ExplanationSettings, Vocabulary], Explainer]] = {
+EXPLAINERS: dict[str, type[Explainer]] = {
     "pattern": pattern.PatternExplainer,
     "token_table": token_table.TokenTableExplainer,
 }
+
+
+def identities(settings: ExplanationSettings) -> dict[str, dict[str, Any]]:
+    """Per explainer asked for, what decides its output beside the evidence. Raises SettingsError."""
+    return {name: EXPLAINERS[base_of(name)].identity(settings) for name in settings.explainers}
 
 
 def base_of(name: str) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from latentgloss.explainers.windows import Windows
+    from latentgloss.explainers.windows import Vocabulary, Windows
+    from latentgloss.settings import ExplanationSettings
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,16 @@ class Explained:
 
 
 class Explainer(Protocol):
-    """Explains latents. `identity` is everything that decides its output beside the evidence."""
+    """Explains latents."""
 
     computes: bool
     """Whether its time goes into computing here: then latents are spread over processes."""
 
-    @property
-    def identity(self) -> dict[str, Any]: ...
+    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None: ...
+
+    @staticmethod
+    def identity(settings: ExplanationSettings) -> dict[str, Any]:
+        """Everything that decides its output beside the evidence; part of the recipe."""
+        ...
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]: ...

@@ -217,9 +217,9 @@ class PatternExplainer:
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
         self.settings, self.vocabulary = settings.pattern, vocabulary
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"explainer": "pattern", "version": VERSION, **self.settings.model_dump(mode="json")}
+    @staticmethod
+    def identity(settings: ExplanationSettings) -> dict[str, Any]:
+        return {"explainer": "pattern", "version": VERSION, **settings.pattern.model_dump(mode="json")}
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
         """One explanation per latent, in order."""

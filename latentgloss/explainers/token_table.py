@@ -129,8 +129,8 @@ class TokenTableExplainer:
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
-    @property
-    def identity(self) -> dict[str, Any]:
+    @staticmethod
+    def identity(settings: ExplanationSettings) -> dict[str, Any]:
         return {"explainer": "token_table", "version": VERSION}
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:

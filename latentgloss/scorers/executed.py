@@ -29,9 +29,9 @@ class ExecutedJudge:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"judge": self.name, "version": self.version}
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        return {"judge": cls.name, "version": cls.version}
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
         loaded: tuple[str, Predictor] | None = None  # questions of one latent follow each other

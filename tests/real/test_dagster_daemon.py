@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.dagster, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, OLD, NEW = "smollm2", "smollm2/layers.9/topk2048", "smollm2/layers.9/sixth"
 SAE_STAGES = [stage.name for stage in STAGES.values() if stage.grain == "sae"]
-TOKENS = 30_000
+TOKENS = 20_000
 PATIENCE = 420.0
 """Seconds for the sixth chain: seven ticks of 15 s, seven starts of a process, and the work itself."""
 

@@ -1,0 +1,44 @@
+"""demo/run.py in a process of its own, over the miniature workspace: a SAE that fails, mended, then nothing to do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from latentgloss.workspace import Workspace
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(workspace: Workspace, home: Path) -> subprocess.CompletedProcess[str]:
+    env = {
+        **os.environ,
+        "LATENTGLOSS_CONFIG": str(workspace.settings.folder / "latentgloss.toml"),
+        "DAGSTER_HOME": str(home),
+    }
+    return subprocess.run([sys.executable, "demo/run.py"], cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_a_failure_stops_no_other_sae_and_a_fresh_store_computes_nothing(
+    tiny_workspace: Workspace, tmp_path: Path
+) -> None:
+    broken, whole = tiny_workspace.registry.saes.values()
+    weights = next(broken.path.glob("*.safetensors"))
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-1])
+
+    failed = run(tiny_workspace, tmp_path / "home")
+    assert failed.returncode == 1, failed.stdout + failed.stderr
+    assert broken.partition in failed.stdout and weights.name in failed.stdout
+    assert tiny_workspace.store.current("detection_scores", whole.partition) is not None
+    assert tiny_workspace.store.current("detection_scores", broken.partition) is None
+
+    weights.write_bytes(data)
+    mended = run(tiny_workspace, tmp_path / "home")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert "detection_scores     1 computed,   1 reused" in mended.stdout
+
+    again = run(tiny_workspace, tmp_path / "home")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "nothing to compute" in again.stdout
+    assert "token_table" in again.stdout and broken.partition in again.stdout

@@ -1,0 +1,200 @@
+"""Scores: what judges of known skill get, what failures become, and what a judge is (not) told."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import tiny
+
+from latentgloss import schema, scores
+from latentgloss.protocols import Answer
+
+BLOCK = "000000"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(explanations of one block, contexts to judge, corpus, workspace) of a finished tiny workspace."""
+    workspace = tiny.tiny_workspace(tmp_path_factory.mktemp("scored"))
+    assert not [o.error for o in tiny.run_all(workspace) if o.error]
+    current = {
+        name: workspace.store.current(name, tiny.SPARSIFY) for name in tiny.RUNNERS if name.startswith(("s", "e", "r"))
+    }
+    explained = current["explanations"].read(schema.EXPLANATIONS, f"{BLOCK}-pattern")
+    contexts = scores.to_judge(current["sampled_contexts"], current["sampled_negatives"], BLOCK)
+    corpus = workspace.corpus(current["resolved_saes"])
+    return explained, contexts, corpus, workspace
+
+
+class Scripted:
+    """A judge that answers by a rule that is given the truth, which no real judge sees."""
+
+    name = "scripted"
+
+    def __init__(self, world, answer):
+        _, contexts, corpus, _ = world
+        length = 16
+        positive = contexts.filter("truth", pl.col("context").is_not_null())
+        tokens = corpus.contexts(positive["context"].to_numpy(), length)
+        self.active = {(latent, row.tobytes()) for latent, row in zip(positive["latent"], tokens, strict=True)}
+        self.answer = answer
+        self.asked = []
+
+    def judge(self, questions):
+        for question in questions:
+            self.asked.append(question)
+            truth = np.array([(question.latent, row.tobytes()) in self.active for row in question.tokens])
+            yield self.answer(question, truth)
+
+
+def evidence(values, **more):
+    return Answer(np.asarray(values, dtype=np.float32), None, None, None, **more)
+
+
+def judged(world, answer, explained=None):
+    given, contexts, corpus, _ = world
+    judge = Scripted(world, answer)
+    return (*scores._judged(given if explained is None else explained, contexts, corpus, 16, judge), judge)
+
+
+def test_a_perfect_judge_gets_everything_right(world):
+    _, found, _ = judged(world, lambda q, truth: evidence(truth))
+    good = found.filter(status="ok")
+    assert good.height > 20
+    assert (good["score"] == 1).all()
+    assert (good["corrected"] == 1).all()
+    assert (good["auroc"] == 1).all()
+    assert ((good["ci_low"] < 1) & (good["ci_high"] == 1)).all()
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_judge_that_always_says_the_same_is_at_chance(world, said):
+    def answer(question, truth):
+        always = np.full(len(truth), said)
+        return Answer(always.astype(np.float32), always, None, None)
+
+    _, found, _ = judged(world, answer)
+    good = found.filter(status="ok")
+    assert (good["score"] == 0.5).all()
+    assert (good["corrected"] == 0).all()
+    assert (good["auroc"] == 0.5).all()
+
+
+def test_a_coin_is_at_chance(world):
+    draw = np.random.default_rng(0)
+    _, found, _ = judged(world, lambda q, truth: evidence(draw.random(len(truth))))
+    good = found.filter(status="ok")
+    assert good["auroc"].mean() == pytest.approx(0.5, abs=0.03)
+    assert good["score"].mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_the_judges_own_decision_is_kept(world):
+    _, found, _ = judged(world, lambda q, truth: Answer(truth.astype(np.float32), ~truth, None, None))
+    assert (found.filter(status="ok")["score"] == 0).all()
+
+
+def test_what_a_judge_is_asked_does_not_tell_the_truth(world):
+    _, _, judge = judged(world, lambda q, truth: evidence(truth))
+    first, share = [], []
+    for question in judge.asked:
+        truth = np.array([(question.latent, row.tobytes()) in judge.active for row in question.tokens])
+        if truth.any() and not truth.all():
+            first.append(truth[0])
+            share.append(truth.mean())
+        assert not hasattr(question, "truth")
+    assert np.mean(first) == pytest.approx(np.mean(share), abs=0.15)
+
+
+def test_each_arm_has_questions_of_its_own(world):
+    judgements, _, judge = judged(world, lambda q, truth: evidence(truth))
+    test = judgements.filter(split="test")
+    for (arm,), rows in test.group_by("negatives"):
+        assert set(rows["stratum"].unique()) <= {"activating", arm}
+    latents = judgements["latent"].n_unique()
+    assert len(judge.asked) == 4 * latents  # two arms on test; select and explain for the threshold in one
+
+
+def test_a_failed_judgement_is_excluded_and_counted_never_wrong(world):
+    def answer(question, truth):
+        values = truth.astype(np.float32)
+        values[::2] = np.nan
+        status = ["parse_failed" if i % 2 == 0 else "ok" for i in range(len(truth))]
+        return evidence(values, status=status, reason=["no digit" if s != "ok" else "" for s in status])
+
+    judgements, found, _ = judged(world, answer)
+    failed = judgements.filter(pl.col("status") == "parse_failed")
+    assert failed.height > 0
+    assert failed["prediction"].null_count() == failed.height
+    good = found.filter(status="ok")
+    assert (good["score"] == 1).all()
+    assert ((good["coverage"] > 0.4) & (good["coverage"] < 0.6)).all()
+
+
+def test_a_judge_that_never_answers_leaves_rows_with_a_reason_and_no_number(world):
+    def answer(question, truth):
+        n = len(truth)
+        return evidence(np.full(n, np.nan), status=["refused"] * n, reason=["no"] * n)
+
+    _, found, _ = judged(world, answer)
+    asked = found.filter(pl.col("status").is_in(["ok", "unscored"]))
+    assert (asked["status"] == "unscored").all()
+    assert (asked["reason"] != "").all()
+    assert asked["score"].null_count() == asked.height
+    assert (asked["coverage"] == 0).all()
+
+
+def test_every_latent_has_a_row_per_arm_and_a_failed_explanation_has_no_number(world):
+    explained, _, _, _ = world
+    first = explained.filter(status="ok")["latent"][0]
+    broken = explained.with_columns(
+        status=pl.when(pl.col("latent") == first).then(pl.lit("parse_failed")).otherwise("status"),
+        reason=pl.when(pl.col("latent") == first).then(pl.lit("no sentence")).otherwise("reason"),
+    )
+    judgements, found, _ = judged(world, lambda q, truth: evidence(truth), broken)
+    assert found.height == 2 * explained.height
+    rows = found.filter(latent=first)
+    assert rows["status"].to_list() == ["no_explanation"] * 2
+    assert rows["reason"].to_list() == ["no sentence"] * 2
+    assert rows["score"].null_count() == 2
+    assert judgements.filter(latent=first).is_empty()
+    dead = found.filter(status="dead")
+    assert dead.height > 0
+    assert dead["score"].null_count() == dead.height
+
+
+def test_only_the_test_split_is_scored(world):
+    """Answers on select and explain move the threshold and nothing else."""
+
+    def noisy_elsewhere(question, truth):
+        return evidence(truth)
+
+    judgements, found, _ = judged(world, noisy_elsewhere)
+    n = judgements.filter(split="test").group_by("latent", "negatives").len()
+    joined = found.filter(status="ok").join(n, on=["latent", "negatives"])
+    assert (joined["n"] == joined["len"]).all()
+
+
+def test_specificity_is_the_score_minus_the_null(world):
+    *_, workspace = world
+    table = workspace.store.current("detection_scores", tiny.SPARSIFY).read(schema.SCORES)
+    key = ["latent", "negatives"]
+    null = table.filter(explainer="null:pattern").select(*key, null="score")
+    both = table.filter(explainer="pattern", status="ok").join(null, on=key)
+    assert both.height > 40
+    assert both.filter((pl.col("score") - pl.col("null") - pl.col("specificity")).abs() > 1e-12).is_empty()
+    assert both["specificity"].median() > 0.2
+
+
+def test_nothing_judged_was_shown(world):
+    *_, corpus, workspace = world
+    explained = workspace.store.current("explanations", tiny.SPARSIFY).read(schema.EXPLANATIONS)
+    judgements = workspace.store.current("detection_scores", tiny.SPARSIFY).read(schema.JUDGEMENTS)
+    shown = set(explained["context_ids"].explode().drop_nulls().to_list())
+    scored = set(judgements.filter(split="test")["context"].to_list())
+    assert shown
+    assert scored
+    assert not shown & scored
+    splits = corpus.split_of_context(16)
+    assert {int(splits[c]) for c in shown} == {0}
+    assert {int(splits[c]) for c in scored} == {2}
