@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from resources.progress import Advance, Progress
 
-console = Console() if sys.stdout.isatty() else Console(width=160)
+console = Console() if sys.stdout.isatty() else Console(width=170)
 SHOWN_METRIC = "balanced_accuracy"
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     try:
         workspace = Workspace.open()
         for path, error in workspace.registry.problems.items():
-            console.print(f"[red]left out:[/] {path.name}: {error}", highlight=False)
+            console.print(f"left out: {path.name}: {error}", style="red", markup=False, highlight=False)
         states = workspace.states()
         with _instance() as instance:
             if all(s.state == "fresh" for s in states) and _recorded(instance, workspace):
@@ -55,7 +55,7 @@ def main() -> int:
                 workspace = Workspace.open()
                 states = workspace.states()
     except LatentglossError as e:
-        console.print(f"[red]{e}[/]", highlight=False, markup=True)
+        console.print(str(e), style="red", markup=False, highlight=False)
         return 1
     _print_report(workspace)
     _print_next(workspace)
@@ -142,6 +142,15 @@ def _print_stages(result: "dg.ExecuteInProcessResult", stages: Sequence[Stage]) 
                 f"  {stage.name:<18} {computed:>3} computed, {len(status) - computed:>3} reused  {seconds[0]:>7.1f} s"
             )
             console.print(line, highlight=False)
+        for event in events:
+            if event.is_step_failure and event.step_failure_data.user_failure_data is None:
+                # Not a partition that failed, which the store knows of: the stage itself could not run.
+                error = event.step_failure_data.error
+                while error is not None and error.cause is not None:
+                    error = error.cause
+                console.print(
+                    f"  {stage.name}: {error.message.strip() if error else 'failed'}", style="red", markup=False
+                )
 
 
 # -- progress ----------------------------------------------------------------------------------------------------
@@ -194,7 +203,8 @@ def _print_report(workspace: Workspace) -> None:
     order = list(workspace.settings.explanations.explainers)
     explainers = sorted(rows["explainer"].unique(), key=lambda e: (order.index(e) if e in order else len(order), e))
     table = Table(title=f"Median detection ({SHOWN_METRIC}) over scored latents, 95 % interval")
-    for head in ("SAE", "negatives", "alive", "eligible", "explained", "scored", *explainers):
+    heads = ("SAE", "negatives", "alive", "eligible", "explained", "scored", *explainers, f"gain of {explainers[0]}")
+    for head in heads:
         table.add_column(head, justify="left" if head in ("SAE", "negatives") else "right", overflow="fold")
     for (partition, negatives), group in rows.group_by("partition", "negatives", maintain_order=True):
         by = {row["explainer"]: row for row in group.iter_rows(named=True)}
@@ -203,23 +213,26 @@ def _print_report(workspace: Workspace) -> None:
             str(partition) + (" (control)" if first["control"] else ""),
             str(negatives),
             *(f"{first[name]:,}" for name in ("n_alive", "n_eligible", "n_explained", "n_scored")),
-            *(_interval(by.get(e)) for e in explainers),
+            *(_interval(by.get(e), "median") for e in explainers),
+            _interval(by.get(explainers[0]), "gain"),
         )
     console.print(table)
     console.print(
-        f"Explained and scored are counts of `{explainers[0]}`. `null:` explains with another latent's text.\n"
+        f"Explained and scored are counts of `{explainers[0]}`. `null:` explains with another latent's text. "
+        "Gain: median paired difference to `token_table` over all eligible latents.\n"
     )
 
 
-def _interval(row: dict[str, Any] | None) -> str:
-    if row is None or row["median"] is None:
+def _interval(row: dict[str, Any] | None, name: str) -> str:
+    if row is None or row[name] is None:
         return "none"
-    return f"{row['median']:.3f} [{row['median_low']:.3f}, {row['median_high']:.3f}]"
+    value, low, high = (f"{row[key]:.3f}".replace("0.", ".", 1) for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _print_next(workspace: Workspace) -> None:
     partition = next(iter(sorted(workspace.registry.saes)), "MODEL/HOOKPOINT/SAE")
-    for sae in sorted(workspace.registry.saes):
+    for sae in sorted(workspace.registry.saes, key=lambda name: (workspace.registry.saes[name].control, name)):
         found = workspace.store.current("detection_scores", sae)
         if found is not None:
             scored = found.scan(schema.SCORES).filter(status="ok").select("latent").head(1).collect()
@@ -228,15 +241,18 @@ def _print_next(workspace: Workspace) -> None:
                 break
     else:
         latent = 0
+    tool = Path(sys.executable).with_name("latentgloss")
+    here = Path.cwd()
+    tool = tool.relative_to(here) if tool.is_relative_to(here) else tool
     console.print(f"Artefacts: {workspace.store.files.root}", highlight=False, soft_wrap=True)
     for command, what in (
         ("make ui", "the graph, every run and picture, in the Dagster UI"),
-        (f"latentgloss explanations {partition} --latent {latent}", "what is said of a latent"),
-        (f"latentgloss scores {partition} --latent {latent}", "how good that is"),
-        (f"latentgloss lineage {partition} {latent} --verify", "where the score comes from, every hash recomputed"),
-        ("latentgloss status", "what is fresh, stale or missing, and why"),
+        (f"{tool} explanations {partition} --latent {latent}", "what is said of a latent"),
+        (f"{tool} scores {partition} --latent {latent}", "how good that is"),
+        (f"{tool} lineage {partition} {latent} --verify", "where the score comes from, every hash recomputed"),
+        (f"{tool} status", "what is fresh, stale or missing, and why"),
     ):
-        console.print(f"  {command:<68} {what}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"  {command:<76} {what}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_failures(workspace: Workspace, states: Sequence[State]) -> int:

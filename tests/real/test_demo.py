@@ -1,0 +1,112 @@
+"""The demo on its real parts: SmolLM2, the committed SAEs, Python's documentation, in the repository's own store.
+
+Runs `demo/run.py` (minutes, unless `make demo` has been run: then seconds) and asks what a reader of its table asks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from latentgloss import schema
+from latentgloss.workspace import Workspace
+
+pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+SAE = "smollm2/layers.9/topk2048"
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    config = {"LATENTGLOSS_CONFIG": str(ROOT / "latentgloss.toml")}
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **config}, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    first = run(sys.executable, "demo/run.py")
+    assert first.returncode == 0, first.stdout + first.stderr
+    return Workspace.open(ROOT / "latentgloss.toml")
+
+
+def report(demo: Workspace) -> pl.DataFrame:
+    frames = [demo.store.current("score_report", model).read(schema.REPORT) for model in sorted(demo.registry.models)]
+    return pl.concat(frames)
+
+
+def test_a_second_run_computes_nothing_and_says_so(demo):
+    again = run(sys.executable, "demo/run.py")
+    assert again.returncode == 0
+    assert "nothing to compute" in again.stdout
+    assert all(state.state == "fresh" for state in demo.states())
+
+
+def test_the_pattern_beats_the_token_table_on_every_trained_sae(demo):
+    rows = report(demo).filter(explainer="pattern", control=False)
+    assert rows["partition"].n_unique() == 4
+    for metric in ("auroc", "balanced_accuracy"):
+        assert (rows.filter(metric=metric)["gain_low"] > 0).all()
+
+
+def test_nulls_are_at_chance_and_the_control_is_close_to_it(demo):
+    rows = report(demo).filter(metric="auroc")
+    assert rows.filter(explainer="null:pattern")["median"].is_between(0.49, 0.51).all()
+    control = rows.filter(explainer="pattern", control=True)["median"].max()
+    trained = rows.filter(explainer="pattern", control=False)["median"].min()
+    assert control < 0.6 < trained
+
+
+def test_every_latent_asked_for_is_accounted_for(demo):
+    for partition in demo.registry.saes:
+        scores = demo.store.current("detection_scores", partition).read(schema.SCORES)
+        per = scores.group_by("explainer", "negatives").agg(pl.col("latent").n_unique(), n=pl.len())
+        assert (per["latent"] == 2048).all()
+        assert (per["n"] == 2048).all()
+        assert scores.filter(pl.col("status") != "ok", pl.col("score").is_not_null()).is_empty()
+        assert scores.filter(pl.col("status") != "ok", pl.col("reason") == "").is_empty()
+
+
+def test_lineage_verifies_from_a_score_to_documents_and_weights(demo):
+    scores = demo.store.current("detection_scores", SAE).read(schema.SCORES)
+    latent = scores.filter(status="ok", explainer="pattern")["latent"][0]
+    done = run(str(BIN / "latentgloss"), "lineage", SAE, str(latent), "--verify", "--json")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    kinds: set[str] = set()
+
+    def walk(node: dict[str, object]) -> None:
+        kinds.add(str(node["kind"]))
+        for below in node["inputs"]:  # type: ignore[attr-defined]
+            walk(below)
+
+    found = json.loads(done.stdout)
+    for root in found if isinstance(found, list) else [found]:
+        walk(root)
+    assert {"score", "judgements", "explanation", "document", "sae", "model"} <= kinds, sorted(kinds)
+
+
+def test_the_registry_checks_out(demo):
+    done = run(str(BIN / "latentgloss"), "saes", "check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_text_is_shared_between_shown_and_scored(demo):
+    """Over the real corpus: no 13 tokens in a row of any test context occur in explain or select."""
+    import numpy as np
+
+    corpus = demo.corpus(demo.store.current("resolved_saes", SAE))
+    tokens = np.asarray(corpus.tokens)
+    grams = np.lib.stride_tricks.sliding_window_view(tokens, 13, axis=1)[:, 1:]  # position 0 is BOS
+    shown = {row.tobytes() for row in grams[corpus.split_of_sequence < 2].reshape(-1, 13)}
+    contexts = demo.store.current("sampled_contexts", SAE).scan(schema.CONTEXTS).filter(split="test")
+    ids = contexts.select("context").unique().collect()["context"].to_numpy()
+    windows = corpus.contexts(ids, 32)
+    first = ids % (tokens.shape[1] // 32) == 0
+    for window, has_bos in zip(windows, first, strict=True):
+        for start in range(1 if has_bos else 0, 20):
+            assert window[start : start + 13].tobytes() not in shown
