@@ -19,18 +19,18 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def write_sae(folder: Path, d: int, n: int, k: int, seed: int = 0) -> None:
-    """A random TopK SAE in the sparsify layout: unit-norm directions, decoder = encoder."""
+    """A random TopK SAE in the sparsify layout, in bf16 as the demo's are: unit-norm directions, decoder = encoder."""
     import torch
     from safetensors.torch import save_file
 
     directions = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-    directions /= directions.norm(dim=1, keepdim=True)
+    directions = (directions / directions.norm(dim=1, keepdim=True)).bfloat16()
     folder.mkdir(parents=True)
     tensors = {
         "encoder.weight": directions,
-        "encoder.bias": torch.zeros(n),
+        "encoder.bias": torch.zeros(n, dtype=torch.bfloat16),
         "W_dec": directions.clone(),
-        "b_dec": torch.zeros(d),
+        "b_dec": torch.zeros(d, dtype=torch.bfloat16),
     }
     save_file(tensors, folder / "sae.safetensors")
     config = {"d_in": d, "num_latents": n, "k": k, "activation": "topk", "expansion_factor": n // d}

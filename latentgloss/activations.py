@@ -143,12 +143,14 @@ class _Pass:
         hookpoints = sorted(sinks)
         self._find_sinks(hookpoints)
         length = self.corpus.tokens.shape[1]
+        import torch
+
         for first in range(start, stop, self.batch):
             tokens = np.asarray(self.corpus.tokens[first : min(first + self.batch, stop)])
             activations = self.subject.activations(tokens, hookpoints)
             for hookpoint, x in activations.items():
                 flat = x.reshape(-1, x.shape[-1])
-                norms = flat.float().norm(dim=-1).cpu().numpy()
+                norms = flat.norm(dim=-1, dtype=torch.float32).cpu().numpy()
                 sinks[hookpoint].append(np.flatnonzero(norms > self.sinks[hookpoint]) + (first - start) * length)
                 for work in due:
                     if work.sae.hookpoint == hookpoint:

@@ -1,4 +1,4 @@
-"""corpus: documents become sequences of tokens, each of one split (METHODS.md, Data).
+"""corpus: documents become sequences of tokens, each of one split (docs/methods.md, Data).
 
 What belongs here: the stage from documents to files, and reading the files back. Where documents come from is
 in `corpus_sources.py`, what counts as a duplicate in `corpus_duplicates.py`, sequences in

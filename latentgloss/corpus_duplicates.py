@@ -15,7 +15,7 @@ band agrees:
   the threshold (.8: 95 % of pairs found).
 
 Why 12 characters and not words or tokens: no language is treated specially, and 42 % of the documents of
-`python-docs` have fewer than 13 words. docs/decisions/near-duplicates.md has the comparison.
+`python-docs` have fewer than 13 words. docs/decisions/0004-near-duplicates.md has the comparison.
 
 MinHash sees similarity, not containment (a long text that quotes a short one): what remains is marked token
 by token in `corpus.py` (`shared_13grams`).

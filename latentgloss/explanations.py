@@ -235,7 +235,7 @@ def _frame(name: str, rows: list[Explained], source: list[int | None] | None = N
 
 
 def null_explanations(rows: pl.DataFrame, neighbours: pl.DataFrame, name: str, seed: int) -> pl.DataFrame:
-    """For each latent, the explanation of another latent of its block (METHODS: docs/methods.md, null).
+    """For each latent, the explanation of another latent of its block (docs/methods.md, null explanations).
 
     The partner has status ok, another text and decoder cosine < .5; among those the one of the lowest hash of
     (seed, latent, partner), so that adding a latent to the block changes at most the latents it becomes partner of.

@@ -22,7 +22,7 @@ VARIABLE = "LATENTGLOSS_CONFIG"
 
 
 class CorpusSettings(Strict):
-    """Splits and near-duplicates (METHODS: docs/methods.md, Data)."""
+    """Splits and near-duplicates (docs/methods.md, Data)."""
 
     seed: int = 0
     shares: tuple[float, float, float] = (0.40, 0.10, 0.50)
