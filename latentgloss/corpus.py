@@ -24,6 +24,7 @@ per document and, while 13-grams are marked, 8 bytes per token of explain and se
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -362,7 +363,7 @@ def _frame(path: Path, table: schema.Table) -> pl.DataFrame:
 
 
 def _tokenize(work: Work) -> None:
-    from latentgloss.subject_files import load_tokenizer
+    from latentgloss.subject_files import encode, load_tokenizer
 
     spec, settings = work.model.corpus, work.settings.corpus
     tokenizer = load_tokenizer(work.model, work.workspace.model_cache)
@@ -376,13 +377,9 @@ def _tokenize(work: Work) -> None:
         near_duplicate=settings.near_duplicate,
     )
 
-    def encode(texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return ids
-
     documents = iter_documents(spec.source, spec.text_column, work.model.folder)
     with work.draft.folder() as folder:
-        work.facts = asdict(build_corpus(documents, encode, plan, folder, work.progress))
+        work.facts = asdict(build_corpus(documents, partial(encode, tokenizer), plan, folder, work.progress))
 
 
 def _separator(tokenizer: PreTrainedTokenizerBase, token: str | None) -> int:

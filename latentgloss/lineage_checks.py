@@ -237,7 +237,7 @@ def document_check(row: dict[str, Any], again: tuple[str, str] | None, why: str)
 
 def tokens_check(workspace: Workspace, model: str, corpus: Corpus, texts: dict[int, tuple[str, str]]) -> Check:
     """Documents tokenised again, against the tokens at their spans (a document's end may fill no sequence)."""
-    from latentgloss.subject_files import load_tokenizer
+    from latentgloss.subject_files import encode, load_tokenizer
 
     what = "documents tokenised again"
     try:
@@ -250,7 +250,7 @@ def tokens_check(workspace: Workspace, model: str, corpus: Corpus, texts: dict[i
         mine = np.flatnonzero(corpus.span_document == number)
         spans = [flat[corpus.span_start[i] : corpus.span_end[i]] for i in mine]
         stored = np.concatenate(spans) if spans else np.empty(0, np.uint32)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        (ids,) = encode(tokenizer, [text])
         if list(ids[: len(stored)]) != stored.tolist():
             wrong.append(name)
     return none_of(what, wrong, f"{len(texts)} documents")

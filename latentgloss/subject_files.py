@@ -50,6 +50,12 @@ def load_tokenizer(spec: ModelSpec, cache_dir: Path) -> PreTrainedTokenizerBase:
         return tokenizer_in(folder)
 
 
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without BOS. A special token's name in a text is text: it must not end a document."""
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return ids
+
+
 def tokenizer_identity(spec: ModelSpec, cache_dir: Path) -> str:
     """sha256 over the files the tokenizer is read from (names and bytes). Converts nothing."""
     folder = _source_folder(spec, [*_TOKENIZER_FILES, "config.json"])

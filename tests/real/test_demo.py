@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,20 @@ def test_lineage_verifies_from_a_score_to_documents_and_weights(demo):
 def test_the_registry_checks_out(demo):
     done = run(str(BIN / "latentgloss"), "saes", "check")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_the_readme_says_to_type_works(demo):
+    """Its Python block, and every `latentgloss` command that reads."""
+    readme = (ROOT / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    done = run(sys.executable, "-c", block)
+    assert done.returncode == 0, done.stderr
+    commands = re.findall(r"^\.venv/bin/latentgloss (.*?)(?: +#.*)?$", readme, flags=re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        done = run(str(BIN / "latentgloss"), *command.split())
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert done.stdout
 
 
 def test_no_text_is_shared_between_shown_and_scored(demo):
