@@ -30,7 +30,8 @@ class Lines:
     def __call__(self, done: int, total: int | None, unit: str) -> None:
         now = time.monotonic()
         if done == 0:  # a partition may have waited for others since it was announced
-            self.began = now
+            self.began = self.last = now
+            return
         if now - self.last < SECONDS_BETWEEN_LINES:
             return
         self.last = now

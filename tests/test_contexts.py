@@ -14,9 +14,11 @@ from windows_world import DEAD, DENSE, LENGTH, LOCAL, MASKED_ONLY, RARE, SAE, Wo
 from latentgloss import schema
 from latentgloss.contexts import activating, draw, sample_block, sample_contexts
 from latentgloss.errors import CorpusError, InputError, SettingsError
+from latentgloss.hashing import counter_hash
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
+from latentgloss.schema import GRAM
 from latentgloss.settings import ContextSettings
-from latentgloss.windows import GRAM, Windows, counter_hash, selected_latents
+from latentgloss.windows import Windows, selected_latents
 
 if TYPE_CHECKING:
     from pathlib import Path

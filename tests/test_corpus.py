@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latentgloss import corpus as corpus_module
-from latentgloss.corpus import GRAM, Corpus, CorpusPlan, CorpusSummary, Document, build_corpus
+from latentgloss.corpus import Corpus, CorpusPlan, CorpusSummary, Document, build_corpus
 from latentgloss.corpus_packing import split_of
 from latentgloss.errors import CorpusError
-from latentgloss.schema import SPLITS
+from latentgloss.schema import GRAM, SPLITS
 
 BOS, SEPARATOR = 1, 0
 PLAN = CorpusPlan(sequence_length=16, separator_id=SEPARATOR, bos_id=BOS)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from windows_world import DEAD, LENGTH, MASKED_ONLY, SAE, World, make_workspace, make_world, wide
 
 from latentgloss import schema
+from latentgloss.hashing import counter_hash
 from latentgloss.negatives import Layout, firing_documents, permuted, sample_block, sample_negatives
 from latentgloss.settings import NegativeSettings
-from latentgloss.windows import counter_hash
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -243,7 +243,7 @@ def test_a_failed_conversion_leaves_nothing_behind(folder: Path, tmp_path: Path)
     for rerandomise in (None, 1):
         with pytest.raises(SubjectError, match="could not be loaded"):
             load_subject(spec(broken, rerandomise=rerandomise), tmp_path / "cache", device="cpu")
-    assert [p.name for p in (tmp_path / "cache").iterdir()] == ["digests"]
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ import polars as pl
 from latentgloss import schema
 from latentgloss.corpus import Corpus
 from latentgloss.hashing import frame_sha256, json_sha256
-from latentgloss.windows import GRAM, Cells, Windows
+from latentgloss.schema import GRAM
+from latentgloss.windows import Cells, Windows
 from latentgloss.workspace import Workspace
 
 LENGTH, SEQUENCE = 16, 64
