@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,13 @@ def cache_activations(works: Sequence[Work]) -> Iterator[Work]:
     def shared(work: Work) -> tuple[str, str]:
         return work.model.name, work.input("resolved_saes").json("resolved.json")["corpus"]["fingerprint"]
 
-    for _, group in groupby(sorted(works, key=shared), key=shared):
+    keys: dict[str, tuple[str, str]] = {}
+    for work in works:
+        work.error = attempt(lambda work=work: keys.update({work.partition: shared(work)}))  # type: ignore[misc]
+        if work.error:
+            yield work
+    ready = [work for work in works if work.partition in keys]
+    for _, group in groupby(sorted(ready, key=lambda w: keys[w.partition]), key=lambda w: keys[w.partition]):
         together = list(group)
         error = attempt(lambda together=together: _Pass(together).run())  # type: ignore[misc]
         for work in together:
@@ -106,7 +113,7 @@ class _Pass:
 
     def run(self) -> None:
         for work in self.works:
-            work.error = attempt(lambda work=work: self._open(work))  # type: ignore[misc]
+            work.error = attempt(partial(self._open, work))
         began = time.monotonic()
         n_sequences, length = self.corpus.tokens.shape
         for work in self.works:
@@ -119,10 +126,11 @@ class _Pass:
         seconds = round(time.monotonic() - began, 3)
         for work in self.active:
             work.facts["pass_seconds"] = seconds
-            work.error = attempt(lambda work=work: self._latents(work))  # type: ignore[misc]
+            work.error = attempt(partial(self._latents, work))
 
     def _open(self, work: Work) -> None:
         coder = work.workspace.sae(work.sae)
+        work.workspace.check_resolved(work.input("resolved_saes"))
         coder.check_width(self.subject.width_at(work.sae.hookpoint), work.sae.hookpoint)
         self.coders[work.partition] = coder.to(self.subject.device)
         work.draft  # noqa: B018  takes the lock before anything is written
@@ -131,11 +139,15 @@ class _Pass:
 
     def _shard(self, name: str, start: int, stop: int) -> None:
         tables = (schema.ACTIVATIONS, schema.MASKED)
-        due = {
-            work: recipe
-            for work in self.active
-            if not work.draft.reuse(name, recipe := self._recipe(work, start, stop), tables)
-        }
+        due: dict[Work, dict[str, Any]] = {}
+
+        def find_due(work: Work) -> None:
+            recipe = self._recipe(work, start, stop)
+            if not work.draft.reuse(name, recipe, tables):
+                due[work] = recipe
+
+        for work in self.active:
+            work.error = attempt(partial(find_due, work))
         if not due:
             return
         pairs: dict[str, list[_Pairs]] = {work.partition: [] for work in due}
@@ -153,23 +165,30 @@ class _Pass:
                 norms = flat.norm(dim=-1, dtype=torch.float32).cpu().numpy()
                 sinks[hookpoint].append(np.flatnonzero(norms > self.sinks[hookpoint]) + (first - start) * length)
                 for work in due:
-                    if work.sae.hookpoint == hookpoint:
-                        coder = self.coders[work.partition]
-                        found = coder.encode_sparse(flat)
-                        if first == start:  # a sixteenth of the tokens is plenty for a figure shown to people
-                            self.quality[work.partition].add(flat, coder, found)
-                        pairs[work.partition].append(_Pairs.of(found, len(norms)))
+                    if work.error is None and work.sae.hookpoint == hookpoint:
+                        encode = partial(self._encode, work, flat, pairs[work.partition], first == start)
+                        work.error = attempt(encode)
         static = self._static_mask(start, stop)
         for work, recipe in due.items():
-            work.error = attempt(
-                lambda work=work, recipe=recipe: work.draft.put(  # type: ignore[misc]
-                    name, recipe, tables,
-                    {
+            if work.error is None:
+                where = np.concatenate(sinks[work.sae.hookpoint])
+
+                def put(work: Work = work, recipe: dict[str, Any] = recipe, where: np.ndarray = where) -> None:
+                    frames = {
                         "activations": self._sorted(work, pairs[work.partition], start * length),
-                        "masked": _masked(static, np.concatenate(sinks[work.sae.hookpoint]), start * length),
-                    },
-                )
-            )  # fmt: skip
+                        "masked": _masked(static, where, start * length),
+                    }
+                    work.draft.put(name, recipe, tables, frames)
+
+                work.error = attempt(put)
+
+    def _encode(self, work: Work, x: Float[torch.Tensor, "tokens d"], pairs: list[_Pairs], measure: bool) -> None:
+        """Appends one batch's pairs; `measure`: a sixteenth of the tokens is plenty for a figure shown to people."""
+        coder = self.coders[work.partition]
+        found = coder.encode_sparse(x)
+        if measure:
+            self.quality[work.partition].add(x, coder, found)
+        pairs.append(_Pairs.of(found, len(x)))
 
     def _recipe(self, work: Work, start: int, stop: int) -> dict[str, Any]:
         resolved = work.input("resolved_saes").content(("cache",))

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -58,10 +59,16 @@ def explain(works: Sequence[Work]) -> Iterator[Work]:
     """Runner of `explanations`. Works of one model share the processes that explainers compute in."""
     for _, group in groupby(sorted(works, key=lambda work: work.model.name), key=lambda work: work.model.name):
         together = list(group)
-        with _processes(together[0]) as pool:
+        with contextlib.ExitStack() as stack:
+            pool: list[Executor | None] = []
+
+            def prepare(first: Work = together[0], stack: contextlib.ExitStack = stack) -> None:
+                pool.append(stack.enter_context(_processes(first)))  # noqa: B023
+
+            error = attempt(prepare)
             for work in together:
                 work.start()
-                work.error = attempt(lambda work=work: _explain(work, pool))  # type: ignore[misc]
+                work.error = error or attempt(partial(_explain, work, *pool))
                 yield work
 
 
@@ -270,7 +277,7 @@ def null_explanations(rows: pl.DataFrame, neighbours: pl.DataFrame, name: str, s
         if row.status != "ok":
             out.append(replace(row, text="", program=None, context_ids=()))
         elif partner is None:
-            out.append(Explained(row.latent, "too_few_contexts", "no other latent of its block has another text"))
+            out.append(Explained(row.latent, "no_partner", "no other latent of its block has another text"))
         else:
             out.append(replace(partner, latent=row.latent))
         sources.append(partner.latent if partner else None)

@@ -356,7 +356,7 @@ class _Walk(Reader):
         source = self.once(
             f"source/{version.key}",
             lambda: Node(
-                "source", str(stored["corpus"]["source"]), json_sha256(stored["source"]), dict(stored["source"])
+                "source", str(stored["source"]["kind"]), json_sha256(stored["source"]), dict(stored["source"])
             ),
         )
         node.inputs.append(source)

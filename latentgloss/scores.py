@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SCORER, PROFILE, METRIC = "detection", "default", "balanced_accuracy"
 NULL = "null:"
-THRESHOLD_ARMS = ("random", *STRATA)
+THRESHOLD_ARMS = tuple(dict.fromkeys(("random", *STRATA)))
 PRIOR = 40
 """Explain contexts per class that give the prior threshold where select has fewer than 20 per class."""
 _SHUFFLE = 0x5C0E5
@@ -49,6 +49,9 @@ def _score(work: Work) -> None:
     corpus = work.workspace.corpus(work.input("resolved_saes"))
     length = work.settings.contexts.length
     vocabulary = work.workspace.vocabulary(work.model.name)
+    # Pinned, not of today's settings; and of all blocks, so that no latent's rows depend on its neighbours.
+    strata = consumed["negatives"][0].manifest.recipe["settings"]["negatives"]["strata"]
+    arms = sorted(strata, key=STRATA.index)
     judges = [judge_named(name, vocabulary) for name in work.settings.detection.judges]
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})
@@ -61,7 +64,7 @@ def _score(work: Work) -> None:
             explainer = explained["explainer"][0]
             null_name = f"{block}-null.{explainer}"
             recipe = work.block_recipe(
-                settings={"judges": [judge.identity() for judge in judges], "length": length},
+                settings={"judges": [judge.identity() for judge in judges], "length": length, "arms": arms},
                 explanations=explanations.content((), name),
                 nulls=explanations.content((), null_name),
                 resolved_saes=resolved,
@@ -70,7 +73,7 @@ def _score(work: Work) -> None:
             if not work.draft.reuse(name, recipe, tables):
                 if contexts is None:
                     contexts = to_judge(work.input("sampled_contexts"), work.input("sampled_negatives"), block)
-                frames = [_judged(explained, contexts, corpus, length, judge) for judge in judges]
+                frames = [_judged(explained, contexts, arms, corpus, length, judge) for judge in judges]
                 judgements = pl.concat([frame for frame, _ in frames])
                 scores = pl.concat([frame for _, frame in frames])
                 scores = with_specificity(scores, nulls.get(f"{NULL}{explainer}"))
@@ -106,16 +109,14 @@ def to_judge(contexts: Version, negatives: Version, block: str) -> pl.DataFrame:
 
 
 def _judged(
-    explained: pl.DataFrame, contexts: pl.DataFrame, corpus: Corpus, length: int, judge: Judge
+    explained: pl.DataFrame, contexts: pl.DataFrame, arms: list[str], corpus: Corpus, length: int, judge: Judge
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Judgements and scores of one explainer's explanations of one block by one judge."""
     explainer = explained["explainer"][0]
-    present = contexts["stratum"].unique().to_list()
-    arms = [arm for arm in STRATA if arm in present]
     key = {"explainer": explainer, "scorer": SCORER, "judge": judge.name, "embedder": "", "profile": PROFILE}
     good = explained.filter(pl.col("status") == "ok").sort("latent")
-    if good.is_empty() or not arms:
-        return schema.JUDGEMENTS.empty(), _unscored(explained, arms or list(STRATA[-1:]), key)
+    if good.is_empty():
+        return schema.JUDGEMENTS.empty(), _unscored(explained, arms, key)
     asked = _asked(contexts, good["latent"], arms)
     tokens = corpus.contexts(asked["context"].to_numpy(), length)
     starts = np.flatnonzero(asked.select(pl.struct("latent", "arm", "split").rle_id()).to_series().diff().fill_null(1))
@@ -129,9 +130,9 @@ def _judged(
 
     answered = _with_answers(asked, list(judge.judge(questions())))
     taus = thresholds(answered)
-    answered = answered.join(taus, on="latent", how="left").with_columns(
-        prediction=pl.coalesce("prediction", pl.col("evidence") >= pl.col("threshold"))
-    )
+    # Without a threshold evidence decides nothing: the judgement stays open and the latent unscored.
+    answered = answered.join(taus, on="latent", how="left").with_columns(pl.col("threshold").fill_nan(None))
+    answered = answered.with_columns(prediction=pl.coalesce("prediction", pl.col("evidence") >= pl.col("threshold")))
     scores = [_scores(answered.filter(pl.col("arm") == arm, split="test"), good["latent"], arm) for arm in arms]
     judgements = answered.rename({"arm": "negatives"}).with_columns(**{k: pl.lit(v) for k, v in key.items()})
     found = pl.concat(scores).with_columns(**{k: pl.lit(v) for k, v in key.items()})
@@ -145,10 +146,17 @@ def _judged(
 def _asked(contexts: pl.DataFrame, latents: pl.Series, arms: list[str]) -> pl.DataFrame:
     """One row per context and arm, in the order of the questions. Select and explain are asked in one arm only."""
     chosen = contexts.filter(pl.col("latent").is_in(latents.implode()), pl.col("context").is_not_null())
-    tuning = next(arm for arm in THRESHOLD_ARMS if arm in arms)
+    rank = pl.col("stratum").replace_strict({arm: i for i, arm in enumerate(THRESHOLD_ARMS)}, default=None)
+    # Per latent: one that is active almost everywhere has no random negatives, and takes the next arm.
+    tuning = (
+        chosen.filter(pl.col("split") != "test", ~pl.col("truth"))
+        .group_by("latent")
+        .agg(tuning=rank.min().replace_strict(dict(enumerate(THRESHOLD_ARMS)), return_dtype=pl.String))
+    )
+    chosen = chosen.join(tuning, on="latent", how="left")
     frames = [
         chosen.filter(
-            pl.col("stratum").is_in(["activating", arm]), (pl.col("split") == "test") | pl.lit(arm == tuning)
+            pl.col("stratum").is_in(["activating", arm]), (pl.col("split") == "test") | (pl.col("tuning") == arm)
         ).with_columns(arm=pl.lit(arm))
         for arm in arms
     ]
@@ -168,12 +176,17 @@ def _with_answers(asked: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:
         optional[name] = pl.Series(values, dtype=dtype)
     status = [s for a, size in zip(answers, n, strict=True) for s in (a.status or ["ok"] * size)]
     reason = [s for a, size in zip(answers, n, strict=True) for s in (a.reason or [""] * size)]
-    return asked.with_columns(
+    prompts = [[None] * size if a.prompt is None else a.prompt.tolist() for a, size in zip(answers, n, strict=True)]
+    frame = asked.with_columns(
         evidence=evidence,
         **optional,
+        prompt=pl.Series([p for several in prompts for p in several], dtype=pl.Int64),
         status=pl.Series(status, dtype=pl.String),
         reason=pl.Series(reason, dtype=pl.String),
     )
+    # What failed says nothing, whatever number came with it.
+    answers_of = pl.col("evidence", "prediction", "probability")
+    return frame.with_columns(pl.when(pl.col("status") == "ok").then(answers_of))
 
 
 class _Padded:
@@ -233,7 +246,7 @@ def _scores(judged: pl.DataFrame, latents: pl.Series, arm: str) -> pl.DataFrame:
             "latent": padded.latents.astype(np.uint32),
             "metric": METRIC,
             "score": accuracy.value,
-            "corrected": statistics.corrected(accuracy.value, 0.5),
+            "corrected": statistics.corrected(accuracy.value, statistics.uninformed(METRIC, truth.mean(1))),
             "ci_low": accuracy.low,
             "ci_high": accuracy.high,
             "n": valid.sum(1),
@@ -263,7 +276,7 @@ def _scores(judged: pl.DataFrame, latents: pl.Series, arm: str) -> pl.DataFrame:
             coverage=pl.col("coverage").fill_null(0.0),
             status=pl.when(absent).then(pl.lit("unscored")).otherwise(pl.lit("ok")),
             reason=pl.when(absent)
-            .then(pl.lit(f"no answered judgement of both classes in the arm {arm!r}"))
+            .then(pl.lit(f"no decided judgements of both classes in the arm {arm!r}"))
             .otherwise(pl.lit("")),
         )
     )
@@ -277,14 +290,14 @@ def judged_prediction(frame: pl.DataFrame) -> np.ndarray:
 
 def _unscored(explained: pl.DataFrame, arms: list[str], key: dict[str, str]) -> pl.DataFrame:
     """Score rows of latents without an explanation: a failed explanation is never scored."""
-    failed = {"parse_failed", "refused", "llm_error", "too_few_contexts"}
+    not_eligible = {"dead", "rare", "dense", "one_document"}
     return schema.SCORES.frame(
         {
             **key,
             "latent": latent,
             "negatives": arm,
             "split": "test",
-            "status": "no_explanation" if status in failed else status,
+            "status": status if status in not_eligible else "no_explanation",
             "reason": reason,
             "metric": METRIC,
             "n": 0,

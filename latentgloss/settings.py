@@ -58,7 +58,7 @@ class NegativeSettings(Strict):
     """Non-activating contexts per latent and stratum."""
 
     seed: int = 0
-    strata: tuple[Literal["random", "same_document"], ...] = ("same_document", "random")
+    strata: tuple[Literal["random", "same_document"], ...] = Field(default=("same_document", "random"), min_length=1)
     explain: int = Field(default=400, ge=1)
     select: int = Field(default=100, ge=0)
     test: int = Field(default=100, ge=1)

@@ -155,9 +155,11 @@ def shrink(tau: PerLatent, n: Shaped[np.ndarray, " latents"], prior: PerLatent |
     """τ drawn towards `prior` (the SAE's τ) where few judgements support it.
 
     A latent's own τ weighs n / 20, at most 1, with n its judgements in the rarer class: shrinkage is for
-    fewer than 20 per class, and this way it sets in without a jump. A latent without a τ gets the prior.
+    fewer than 20 per class, and this way it sets in without a jump. A latent without a τ gets the prior, one without
+    a prior keeps its τ.
     """
-    weight = np.where(np.isnan(tau), 0.0, np.clip(np.asarray(n) / FULL_WEIGHT, 0.0, 1.0))
+    weight = np.where(np.isnan(prior), 1.0, np.clip(np.asarray(n) / FULL_WEIGHT, 0.0, 1.0))
+    weight = np.where(np.isnan(tau), 0.0, weight)
     # A term of weight 0 must vanish even where it is NaN.
     own, given = np.where(weight > 0, weight * tau, 0.0), np.where(weight < 1, (1 - weight) * prior, 0.0)
     return own + given

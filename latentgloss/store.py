@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 MANIFEST, CURRENT, FAILED = "manifest.json", "current.json", "failed.json"
 _FOOTER = "latentgloss"
-WHOLE = "all"
-"""Block name of a table that is written in one piece."""
 
 
 def fingerprint(recipe: Mapping[str, Any]) -> str:
@@ -272,7 +270,6 @@ class Draft:
         self.blocks: dict[str, Block] = {}
         self.extra_files: list[str] = []
         self.extra_parts: dict[str, str] = {}
-        self.rows: dict[str, int] = {}
         self.computed: list[str] = []
         self.reused: list[str] = []
 
@@ -342,17 +339,24 @@ class Draft:
         """The block as an earlier, killed run of this very version left it."""
         files = [f"{table.name}/{name}.parquet" for table in tables]
         footer: dict[str, Any] = {}
-        for file in files:
-            footer = _footer(self.store.files.path(f"{self.key}/{file}"))
+        parts: dict[str, str] = {}
+        for table, file in zip(tables, files, strict=True):
+            path = self.store.files.path(f"{self.key}/{file}")
+            footer = _footer(path)
             if footer.get("block") != digest:
                 return None
-        return Block(digest, files, footer["parts"])
+            try:
+                parts |= _parts(table, pl.read_parquet(path))
+            except (OSError, pl.exceptions.PolarsError):
+                return None
+        # What lay on the disk since the kill is believed only if it still is what was written.
+        return Block(digest, files, parts) if parts == footer["parts"] else None
 
     def _take_over(self, name: str, digest: str, tables: tuple[Table, ...]) -> Block | None:
         """The same block from another version of this partition."""
         for sibling in self._siblings:
             block = sibling.manifest.blocks.get(name)
-            if block is None or block.recipe != digest:
+            if block is None or block.recipe != digest or sibling.key == self.key:
                 continue
             try:
                 for file in block.files:
@@ -389,7 +393,14 @@ class Draft:
         self.extra_parts[name] = content
 
     def commit(self, *, inputs: list[dict[str, str]], run_id: str, facts: Mapping[str, Any]) -> Version:
-        """Writes the manifest, then the pointer. From here on the version exists."""
+        """Writes the manifest, then the pointer. From here on the version exists.
+
+        If another process made the same version while this one waited for the lock, that one stays.
+        """
+        existing = self.store.version(self.stage, self.partition, self.fingerprint)
+        if existing is not None:
+            self.store.point(existing)
+            return existing
         blocks = dict(sorted(self.blocks.items()))
         names = [*self.extra_files, *(file for block in blocks.values() for file in block.files)]
         parts: dict[str, str] = dict(self.extra_parts)

@@ -107,9 +107,10 @@ class Work:
             version = draft.commit(inputs=pins, run_id=run_id, facts=facts)
             return Outcome(name, self.partition, "computed", version, None, seconds, len(draft.computed),
                            len(draft.reused), facts)  # fmt: skip
-        except LatentglossError as e:
-            self.workspace.store.fail(name, self.partition, self.recipe.fingerprint, e)
-            return Outcome(name, self.partition, "failed", error=e, seconds=seconds)
+        except Exception as e:
+            error = as_error(e)
+            self.workspace.store.fail(name, self.partition, self.recipe.fingerprint, error)
+            return Outcome(name, self.partition, "failed", error=error, seconds=seconds)
         finally:
             self.close()
 
@@ -136,11 +137,18 @@ def attempt(action: Callable[[], None]) -> LatentglossError | None:
     """Runs `action`; what it raises becomes an error for one partition instead of ending the run."""
     try:
         action()
-    except LatentglossError as e:
-        return e
     except Exception as e:
-        if is_disk_full(e):
-            return disk_full(Path(getattr(e, "filename", None) or ".").absolute())
-        where = "".join(traceback.format_exception(e)[-3:])
-        return LatentglossError(f"{type(e).__name__}: {e}", todo=f"please report this; it was raised at\n{where}")
+        return as_error(e)
     return None
+
+
+def as_error(error: Exception) -> LatentglossError:
+    """Any exception as one of ours, with the place it came from if it was not foreseen."""
+    if isinstance(error, LatentglossError):
+        return error
+    if is_disk_full(error):
+        return disk_full(Path(getattr(error, "filename", None) or ".").absolute())
+    if isinstance(error, OSError) and error.filename:
+        return LatentglossError(f"{error.filename}: {error.strerror}", todo="make the file readable and run again")
+    where = "".join(traceback.format_exception(error)[-3:])
+    return LatentglossError(f"{type(error).__name__}: {error}", todo=f"please report this; it was raised at\n{where}")

@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentgloss import settings as settings_module
-from latentgloss.errors import LatentglossError, MissingInput
+from latentgloss.errors import MissingInput
 from latentgloss.files import LocalFiles
 from latentgloss.hashing import DigestCache
 from latentgloss.registry import Registry, SaeSpec
 from latentgloss.stages import STAGES, Stage
 from latentgloss.store import Store, Version, fingerprint
-from latentgloss.work import Outcome, Work
+from latentgloss.work import Outcome, Work, as_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -113,6 +113,22 @@ class Workspace:
 
         return read_sae(spec.format, spec.path)
 
+    def check_resolved(self, resolved: Version) -> None:
+        """Raises MissingInput if weights, model or mask are no longer those that `resolved` was made from.
+
+        What is computed is stored under hashes taken earlier: it must not be computed from something else.
+        """
+        partition = resolved.manifest.partition
+        now = self._external(STAGES["resolved_saes"], partition)
+        now.pop("latents")  # which of them are explained is `windows.selected_latents`' to say
+        changed = differences({key: resolved.json("resolved.json")[key] for key in now}, now)
+        if changed:
+            raise MissingInput(
+                f"{partition} changed since resolved_saes was materialised ({'; '.join(changed)})",
+                expected="resolved_saes as things are now",
+                todo="materialise resolved_saes, then this stage",
+            )
+
     def corpus(self, resolved: Version) -> Corpus:
         """The corpus that a `resolved_saes` version pins."""
         from latentgloss.corpus import Corpus
@@ -182,7 +198,7 @@ class Workspace:
 
             model = self.registry.model(partition)
             return {
-                "corpus": model.corpus.model_dump(mode="json"),
+                "corpus": model.corpus.model_dump(mode="json", exclude={"source"}),  # its identity is beside it
                 "source": source_identity(model.corpus.source, model.folder, self.digests),
                 "tokenizer": tokenizer_identity(model, self.model_cache),
             }
@@ -207,6 +223,8 @@ class Workspace:
             from latentgloss.scorers import identities as judge_identities
 
             return {"judges": judge_identities(self.settings.detection.judges)}
+        if stage.name == "score_report":
+            return {"control": {sae.partition: sae.control for sae in self.registry.saes_of(partition)}}
         return {}
 
     # -- states ----------------------------------------------------------------------------------------------
@@ -230,8 +248,8 @@ class Workspace:
             recipe = self.recipe(stage, partition)
         except MissingInput as e:
             return state("missing", e.found)
-        except LatentglossError as e:
-            return state("failed", str(e))
+        except Exception as e:
+            return state("failed", str(as_error(e)))
         if failure and failure["fingerprint"] == recipe.fingerprint:
             return state("failed", failure["message"])
         if current is None:
@@ -264,7 +282,8 @@ class Workspace:
         """
         stage = STAGES[stage_name]
         works: list[Work] = []
-        for partition in partitions:
+        # Sorted: two runs that take several locks take them in the same order.
+        for partition in sorted(set(partitions)):
             began = time.monotonic()
             try:
                 recipe = self.recipe(stage, partition)
@@ -275,9 +294,10 @@ class Workspace:
                                   blocks_reused=len(version.manifest.blocks), facts=version.manifest.facts)  # fmt: skip
                     continue
                 works.append(Work(self, stage, partition, recipe, progress=progress))
-            except LatentglossError as e:
-                self.store.fail(stage.name, partition, "", e)
-                yield Outcome(stage.name, partition, "failed", error=e)
+            except Exception as e:  # an unreadable file of one partition must not stop the others
+                error = as_error(e)
+                self.store.fail(stage.name, partition, "", error)
+                yield Outcome(stage.name, partition, "failed", error=error)
         try:
             for work in run(works):
                 yield work.finish(run_id)

@@ -85,7 +85,7 @@ def test_one_latent_more_changes_only_those_it_becomes_partner_of(texts, new):
 def test_twins_and_equal_texts_are_no_nulls():
     found = null_explanations(rows_of(["a", "b", "a"]), no_twins(3, [(0, 1), (1, 0)]), "null:pattern", 0)
     assert found["source_latent"].to_list() == [None, 2, 1]
-    assert found["status"].to_list() == ["too_few_contexts", "ok", "ok"]
+    assert found["status"].to_list() == ["no_partner", "ok", "ok"]
     assert "no other latent" in found["reason"][0]
 
 

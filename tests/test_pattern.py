@@ -353,5 +353,5 @@ def test_the_explainer_gives_one_row_per_latent() -> None:
     assert (first.latent, first.status, len(first.context_ids)) == (3, "ok", 400)
     assert first.program is not None
     assert load_program(first.program, VOCABULARY) == parse_text(first.text, VOCABULARY)
-    assert (second.latent, second.status, second.text, second.program) == (5, "too_few_contexts", "", None)
+    assert (second.latent, second.status, second.text, second.program) == (5, "failed", "", None)
     assert "active in none" in second.reason

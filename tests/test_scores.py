@@ -11,6 +11,7 @@ from latentgloss import schema, scores
 from latentgloss.protocols import Answer
 
 BLOCK = "000000"
+ARMS = ["same_document", "random"]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def evidence(values, **more):
 def judged(world, answer, explained=None):
     given, contexts, corpus, _ = world
     judge = Scripted(world, answer)
-    return (*scores._judged(given if explained is None else explained, contexts, corpus, 16, judge), judge)
+    return (*scores._judged(given if explained is None else explained, contexts, ARMS, corpus, 16, judge), judge)
 
 
 def test_a_perfect_judge_gets_everything_right(world):
@@ -129,6 +130,45 @@ def test_a_failed_judgement_is_excluded_and_counted_never_wrong(world):
     good = found.filter(status="ok")
     assert (good["score"] == 1).all()
     assert ((good["coverage"] > 0.4) & (good["coverage"] < 0.6)).all()
+
+
+def test_a_decision_that_came_with_a_failure_is_not_counted(world):
+    """A judge of its own mind that failed on every other context, and was wrong wherever it failed."""
+
+    def answer(question, truth):
+        failed = np.arange(len(truth)) % 2 == 0
+        status = ["parse_failed" if f else "ok" for f in failed]
+        said = np.where(failed, ~truth, truth)
+        return Answer(said.astype(np.float32), said, None, None, status, ["" if s == "ok" else "cut" for s in status])
+
+    judgements, found, _ = judged(world, answer)
+    failed = judgements.filter(pl.col("status") != "ok")
+    assert failed.height > 0
+    assert failed["prediction"].null_count() == failed["evidence"].null_count() == failed.height
+    assert (found.filter(status="ok")["score"] == 1).all()
+
+
+def test_evidence_without_a_threshold_decides_nothing(world):
+    """No answers on select and explain: τ is unknown, and an unknown τ is no "no"."""
+    explained, contexts, corpus, _ = world
+    judge = Scripted(world, lambda q, truth: evidence(truth))
+    only_test = contexts.filter((pl.col("split") == "test") | pl.col("split").is_null())
+    judgements, found = scores._judged(explained, only_test, ARMS, corpus, 16, judge)
+    assert judgements["prediction"].null_count() == judgements.height
+    assert "ok" not in found["status"].to_list()
+    assert found["score"].null_count() == found.height
+
+
+def test_a_latent_without_random_negatives_takes_its_threshold_from_the_next_arm(world):
+    explained, contexts, corpus, _ = world
+    latent = explained.filter(status="ok")["latent"][0]
+    without = contexts.filter(~((pl.col("latent") == latent) & (pl.col("stratum") == "random")))
+    judge = Scripted(world, lambda q, truth: evidence(truth))
+    _, found = scores._judged(explained, without, ARMS, corpus, 16, judge)
+    rows = {row["negatives"]: row for row in found.filter(latent=latent).iter_rows(named=True)}
+    assert rows["same_document"]["score"] == 1
+    assert rows["random"]["status"] == "unscored"
+    assert rows["random"]["reason"]
 
 
 def test_a_judge_that_never_answers_leaves_rows_with_a_reason_and_no_number(world):

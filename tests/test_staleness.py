@@ -127,6 +127,10 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
         lambda f: add_settings(f, "[corpus]\nnear_duplicate = 0.81\n"),
         of(CORPUS),
     ),
+    "a SAE declared a control": (
+        lambda f: tiny.register(f, SAE, "sparsify", extra="control = true\n"),
+        of(["score_report"]),
+    ),
     "one more latent": (
         one_more_latent,
         of(["resolved_saes", "sampled_contexts", "sampled_negatives", "explanations", "detection_scores"], (OTHER,))
@@ -262,6 +266,17 @@ def test_a_setting_makes_stale_exactly_the_stages_that_declare_it(finished, sett
 def test_downstream_follows_the_edges():
     assert downstream("sampled_negatives") == LATER
     assert downstream("tokenized_corpus") == [name for name in STAGES if name != "tokenized_corpus"]
+
+
+def test_nothing_is_computed_from_weights_that_changed_since_they_were_resolved(folder):
+    change_sae(folder)
+    set_settings(folder, "[machine]", '[activations]\nprecision = "float32"\n[machine]')
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    outcomes = {o.partition: o for o in tiny.run_all(workspace, ["activation_cache"])}
+    assert outcomes[SAE].status == "failed"
+    assert "changed since resolved_saes" in str(outcomes[SAE].error)
+    assert outcomes[OTHER].status == "computed"
+    assert not [o.error for o in tiny.run_all(workspace) if o.error]
 
 
 def test_one_broken_sae_does_not_stop_the_others(tmp_path):

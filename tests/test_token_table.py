@@ -78,4 +78,4 @@ def test_the_explainer_gives_one_row_per_latent() -> None:
     evidence = [SimpleNamespace(latent=i, windows=w, context_ids=[4, 9]) for i, w in enumerate([WINDOWS, silent])]
     first, second = TokenTableExplainer(ExplanationSettings(), VOCABULARY).explain(evidence)  # type: ignore[arg-type]
     assert (first.status, first.text, first.context_ids) == ("ok", 'Fires most on " w0", " w1", " w2".', (4, 9))
-    assert (second.status, second.program) == ("too_few_contexts", None)
+    assert (second.status, second.program) == ("failed", None)

@@ -229,6 +229,6 @@ class PatternExplainer:
             try:
                 pattern = learn_pattern(one.windows, self.vocabulary, self.settings.rules)
             except ExplainerError as e:
-                yield Explained(one.latent, "too_few_contexts", str(e), context_ids=tuple(one.context_ids))
+                yield Explained(one.latent, "failed", str(e), context_ids=tuple(one.context_ids))
                 continue
             yield Explained(one.latent, "ok", "", pattern.text(), pattern.to_json(), context_ids=tuple(one.context_ids))

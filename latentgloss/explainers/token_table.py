@@ -139,6 +139,6 @@ class TokenTableExplainer:
             try:
                 table = learn_token_table(one.windows, self.vocabulary)
             except ExplainerError as e:
-                yield Explained(one.latent, "too_few_contexts", str(e), context_ids=tuple(one.context_ids))
+                yield Explained(one.latent, "failed", str(e), context_ids=tuple(one.context_ids))
                 continue
             yield Explained(one.latent, "ok", "", table.text(), table.to_json(), context_ids=tuple(one.context_ids))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentgloss.errors import ExplainerError
 from latentgloss.explainers.programs import load_program
 from latentgloss.protocols import Answer, Question
 
@@ -38,10 +39,17 @@ class ExecutedJudge:
         for question in questions:
             n = len(question.tokens)
             if question.program is None:
-                reason = ["the explanation has no executable form"] * n
-                yield Answer(np.full(n, np.nan, np.float32), None, None, None, ["unsupported"] * n, reason)
+                yield _unsupported(n, "the explanation has no executable form")
                 continue
             if loaded is None or loaded[0] != question.program:
-                loaded = question.program, load_program(question.program, self.vocabulary)
+                try:
+                    loaded = question.program, load_program(question.program, self.vocabulary)
+                except ExplainerError as e:
+                    yield _unsupported(n, str(e))
+                    continue
             strength = loaded[1].strength(question.tokens)
             yield Answer(strength.max(axis=1).astype(np.float32), None, None, None)
+
+
+def _unsupported(n: int, why: str) -> Answer:
+    return Answer(np.full(n, np.nan, np.float32), None, None, None, ["unsupported"] * n, [why] * n)
