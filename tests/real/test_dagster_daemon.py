@@ -54,6 +54,7 @@ def small_workspace(folder: Path) -> Workspace:
             return f'source = "path:{(parent / match[1]).resolve()}"'
 
         text = re.sub(r'^source = "path:(.*?)"', absolute, text, flags=re.MULTILINE)
+        text = re.sub(r"^tokens = .*\n", "", text, flags=re.MULTILINE)
         path.write_text(text.replace("[corpus]\n", f"[corpus]\ntokens = {TOKENS}\n"))
     (folder / "latentgloss.toml").write_text(
         "[contexts]\nexplain = 60\nselect = 20\ntest = 40\nmin_explain = 10\nmin_test = 10\nmin_test_documents = 3\n"
