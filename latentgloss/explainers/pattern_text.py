@@ -1,7 +1,7 @@
 r"""A pattern as one sentence, and back.
 
-What belongs here: the grammar. Every rule is in the sentence: `parse_text(text(p)) == p`, up to the order of rules, which
-means nothing. How a window is summed up (`pattern.SUPPORT`) is the same for all patterns and is not said.
+What belongs here: the grammar. Every rule is in the sentence: `parse_text(text(p)) == p`, up to the order of rules,
+which means nothing. How a window is summed up (`pattern.SUPPORT`) is the same for all patterns and is not said.
 
     Fires almost always on 'import' or " from"; sometimes on 'depr…' or a number; very rarely on anything else;
     more often right after 'the'; much less often right after "\n".
