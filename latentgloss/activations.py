@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 from jaxtyping import Float, Float64, Int64, UInt32
 from scipy import sparse
 
@@ -28,6 +29,7 @@ from latentgloss.work import attempt, one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -44,6 +46,9 @@ SINK_SAMPLE = 16
 
 BINS = 20
 """Bins of a latent's histogram."""
+
+STATISTICS_ROWS = 2**18
+"""Pairs held at once, about, while statistics of latents are made: memory stays flat in the number of tokens."""
 
 TOP_OUTPUTS, NEIGHBOURS, NEIGHBOURS_MAX, NEIGHBOUR_COSINE = 10, 10, 64, 0.5
 
@@ -234,10 +239,11 @@ class _Pass:
         """The `latents` table, a block of ids at a time, from the shards just written."""
         coder = self.coders[work.partition]
         masked = work.draft.scan(schema.MASKED).select("position").unique().collect()["position"].sort().to_numpy()
-        pairs = work.draft.scan(schema.ACTIVATIONS)
+        shards = work.draft.paths(schema.ACTIVATIONS)
+        rows = sum(pq.read_metadata(path).num_rows for path in shards)
+        step = max(1, min(schema.BLOCK, STATISTICS_ROWS * coder.n_latents // max(rows, 1)))
         tokens = self.corpus.tokens.reshape(-1)
         n_unmasked = tokens.shape[0] - len(masked)
-        entries = 0
         for low in range(0, coder.n_latents, schema.BLOCK):
             high = min(low + schema.BLOCK, coder.n_latents)
             name = f"{low // schema.BLOCK:06d}"
@@ -248,9 +254,10 @@ class _Pass:
             )
             if work.draft.reuse(name, recipe, (schema.LATENTS,)):
                 continue
-            block = pairs.filter(pl.col("latent").is_between(low, high - 1)).collect()
-            entries += block.height
-            statistics = latent_statistics(block, low, high, tokens, masked, n_unmasked)
+            statistics = pl.concat(
+                latent_statistics(_pairs_of(shards, a, b), a, b, tokens, masked, n_unmasked)
+                for a, b in ((a, min(a + step, high)) for a in range(low, high, step))
+            )
             outputs = self._top_outputs(coder.W_dec[low:high])
             neighbours, cosines = _neighbours(coder.W_dec, low, high)
             frame = statistics.with_columns(
@@ -339,6 +346,12 @@ def _masked(static: dict[str, np.ndarray], sinks: np.ndarray, offset: int) -> pl
         for why, where in reasons.items()
     )
     return frame.sort("position")
+
+
+def _pairs_of(shards: list[Path], low: int, high: int) -> pl.DataFrame:
+    """Pairs of latents [low, high), one shard after the other: read together, all of them would be in memory."""
+    wanted = pl.col("latent").is_between(low, high - 1)
+    return pl.concat([pl.scan_parquet(path).filter(wanted).collect() for path in shards])
 
 
 def latent_statistics(

@@ -326,10 +326,13 @@ class Draft:
 
     def scan(self, table: Table) -> pl.LazyFrame:
         """Lazy frame over the blocks of `table` that are there so far."""
+        paths = self.paths(table)
+        return pl.scan_parquet(paths) if paths else table.empty().lazy()
+
+    def paths(self, table: Table) -> list[Path]:
+        """Files of the blocks of `table` that are there so far, in order."""
         names = sorted(f for b in self.blocks.values() for f in b.files if f.startswith(f"{table.name}/"))
-        if not names:
-            return table.empty().lazy()
-        return pl.scan_parquet([self.store.files.path(f"{self.key}/{name}") for name in names])
+        return [self.store.files.path(f"{self.key}/{name}") for name in names]
 
     def read(self, table: Table, block: str) -> pl.DataFrame:
         """One block that is there."""
