@@ -316,9 +316,6 @@ class Corpus:
         tokens: UInt32[np.ndarray, "n length"] = self._windows(self.tokens, length)[context_ids]
         return tokens
 
-    def context(self, context_id: int, length: int) -> UInt32[np.ndarray, " length"]:
-        return np.array(self._windows(self.tokens, length)[context_id])
-
     def split_of_context(self, length: int) -> UInt8[np.ndarray, " contexts"]:
         """Split of every window, as an index into `SPLITS`."""
         return np.repeat(self.split_of_sequence, self._windows(self.tokens, length).shape[0] // len(self.tokens))

@@ -320,8 +320,8 @@ def test_files_of_two_corpora_are_not_mixed(tmp_path: Path) -> None:
 def test_contexts_are_numbered_by_position() -> None:
     corpus, _, _ = build(texts(0, 200))
     flat = corpus.tokens.ravel()
-    assert corpus.context(5, 8).tolist() == flat[40:48].tolist()
+    assert corpus.contexts(np.array([5]), 8)[0].tolist() == flat[40:48].tolist()
     assert corpus.contexts(np.array([5, 0]), 8).tolist() == [flat[40:48].tolist(), flat[:8].tolist()]
     assert corpus.split_of_context(8).tolist() == np.repeat(corpus.split_of_sequence, 2).tolist()
     with pytest.raises(CorpusError, match="do not divide sequences of 16"):
-        corpus.context(0, 5)
+        corpus.contexts(np.array([0]), 5)
