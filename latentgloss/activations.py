@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float64, Int64, UInt32
+from jaxtyping import Float, Float32, Float64, Int64, UInt32
 from scipy import sparse
 
 from latentgloss import schema
@@ -28,7 +28,7 @@ from latentgloss.hashing import json_sha256
 from latentgloss.work import attempt, one_by_one
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     import torch
@@ -156,36 +156,42 @@ class _Pass:
         if not due:
             return
         pairs: dict[str, list[_Pairs]] = {work.partition: [] for work in due}
-        sinks: dict[str, list[np.ndarray]] = {work.sae.hookpoint: [] for work in due}
-        hookpoints = sorted(sinks)
-        self._find_sinks(hookpoints)
-        length = self.corpus.tokens.shape[1]
-        import torch
-
+        norms: dict[str, list[np.ndarray]] = {work.sae.hookpoint: [] for work in due}
         for first in range(start, stop, self.batch):
-            tokens = np.asarray(self.corpus.tokens[first : min(first + self.batch, stop)])
-            activations = self.subject.activations(tokens, hookpoints)
-            for hookpoint, x in activations.items():
-                flat = x.reshape(-1, x.shape[-1])
-                norms = flat.norm(dim=-1, dtype=torch.float32).cpu().numpy()
-                sinks[hookpoint].append(np.flatnonzero(norms > self.sinks[hookpoint]) + (first - start) * length)
-                for work in due:
-                    if work.error is None and work.sae.hookpoint == hookpoint:
-                        encode = partial(self._encode, work, flat, pairs[work.partition], first == start)
-                        work.error = attempt(encode)
+            self._batch(due, pairs, norms, first, min(first + self.batch, stop), measure=first == start)
+        over = self._sinks({hookpoint: np.concatenate(parts) for hookpoint, parts in norms.items()}, start)
         static = self._static_mask(start, stop)
+        length = self.corpus.tokens.shape[1]
         for work, recipe in due.items():
             if work.error is None:
-                where = np.concatenate(sinks[work.sae.hookpoint])
 
-                def put(work: Work = work, recipe: dict[str, Any] = recipe, where: np.ndarray = where) -> None:
+                def put(work: Work = work, recipe: dict[str, Any] = recipe) -> None:
                     frames = {
                         "activations": self._sorted(work, pairs[work.partition], start * length),
-                        "masked": _masked(static, where, start * length),
+                        "masked": _masked(static, over[work.sae.hookpoint], start * length),
                     }
                     work.draft.put(name, recipe, tables, frames)
 
                 work.error = attempt(put)
+
+    def _batch(
+        self,
+        due: Iterable[Work],
+        pairs: dict[str, list[_Pairs]],
+        norms: dict[str, list[np.ndarray]],
+        first: int,
+        stop: int,
+        *,
+        measure: bool,
+    ) -> None:
+        """Runs the model over some sequences and appends what their activations tell, none of which outlives this."""
+        found = self.subject.activations(np.asarray(self.corpus.tokens[first:stop]), sorted(norms))
+        for hookpoint, x in found.items():
+            flat = x.reshape(-1, x.shape[-1])
+            norms[hookpoint].append(_norms(flat))
+            for work in due:
+                if work.error is None and work.sae.hookpoint == hookpoint:
+                    work.error = attempt(partial(self._encode, work, flat, pairs[work.partition], measure))
 
     def _encode(self, work: Work, x: Float[torch.Tensor, "tokens d"], pairs: list[_Pairs], measure: bool) -> None:
         """Appends one batch's pairs; `measure`: a sixteenth of the tokens is plenty for a figure shown to people."""
@@ -199,14 +205,22 @@ class _Pass:
         resolved = work.input("resolved_saes").content(("cache",))
         return work.block_recipe(resolved_saes=resolved, sequences=[start, stop])
 
-    def _find_sinks(self, hookpoints: list[str]) -> None:
-        missing = [h for h in hookpoints if h not in self.sinks]
-        if not missing:
-            return
-        tokens = np.asarray(self.corpus.tokens[:SINK_SAMPLE])
-        for hookpoint, x in self.subject.activations(tokens, missing).items():
-            median = x[:, 1:].float().norm(dim=-1).median().item()
+    def _sinks(self, norms: dict[str, Float32[np.ndarray, " positions"]], start: int) -> dict[str, np.ndarray]:
+        """Positions of a shard, by hookpoint, whose norm is that of an attention sink.
+
+        The norms they are relative to are those of the corpus' first sequences: at hand in the first shard, and
+        found by a pass over those alone where that shard was already on disk.
+        """
+        length = self.corpus.tokens.shape[1]
+        missing = [hookpoint for hookpoint in norms if hookpoint not in self.sinks]
+        sample = {hookpoint: norms[hookpoint][: SINK_SAMPLE * length] for hookpoint in missing}
+        if missing and start > 0:
+            found = self.subject.activations(np.asarray(self.corpus.tokens[:SINK_SAMPLE]), missing)
+            sample = {hookpoint: _norms(x) for hookpoint, x in found.items()}
+        for hookpoint, values in sample.items():
+            median = float(np.median(values.reshape(-1, length)[:, 1:]))
             self.sinks[hookpoint] = self.mask.sink_norm * median
+        return {hookpoint: np.flatnonzero(values > self.sinks[hookpoint]) for hookpoint, values in norms.items()}
 
     def _static_mask(self, start: int, stop: int) -> dict[str, np.ndarray]:
         tokens = np.asarray(self.corpus.tokens[start:stop])
@@ -328,6 +342,12 @@ class _Quality:
             "sample_l0": round(self.active / self.n, 2),
             "sample_tokens": self.n,
         }
+
+
+def _norms(x: Float[torch.Tensor, "*shape d"]) -> Float32[np.ndarray, " positions"]:
+    import torch
+
+    return x.norm(dim=-1, dtype=torch.float32).flatten().cpu().numpy()
 
 
 def round_to_bfloat16(values: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from latentgloss.explainers.windows import Vocabulary
 
-Task = Literal["detection", "fuzzing"]
+Task = Literal["detection", "fuzzing", "embedding"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Question:
     tokens: UInt32[np.ndarray, "contexts length"]
     marks: Bool[np.ndarray, "contexts length"] | None
     """Fuzzing: the tokens marked as active."""
+    contexts: UInt32[np.ndarray, " contexts"] | None = None
+    """Numbers of the contexts in the corpus, for judges that keep something per context (vectors)."""
 
 
 @dataclass(frozen=True)

@@ -299,7 +299,8 @@ JUDGEMENTS = Table(
         Column("status", pl.String, "`ok`, `parse_failed`, `refused`, `llm_error`, `no_donor`, `unsupported`."),
         Column("reason", pl.String, "Why it is unscored, in words; empty if scored."),
     ),
-    key=("latent", "explainer", "scorer", "judge", "embedder", "profile", "negatives", "split", "context"),
+    # `stratum`: in fuzzing a context is judged twice, with its own marks and with a donor's.
+    key=("latent", "explainer", "scorer", "judge", "embedder", "profile", "negatives", "split", "context", "stratum"),
 )
 
 SCORES = Table(
