@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 
     from resources.progress import Advance, Progress
 
-console = Console() if sys.stdout.isatty() else Console(width=170)
+_TERMINAL = os.fdopen(os.dup(sys.stdout.fileno()), "w") if sys.stdout.isatty() else None
+"""The terminal itself: while a step runs, Dagster sends what is written to standard output to a file."""
+
+console = Console(file=_TERMINAL) if _TERMINAL else Console(width=170)
 SHOWN_METRIC = "balanced_accuracy"
 GAIN_METRIC = "auroc"
 """Balanced accuracy over 100 + 100 windows moves in steps of .005: too coarse for a difference."""
@@ -183,9 +186,9 @@ def _bar(bars: Bars, label: str) -> "Advance":
     def advance(done: int, total: int | None, unit: str) -> None:
         nonlocal task, began
         if task is None:
-            for other in bars.task_ids:  # one at a time; what came before is printed as a line
-                bars.update(other, visible=False)
             task, began = bars.add_task(label, total=total, rate=""), time.monotonic()
+        for other in bars.task_ids:  # one at a time: the one that moves
+            bars.update(other, visible=False)
         rate = f"{done / (time.monotonic() - began):,.0f} {unit}/s" if time.monotonic() - began > 1 else unit
         bars.update(task, completed=done, total=total, rate=rate, visible=total is None or done < total)
 
