@@ -25,7 +25,8 @@ def saes() -> None:
 def list_(ctx: click.Context, as_json: bool) -> None:
     """Every declared SAE, and every registry file that cannot be used, with its reason.
 
-    JSON: saes (partition, format, source, latents, control) and problems (where, message, found, expected, todo).
+    JSON: saes (partition, format, source or null, latents, control) and problems (where, message, found, expected,
+    todo).
 
     \b
     Example:
@@ -47,7 +48,7 @@ def list_(ctx: click.Context, as_json: bool) -> None:
         print_json({"saes": rows, "problems": problems})
         return
     print_table(("PARTITION", "FORMAT", "LATENTS", "CONTROL", "SOURCE"),
-                ([r["partition"], r["format"], r["latents"], r["control"], r["source"]] for r in rows))  # fmt: skip
+                ([r["partition"], r["format"], r["latents"], r["control"], r["source"] or ""] for r in rows))  # fmt: skip
     for error in registry.problems.values():
         click.echo(f"cannot be used: {error}", err=True)
 
