@@ -1,4 +1,4 @@
-"""Baselines: weights that follow from a registry entry, computed as their names say, through the same stages as a SAE."""
+"""Baselines: weights that follow from a registry entry, and go through the same stages as those of a SAE."""
 
 from __future__ import annotations
 

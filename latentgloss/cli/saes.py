@@ -47,8 +47,8 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json({"saes": rows, "problems": problems})
         return
-    print_table(("PARTITION", "FORMAT", "LATENTS", "CONTROL", "SOURCE"),
-                ([r["partition"], r["format"], r["latents"], r["control"], r["source"] or ""] for r in rows))  # fmt: skip
+    columns = ("partition", "format", "latents", "control", "source")
+    print_table([name.upper() for name in columns], ([row[name] for name in columns] for row in rows))
     for error in registry.problems.values():
         click.echo(f"cannot be used: {error}", err=True)
 
