@@ -12,15 +12,17 @@ only appends. Each split is drawn by itself.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from jaxtyping import Int64, Integer, Shaped
+from jaxtyping import Bool, Float32, Int64, Integer, Shaped, UInt64
 
 from latentgloss import schema
 from latentgloss.hashing import counter_hash
+from latentgloss.sorting import order_by as _order, order_of as _ordered
 from latentgloss.windows import Cells, Windows, by_block
 from latentgloss.work import one_by_one
 
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from latentgloss.work import Work
 
 _DECILES = 10
-_RANK = pl.int_range(pl.len(), dtype=pl.UInt32)
-"""Place of a row within its group, in the frame's order."""
 
 
 def _contexts(work: Work) -> None:
@@ -57,82 +57,130 @@ sample_contexts = one_by_one(_contexts)
 
 def sample_block(cells: Cells, windows: Windows, settings: ContextSettings) -> dict[str, pl.DataFrame]:
     """Tables `eligibility` and `contexts` of the latents of `cells`."""
-    population = activating(cells, windows, settings.seed)
+    population = Population.of(cells, windows, settings.seed)
     table = eligibility(cells, windows, population, settings)
-    eligible = np.flatnonzero((table["status"] == "eligible").to_numpy())
-    population = population.filter(pl.col("row").is_in(eligible.tolist()))
+    eligible = (table["status"] == "eligible").to_numpy()
     samples = [
-        draw(
-            population.filter(pl.col("split") == number),
+        _sample(
+            population,
+            split,
+            eligible,
             "quantile" if split != "explain" else settings.sampler,
             getattr(settings, split),
             per_document=settings.per_document if split == "test" else None,
         )
-        for number, split in enumerate(schema.SPLITS)
+        for split in schema.SPLITS
     ]
     return {"eligibility": table, "contexts": _described(cells, windows, pl.concat(samples))}
 
 
-def activating(cells: Cells, windows: Windows, seed: int) -> pl.DataFrame:
-    """The usable activating windows of each latent by (latent, split), in random order within.
+@dataclass(frozen=True)
+class Population:
+    """The usable activating windows of a block's latents: what samples are drawn from.
 
-    Columns: cell, row (index of the latent in the block), split (index), document (of the strongest unmasked
-    token), maximum, and decile: ceil(10 r / n), r the ascending rank of the maximum among the n windows of latent
-    and split, ties in the random order; 0 if n < 10. The order is by hash of seed, latent and context.
+    A *group* is the windows of one latent and split. Within it windows have a random order, by `hashes` and then by
+    number, and a rank by maximum, ties in the random order.
     """
-    cell = np.flatnonzero(cells.activating & windows.usable[cells.window])
-    row, split = cells.row[cell], windows.split[cells.window[cell]]
-    group = (row * len(schema.SPLITS) + split).astype(np.uint64)
-    hashes = counter_hash(seed, cells.latents[row], cells.window[cell])
-    # Packed into one integer, numpy sorts several times faster; should 48 bits meet, the lower context is first.
-    cell, group = (
-        x[np.argsort(group << np.uint64(48) | hashes >> np.uint64(16), kind="stable")] for x in (cell, group)
-    )
-    maximum = cells.maximum[cell]
-    ascending = np.argsort(group << np.uint64(32) | maximum.view(np.uint32), kind="stable")  # bits of floats > 0
-    _, start, of, n = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
-    rank = np.empty(len(cell), dtype=np.int64)
-    rank[ascending] = np.arange(len(cell)) - start[of] + 1
-    decile = np.where(n[of] >= _DECILES, -(-_DECILES * rank // n[of]), 0)
-    return pl.DataFrame(
-        {
-            "cell": cell,
-            "row": cells.row[cell],
-            "split": windows.split[cells.window[cell]],
-            "document": cells.document[cell],
-            "maximum": maximum,
-            "decile": decile.astype(np.uint8),
-        }
-    )
+
+    cells: Cells
+    cell: Int64[np.ndarray, " n"]
+    """By group, ascending within."""
+    group: Int64[np.ndarray, " n"]
+    """Row * number of splits + split."""
+    n: Int64[np.ndarray, " groups"]
+    hashes: UInt64[np.ndarray, " n"]
+    """48 random bits, of seed, latent and context."""
+    strength: UInt64[np.ndarray, " n"]
+    """Ascends with group and rank."""
+    limits: UInt64[np.ndarray, "groups deciles"]
+    """Strength of the strongest window of deciles 1 to 9 of each group; empty where there are no deciles."""
+
+    @classmethod
+    def of(cls, cells: Cells, windows: Windows, seed: int) -> Population:
+        cell = np.flatnonzero(cells.activating & windows.usable[cells.window])
+        n_groups = len(cells.latents) * len(schema.SPLITS)
+        group = cells.row[cell] * len(schema.SPLITS) + windows.split[cells.window[cell]]
+        if (np.diff(group) < 0).any():  # a corpus comes split by split, so that groups are in order already
+            order = np.argsort(group, kind="stable")
+            cell, group = cell[order], group[order]
+        hashes = counter_hash(seed, cells.latents[cells.row[cell]], cells.window[cell]) >> np.uint64(16)
+        n = np.bincount(group, minlength=n_groups)
+        strength = _strength(group, cells.maximum[cell], hashes, n_groups)
+        ascending = np.sort(strength)
+        last = (np.cumsum(n) - n)[:, None] + np.arange(1, _DECILES) * n[:, None] // _DECILES - 1
+        last = np.where(n[:, None] >= _DECILES, last, 0)
+        limits = ascending[last] if len(cell) else np.zeros(last.shape, dtype=np.uint64)
+        if len(cell) > 1 and (limits == ascending[np.minimum(last + 1, len(cell) - 1)])[n >= _DECILES].any():
+            # Two windows are alike in all the bits there was room for, and a decile ends between them: ranks then.
+            order = np.lexsort((hashes, cells.maximum[cell], group))
+            strength = np.empty(len(cell), dtype=np.uint64)
+            strength[order] = np.arange(len(cell), dtype=np.uint64)
+            limits = last.astype(np.uint64)
+        return cls(cells, cell, group, n, hashes, strength, limits)
+
+    def frame(self, keep: Int64[np.ndarray, " kept"] | None = None) -> pl.DataFrame:
+        """The windows (those of indices `keep`) by group, in random order within.
+
+        Columns: cell, row (index of the latent in the block), split (index), document (of the strongest unmasked
+        token), maximum, weight (a random key of `importance`) and decile: ceil(10 r / n), r the ascending rank
+        among the n windows of the group; 0 if n < 10.
+        """
+        keep = np.arange(len(self.cell)) if keep is None else keep
+        keep = keep[_ordered(self.group[keep].astype(np.uint64) << np.uint64(48) | self.hashes[keep])]
+        cell, group, strength = self.cell[keep], self.group[keep], self.strength[keep]
+        decile = np.ones(len(keep), dtype=np.uint8)
+        for limit in self.limits.T:
+            decile += strength > limit[group]
+        maximum = self.cells.maximum[cell]
+        return pl.DataFrame(
+            {
+                "cell": cell,
+                "row": group // len(schema.SPLITS),
+                "split": (group % len(schema.SPLITS)).astype(np.uint8),
+                "document": self.cells.document[cell],
+                "maximum": maximum,
+                "weight": -np.log((self.hashes[keep] + 0.5) * 2.0**-48) / maximum,
+                "decile": np.where(self.n[group] >= _DECILES, decile, 0).astype(np.uint8),
+            }
+        )
 
 
-def eligibility(cells: Cells, windows: Windows, population: pl.DataFrame, settings: ContextSettings) -> pl.DataFrame:
-    """Table `eligibility`: one row per latent of the block. `population` is what `activating` returns.
+def _strength(
+    group: Int64[np.ndarray, " n"], maximum: Float32[np.ndarray, " n"], hashes: UInt64[np.ndarray, " n"], n_groups: int
+) -> UInt64[np.ndarray, " n"]:
+    """Group, maximum and as many bits of the hash as fit beside them in one integer, which NumPy sorts fastest."""
+    value = maximum.view(np.uint32).astype(np.uint64)  # floats above 0 sort as their bits do
+    width = 32
+    if not (value & np.uint64(0xFFFF)).any():  # rounded to bfloat16
+        value, width = value >> np.uint64(16), 16
+    room = 64 - width - n_groups.bit_length()
+    spare = max(48 - room, 0)
+    return (group.astype(np.uint64) << np.uint64(width) | value) << np.uint64(48 - spare) | hashes >> np.uint64(spare)
+
+
+def eligibility(cells: Cells, windows: Windows, population: Population, settings: ContextSettings) -> pl.DataFrame:
+    """Table `eligibility`: one row per latent of the block.
 
     Decided before anything is sampled, so it does not depend on how many contexts are asked for. The first
     status that fits holds: `dead`, `rare`, `dense`, `one_document`.
     """
-    test = schema.SPLITS.index("test")
+    test, n_splits, n_latents = schema.SPLITS.index("test"), len(schema.SPLITS), len(cells.latents)
     n_test_windows = int(windows.n_usable[test])
-    in_test = population.filter(pl.col("split") == test)
-    touched = windows.usable[cells.window] & (windows.split[cells.window] == test)
+    n = population.n.reshape(n_latents, n_splits)
 
-    def count(rows: Integer[np.ndarray, " n"] | pl.Series) -> Int64[np.ndarray, " latents"]:
-        return np.bincount(rows, minlength=len(cells.latents))
+    def count(where: Bool[np.ndarray, " cells"]) -> Int64[np.ndarray, " latents"]:
+        return np.bincount(cells.row[where], minlength=n_latents)
 
     frame = pl.DataFrame(
         {
             "latent": cells.latents,
-            **{
-                f"n_{split}": count(population.filter(pl.col("split") == number)["row"])
-                for number, split in enumerate(schema.SPLITS)
-            },
-            "n_test_documents": count(in_test.unique(["row", "document"])["row"]),
-            "n_dropped_shared": count(cells.row[cells.activating & windows.shared[cells.window]]),
-            "n_dropped_identical": count(cells.row[cells.activating & windows.repeat[cells.window]]),
-            "firing_rate": count(in_test["row"]) / max(n_test_windows, 1),
+            **{f"n_{split}": n[:, number] for number, split in enumerate(schema.SPLITS)},
+            "n_test_documents": _documents(population, test),
+            "n_dropped_shared": count(cells.activating & windows.shared[cells.window]),
+            "n_dropped_identical": count(cells.activating & windows.repeat[cells.window]),
+            "firing_rate": n[:, test] / max(n_test_windows, 1),
             "alive": cells.alive,
-            "silent": n_test_windows - count(cells.row[touched]),
+            "silent": n_test_windows - count((windows.usable & (windows.split == test))[cells.window]),
         }
     )
     problems = (
@@ -152,26 +200,123 @@ def _fewer(column: str, least: int, status: str, words: str) -> tuple[pl.Expr, s
     return pl.col(column) < least, status, pl.format(f"{words}, fewer than {least}", column)
 
 
-def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int | None = None) -> pl.DataFrame:
-    """At most `size` rows per latent of one split's `activating` windows, with their `order` from 0.
+def _documents(population: Population, split: int) -> Int64[np.ndarray, " latents"]:
+    """Distinct documents among each latent's windows of a split."""
+    here = np.flatnonzero(population.group % len(schema.SPLITS) == split)
+    row = population.group[here] // len(schema.SPLITS)
+    key = row << 32 | population.cells.document[population.cell[here]]
+    key = np.sort(key[np.diff(key, prepend=-1) != 0])  # windows of a document mostly follow one another
+    return np.bincount(key[np.diff(key, prepend=-1) != 0] >> 32, minlength=len(population.cells.latents))
 
-    `quantile` goes round the deciles, one context each in random order, until they are used up; `top` takes the
-    strongest first; `random` any. With `per_document`, that many randomly chosen contexts of a document at most.
-    The rows of a smaller `size` are the first of a larger one.
+
+def _sample(
+    population: Population,
+    split: str,
+    eligible: Bool[np.ndarray, " latents"],
+    sampler: str,
+    size: int,
+    *,
+    per_document: int | None,
+) -> pl.DataFrame:
+    """The sample of a split, from as few of its windows as decide it.
+
+    Where chance alone orders windows, those whose hash is low come first: about two to three times as many as are
+    asked for are looked at, and all of them for latents whose sample would need more.
     """
-    if per_document is not None:
-        population = population.filter(_RANK.over("row", "document") < per_document)
+    number, n_splits = schema.SPLITS.index(split), len(schema.SPLITS)
+    wanted = eligible[population.group // n_splits] & (population.group % n_splits == number)
+    keep = np.flatnonzero(wanted)
+    if sampler not in ("quantile", "random"):
+        return draw(population.frame(keep), sampler, size, per_document=per_document)
+    most = 2 * size + 128
+    n = population.n[population.group[keep]]
+    low = keep[population.hashes[keep] < np.where(n > most, most / np.maximum(n, 1) * 2.0**48, np.inf)]
+    some = _capped(population.frame(low), per_document)
+    sample = draw(some, sampler, size)
+    taken, left = (_by_decile(frame, len(eligible)) for frame in (sample, some))
+    whole = population.n[number::n_splits] <= most
+    short = ~whole & ((taken.sum(axis=1) < size) | (left.min(axis=1) < taken.max(axis=1)))
+    if not short.any():
+        return sample
+    again = population.frame(keep[short[population.group[keep] // n_splits]])
+    kept = sample.filter(~pl.Series(short).gather(sample["row"]))
+    return pl.concat([kept, draw(again, sampler, size, per_document=per_document)])
+
+
+def _by_decile(frame: pl.DataFrame, n_latents: int) -> Int64[np.ndarray, "latents deciles"]:
+    """Windows of deciles 1 to 10 by latent."""
+    cell = frame["row"].to_numpy() * (_DECILES + 1) + frame["decile"].to_numpy()
+    return np.bincount(cell, minlength=n_latents * (_DECILES + 1)).reshape(n_latents, -1)[:, 1:]
+
+
+def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int | None = None) -> pl.DataFrame:
+    """At most `size` rows per latent of one split's windows (`Population.frame`), with their `order` from 0.
+
+    - `quantile` goes round the deciles, one window each in random order, until they are used up.
+    - `top` takes the strongest first, `random` any.
+    - `mixed` takes one of `top` and one of `quantile` in turn; what both hold counts where it comes first.
+    - `importance` draws one after the other with probability proportional to the maximum, among those not drawn yet
+      (exponential keys −ln u / maximum, ascending: Efraimidis & Spirakis 2006).
+
+    With `per_document`, that many randomly chosen windows of a document at most. The rows of a smaller `size` are the
+    first of a larger one.
+    """
+    population = _capped(population, per_document)
+    row = population["row"].to_numpy()
     if sampler == "quantile":
-        rounds = population.with_columns(round=_RANK.over("row", "decile")).filter(pl.col("round") < size)
-        population = rounds.sort("round", maintain_order=True).drop("round")
+        place = _quantile(population)
     elif sampler == "top":
-        population = population.sort("maximum", descending=True, maintain_order=True)
-    return population.with_columns(order=_RANK.over("row")).filter(pl.col("order") < size)
+        place = _top(population)
+    elif sampler == "mixed":
+        place = np.minimum(2 * _top(population), 2 * _quantile(population) + 1)
+    elif sampler == "importance":
+        place = _rank(np.lexsort((population["weight"].to_numpy(), row)), row)
+    else:
+        place = np.arange(len(row))
+    chosen = np.flatnonzero(place < 2 * size) if sampler == "mixed" else np.arange(len(row))
+    chosen = chosen[_order(row[chosen], place[chosen])]
+    order = _rank(np.arange(len(chosen)), row[chosen])
+    first = order < size
+    return population[chosen[first]].with_columns(order=pl.Series(order[first]).cast(pl.UInt32))
+
+
+def _capped(population: pl.DataFrame, per_document: int | None) -> pl.DataFrame:
+    """At most `per_document` windows of a document, the first in their order."""
+    if per_document is None:
+        return population
+    row, document = population["row"].to_numpy(), population["document"].to_numpy()
+    return population.filter(_rank(_order(row, document), row, document) < per_document)
+
+
+def _quantile(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
+    """Place of each window if the deciles of its latent take turns."""
+    row, decile = population["row"].to_numpy(), population["decile"].to_numpy()
+    turn = _rank(_order(row, decile), row, decile)
+    return _rank(_order(row, turn), row)
+
+
+def _top(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
+    """Place of each window if the strongest of its latent comes first."""
+    row, maximum = population["row"].to_numpy(), population["maximum"].to_numpy()
+    return _rank(np.lexsort((-maximum, row)), row)
+
+
+def _rank(order: Int64[np.ndarray, " n"], *groups: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Place of each row within its group, from 0, if all are put into an order that keeps groups together."""
+    opens = np.zeros(len(order), dtype=bool)
+    opens[:1] = True
+    for group in groups:
+        sorted_group = group[order]
+        opens[1:] |= sorted_group[1:] != sorted_group[:-1]
+    start = np.flatnonzero(opens)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order)) - np.repeat(start, np.diff(start, append=len(order)))
+    return rank
 
 
 def _described(cells: Cells, windows: Windows, sample: pl.DataFrame) -> pl.DataFrame:
     """Table `contexts` of a sample, with every active token of each window, masked ones included."""
-    sample = sample.sort("row", "split", "order")
+    sample = sample[_order(*(sample[name].to_numpy() for name in ("row", "split", "order")))]
     cell = sample["cell"].to_numpy()
     window, count = cells.window[cell], cells.count[cell]
     edges = np.append(0, np.cumsum(count))

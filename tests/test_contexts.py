@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from windows_world import DEAD, DENSE, LENGTH, LOCAL, MASKED_ONLY, RARE, SAE, World, make_workspace, make_world, wide
 
 from latentgloss import schema
-from latentgloss.contexts import activating, draw, sample_block, sample_contexts
+from latentgloss.contexts import Population, draw, sample_block, sample_contexts
 from latentgloss.errors import CorpusError, InputError, SettingsError
 from latentgloss.hashing import counter_hash
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
@@ -59,7 +59,7 @@ def test_population_and_deciles_agree_with_a_loop_over_windows(seed: int) -> Non
     world = world_of(seed)
     splits, taken = world.splits(), usable(world)
     cells = world.cells()
-    frame = activating(cells, world.windows, seed=3)
+    frame = Population.of(cells, world.windows, seed=3).frame()
     found = {
         (row, int(cells.window[cell])): (decile, maximum)
         for row, cell, decile, maximum in frame.select("row", "cell", "decile", "maximum").iter_rows()
