@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32, Int64, Integer, Shaped, UInt64
 
 from latentgloss import schema
 from latentgloss.hashing import counter_hash
-from latentgloss.sorting import order_by as _order, order_of as _ordered
+from latentgloss.sorting import distinct, order_by, order_of
 from latentgloss.windows import Cells, Windows, by_block
 from latentgloss.work import one_by_one
 
@@ -126,7 +126,7 @@ class Population:
         among the n windows of the group; 0 if n < 10.
         """
         keep = np.arange(len(self.cell)) if keep is None else keep
-        keep = keep[_ordered(self.group[keep].astype(np.uint64) << np.uint64(48) | self.hashes[keep])]
+        keep = keep[order_of(self.group[keep].astype(np.uint64) << np.uint64(48) | self.hashes[keep])]
         cell, group, strength = self.cell[keep], self.group[keep], self.strength[keep]
         decile = np.ones(len(keep), dtype=np.uint8)
         for limit in self.limits.T:
@@ -204,9 +204,8 @@ def _documents(population: Population, split: int) -> Int64[np.ndarray, " latent
     """Distinct documents among each latent's windows of a split."""
     here = np.flatnonzero(population.group % len(schema.SPLITS) == split)
     row = population.group[here] // len(schema.SPLITS)
-    key = row << 32 | population.cells.document[population.cell[here]]
-    key = np.sort(key[np.diff(key, prepend=-1) != 0])  # windows of a document mostly follow one another
-    return np.bincount(key[np.diff(key, prepend=-1) != 0] >> 32, minlength=len(population.cells.latents))
+    pairs = distinct(row << 32 | population.cells.document[population.cell[here]])
+    return np.bincount(pairs >> 32, minlength=len(population.cells.latents))
 
 
 def _sample(
@@ -274,7 +273,7 @@ def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int
     else:
         place = np.arange(len(row))
     chosen = np.flatnonzero(place < 2 * size) if sampler == "mixed" else np.arange(len(row))
-    chosen = chosen[_order(row[chosen], place[chosen])]
+    chosen = chosen[order_by(row[chosen], place[chosen])]
     order = _rank(np.arange(len(chosen)), row[chosen])
     first = order < size
     return population[chosen[first]].with_columns(order=pl.Series(order[first]).cast(pl.UInt32))
@@ -285,14 +284,14 @@ def _capped(population: pl.DataFrame, per_document: int | None) -> pl.DataFrame:
     if per_document is None:
         return population
     row, document = population["row"].to_numpy(), population["document"].to_numpy()
-    return population.filter(_rank(_order(row, document), row, document) < per_document)
+    return population.filter(_rank(order_by(row, document), row, document) < per_document)
 
 
 def _quantile(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
     """Place of each window if the deciles of its latent take turns."""
     row, decile = population["row"].to_numpy(), population["decile"].to_numpy()
-    turn = _rank(_order(row, decile), row, decile)
-    return _rank(_order(row, turn), row)
+    turn = _rank(order_by(row, decile), row, decile)
+    return _rank(order_by(row, turn), row)
 
 
 def _top(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
@@ -316,7 +315,7 @@ def _rank(order: Int64[np.ndarray, " n"], *groups: Integer[np.ndarray, " n"]) ->
 
 def _described(cells: Cells, windows: Windows, sample: pl.DataFrame) -> pl.DataFrame:
     """Table `contexts` of a sample, with every active token of each window, masked ones included."""
-    sample = sample[_order(*(sample[name].to_numpy() for name in ("row", "split", "order")))]
+    sample = sample[order_by(*(sample[name].to_numpy() for name in ("row", "split", "order")))]
     cell = sample["cell"].to_numpy()
     window, count = cells.window[cell], cells.count[cell]
     edges = np.append(0, np.cumsum(count))

@@ -25,7 +25,8 @@ from jaxtyping import Int64, UInt64
 
 from latentgloss import schema
 from latentgloss.hashing import counter_hash
-from latentgloss.windows import Cells, Windows, by_block
+from latentgloss.sorting import distinct
+from latentgloss.windows import Cells, Windows, by_block, members
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from latentgloss.settings import NegativeSettings
     from latentgloss.work import Work
 
+_CHUNK = 2**14
 _ROUNDS = 32
 """Of a permutation: one place is uniform but for 2^-32, and pairs are as far as the tests can see."""
 
@@ -103,14 +105,16 @@ def firing_documents(
 ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
     """(row, document) pairs, sorted and distinct: the latent fires on an unmasked token of the document."""
     single = windows.n_documents[cells.window] == 1
-    whole = cells.activating & single
+    whole = np.flatnonzero(cells.activating & single)
     # Only windows of several documents need a look at their tokens.
-    row = np.repeat(np.where(single, -1, cells.row), cells.count)
-    token = np.flatnonzero((row >= 0) & cells.unmasked)
-    document = corpus.document_of_position(cells.position[token])
-    rows = np.concatenate([cells.row[whole], row[token][document >= 0]])
-    documents = np.concatenate([windows.document[cells.window[whole]], document[document >= 0]]).astype(np.int64)
-    pairs = np.unique(rows << 32 | documents)
+    several = np.flatnonzero(cells.activating & ~single)
+    token, _ = members(cells.first[several], cells.count[several])
+    row = np.repeat(cells.row[several], cells.count[several])[cells.unmasked[token]]
+    document = corpus.document_of_position(cells.position[token[cells.unmasked[token]]])
+    inside = document >= 0
+    pairs = distinct(
+        cells.row[whole] << 32 | windows.document[cells.window[whole]], row[inside] << 32 | document[inside]
+    )
     return pairs >> 32, pairs & 0xFFFF_FFFF
 
 
@@ -146,20 +150,26 @@ def strata_intervals(
     """Non-activating windows per stratum, as intervals of keys row * (usable windows) + place."""
     size = len(layout.window)
     place = layout.place[cells.window]
-    touched = np.sort((cells.row * size + place)[place >= 0])
+    usable = place >= 0
+    key = (cells.row * size + place)[usable]
     begin, end = np.empty((2, 0), dtype=np.int64)
     found: dict[str, Intervals] = {}
-    inside = np.zeros(len(touched), dtype=bool)
+    inside = np.zeros(len(key), dtype=bool)
     if "same_document" in strata:
         row, document = firing
         begin, end = row * size + layout.start[document], row * size + layout.stop[document]
         begin, end = np.sort(begin[begin < end]), np.sort(end[begin < end])
-        # A key lies in an interval if more of them have begun than ended.
-        inside = np.searchsorted(begin, touched, side="right") > np.searchsorted(end, touched, side="right")
-        found["same_document"] = Intervals.of([begin, touched[inside] + 1], [end, touched[inside]])
+        # A window of one document in which the latent fires is in one of the intervals; the few in which it is
+        # active on masked tokens only are in one if more intervals have begun than ended.
+        inside = (layout.windows.n_documents[cells.window] == 1)[usable]
+        unsure = np.flatnonzero(inside & ~cells.activating[usable])
+        begun, ended = (np.searchsorted(x, key[unsure], side="right") for x in (begin, end))
+        inside[unsure] = begun > ended
+        here = np.sort(key[inside])
+        found["same_document"] = Intervals.of([begin, here + 1], [end, here])
     if "random" in strata:
         edges = (np.arange(len(cells.latents))[:, None] * size + layout.edges).astype(np.int64)
-        rest = touched[~inside]
+        rest = np.sort(key[~inside])
         found["random"] = Intervals.of([edges[:, :-1].ravel(), end, rest + 1], [edges[:, 1:].ravel(), begin, rest])
     return found
 
@@ -237,12 +247,20 @@ def permuted(
     The swap-or-not shuffle (Hoang, Morris & Rogaway, CRYPTO 2012): a round pairs x with k - x, k random, and swaps
     each pair or not by a random bit. It works for any size, tiny ones included, and needs no table.
     """
-    image, size = index.copy(), sizes[group]
-    for number in range(_ROUNDS):
-        bits = counter_hash(number, keys)
-        k = (bits % np.maximum(sizes, 1).astype(np.uint64)).astype(np.int64)[group]
-        partner = k - image
-        partner += size * (partner < 0)
-        swap = counter_hash(number, np.maximum(image, partner) ^ bits.view(np.int64)[group]) >> np.uint64(63)
-        image = np.where(swap == 1, partner, image)
+    rounds = [counter_hash(number, keys) for number in range(_ROUNDS)]
+    shifts = [(bits % np.maximum(sizes, 1).astype(np.uint64)).astype(np.int64) for bits in rounds]
+    image = np.empty_like(index)
+    for low in range(0, len(index), _CHUNK):  # as much as stays near the processor
+        part = slice(low, low + _CHUNK)
+        x, of = index[part].copy(), group[part]
+        size = sizes[of]
+        for number, (bits, k) in enumerate(zip(rounds, shifts, strict=True)):
+            partner = k[of]
+            partner -= x
+            partner += size * (partner < 0)
+            key = np.maximum(x, partner)
+            key ^= bits.view(np.int64)[of]
+            swap = counter_hash(number, key) >> np.uint64(63)
+            np.copyto(x, partner, where=swap.astype(bool))
+        image[part] = x
     return image

@@ -35,3 +35,10 @@ def order_of(keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     if (ascending[1:] == ascending[:-1]).any():
         order = np.argsort(keys, kind="stable")
     return order
+
+
+def distinct(*values: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " distinct"]:
+    """What occurs in any of the arrays, ascending, each once. Cheapest where equal values stand together."""
+    kept = [v[np.diff(v, prepend=v[:1] - 1) != 0] for v in values]
+    ascending = np.sort(np.concatenate(kept))
+    return ascending[np.diff(ascending, prepend=ascending[:1] - 1) != 0]

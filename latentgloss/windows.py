@@ -219,7 +219,7 @@ class Cells:
         # Only a window of several documents leaves open whose the strongest token is.
         several = np.flatnonzero((windows.n_documents[window] > 1) & (maximum > 0))
         if len(several):
-            token, edges = _members(first[several], count[several])
+            token, edges = members(first[several], count[several])
             here = value[token]
             is_maximum = np.flatnonzero(here == np.repeat(maximum[several], count[several]))  # at least one per cell
             token = token[is_maximum[np.searchsorted(is_maximum, edges[:-1])]]
@@ -242,7 +242,7 @@ def _small(n: int) -> type[np.unsignedinteger[Any]]:
     return np.uint8 if n < 2**8 else np.uint16 if n < 2**16 else np.uint32
 
 
-def _members(
+def members(
     first: Int64[np.ndarray, " cells"], count: Int64[np.ndarray, " cells"]
 ) -> tuple[Int64[np.ndarray, " tokens"], Int64[np.ndarray, " edges"]]:
     """Indices first[i] to first[i] + count[i] of all cells in a row, and where each cell's begin; their number last."""
