@@ -12,17 +12,16 @@ only appends. Each split is drawn by itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from jaxtyping import Bool, Float32, Int64, Integer, Shaped, UInt64
+from jaxtyping import Bool, Int64, Shaped
 
 from latentgloss import schema
-from latentgloss.hashing import counter_hash
-from latentgloss.sorting import distinct, order_by, order_of
+from latentgloss.population import DECILES, Population
+from latentgloss.sorting import distinct, enough, order_by, rank_in
 from latentgloss.windows import Cells, Windows, by_block
 from latentgloss.work import one_by_one
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from latentgloss.corpus import Corpus
     from latentgloss.settings import ContextSettings
     from latentgloss.work import Work
-
-_DECILES = 10
 
 
 def _contexts(work: Work) -> None:
@@ -72,90 +69,6 @@ def sample_block(cells: Cells, windows: Windows, settings: ContextSettings) -> d
         for split in schema.SPLITS
     ]
     return {"eligibility": table, "contexts": _described(cells, windows, pl.concat(samples))}
-
-
-@dataclass(frozen=True)
-class Population:
-    """The usable activating windows of a block's latents: what samples are drawn from.
-
-    A *group* is the windows of one latent and split. Within it windows have a random order, by `hashes` and then by
-    number, and a rank by maximum, ties in the random order.
-    """
-
-    cells: Cells
-    cell: Int64[np.ndarray, " n"]
-    """By group, ascending within."""
-    group: Int64[np.ndarray, " n"]
-    """Row * number of splits + split."""
-    n: Int64[np.ndarray, " groups"]
-    hashes: UInt64[np.ndarray, " n"]
-    """48 random bits, of seed, latent and context."""
-    strength: UInt64[np.ndarray, " n"]
-    """Ascends with group and rank."""
-    limits: UInt64[np.ndarray, "groups deciles"]
-    """Strength of the strongest window of deciles 1 to 9 of each group; empty where there are no deciles."""
-
-    @classmethod
-    def of(cls, cells: Cells, windows: Windows, seed: int) -> Population:
-        cell = np.flatnonzero(cells.activating & windows.usable[cells.window])
-        n_groups = len(cells.latents) * len(schema.SPLITS)
-        group = cells.row[cell] * len(schema.SPLITS) + windows.split[cells.window[cell]]
-        if (np.diff(group) < 0).any():  # a corpus comes split by split, so that groups are in order already
-            order = np.argsort(group, kind="stable")
-            cell, group = cell[order], group[order]
-        hashes = counter_hash(seed, cells.latents[cells.row[cell]], cells.window[cell]) >> np.uint64(16)
-        n = np.bincount(group, minlength=n_groups)
-        strength = _strength(group, cells.maximum[cell], hashes, n_groups)
-        ascending = np.sort(strength)
-        last = (np.cumsum(n) - n)[:, None] + np.arange(1, _DECILES) * n[:, None] // _DECILES - 1
-        last = np.where(n[:, None] >= _DECILES, last, 0)
-        limits = ascending[last] if len(cell) else np.zeros(last.shape, dtype=np.uint64)
-        if len(cell) > 1 and (limits == ascending[np.minimum(last + 1, len(cell) - 1)])[n >= _DECILES].any():
-            # Two windows are alike in all the bits there was room for, and a decile ends between them: ranks then.
-            order = np.lexsort((hashes, cells.maximum[cell], group))
-            strength = np.empty(len(cell), dtype=np.uint64)
-            strength[order] = np.arange(len(cell), dtype=np.uint64)
-            limits = last.astype(np.uint64)
-        return cls(cells, cell, group, n, hashes, strength, limits)
-
-    def frame(self, keep: Int64[np.ndarray, " kept"] | None = None) -> pl.DataFrame:
-        """The windows (those of indices `keep`) by group, in random order within.
-
-        Columns: cell, row (index of the latent in the block), split (index), document (of the strongest unmasked
-        token), maximum, weight (a random key of `importance`) and decile: ceil(10 r / n), r the ascending rank
-        among the n windows of the group; 0 if n < 10.
-        """
-        keep = np.arange(len(self.cell)) if keep is None else keep
-        keep = keep[order_of(self.group[keep].astype(np.uint64) << np.uint64(48) | self.hashes[keep])]
-        cell, group, strength = self.cell[keep], self.group[keep], self.strength[keep]
-        decile = np.ones(len(keep), dtype=np.uint8)
-        for limit in self.limits.T:
-            decile += strength > limit[group]
-        maximum = self.cells.maximum[cell]
-        return pl.DataFrame(
-            {
-                "cell": cell,
-                "row": group // len(schema.SPLITS),
-                "split": (group % len(schema.SPLITS)).astype(np.uint8),
-                "document": self.cells.document[cell],
-                "maximum": maximum,
-                "weight": -np.log((self.hashes[keep] + 0.5) * 2.0**-48) / maximum,
-                "decile": np.where(self.n[group] >= _DECILES, decile, 0).astype(np.uint8),
-            }
-        )
-
-
-def _strength(
-    group: Int64[np.ndarray, " n"], maximum: Float32[np.ndarray, " n"], hashes: UInt64[np.ndarray, " n"], n_groups: int
-) -> UInt64[np.ndarray, " n"]:
-    """Group, maximum and as many bits of the hash as fit beside them in one integer, which NumPy sorts fastest."""
-    value = maximum.view(np.uint32).astype(np.uint64)  # floats above 0 sort as their bits do
-    width = 32
-    if not (value & np.uint64(0xFFFF)).any():  # rounded to bfloat16
-        value, width = value >> np.uint64(16), 16
-    room = 64 - width - n_groups.bit_length()
-    spare = max(48 - room, 0)
-    return (group.astype(np.uint64) << np.uint64(width) | value) << np.uint64(48 - spare) | hashes >> np.uint64(spare)
 
 
 def eligibility(cells: Cells, windows: Windows, population: Population, settings: ContextSettings) -> pl.DataFrame:
@@ -227,9 +140,9 @@ def _sample(
     keep = np.flatnonzero(wanted)
     if sampler not in ("quantile", "random"):
         return draw(population.frame(keep), sampler, size, per_document=per_document)
-    most = 2 * size + 128
-    n = population.n[population.group[keep]]
-    low = keep[population.hashes[keep] < np.where(n > most, most / np.maximum(n, 1) * 2.0**48, np.inf)]
+    most = int(enough(np.array([size]))[0])
+    limit = np.minimum(most / np.maximum(population.n, 1), 1.0) * 2.0**48
+    low = keep[population.hashes[keep] < limit[population.group[keep]]]
     some = _capped(population.frame(low), per_document)
     sample = draw(some, sampler, size)
     taken, left = (_by_decile(frame, len(eligible)) for frame in (sample, some))
@@ -244,8 +157,8 @@ def _sample(
 
 def _by_decile(frame: pl.DataFrame, n_latents: int) -> Int64[np.ndarray, "latents deciles"]:
     """Windows of deciles 1 to 10 by latent."""
-    cell = frame["row"].to_numpy() * (_DECILES + 1) + frame["decile"].to_numpy()
-    return np.bincount(cell, minlength=n_latents * (_DECILES + 1)).reshape(n_latents, -1)[:, 1:]
+    cell = frame["row"].to_numpy() * (DECILES + 1) + frame["decile"].to_numpy()
+    return np.bincount(cell, minlength=n_latents * (DECILES + 1)).reshape(n_latents, -1)[:, 1:]
 
 
 def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int | None = None) -> pl.DataFrame:
@@ -269,12 +182,12 @@ def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int
     elif sampler == "mixed":
         place = np.minimum(2 * _top(population), 2 * _quantile(population) + 1)
     elif sampler == "importance":
-        place = _rank(np.lexsort((population["weight"].to_numpy(), row)), row)
+        place = rank_in(np.lexsort((population["weight"].to_numpy(), row)), row)
     else:
         place = np.arange(len(row))
     chosen = np.flatnonzero(place < 2 * size) if sampler == "mixed" else np.arange(len(row))
     chosen = chosen[order_by(row[chosen], place[chosen])]
-    order = _rank(np.arange(len(chosen)), row[chosen])
+    order = rank_in(np.arange(len(chosen)), row[chosen])
     first = order < size
     return population[chosen[first]].with_columns(order=pl.Series(order[first]).cast(pl.UInt32))
 
@@ -284,33 +197,20 @@ def _capped(population: pl.DataFrame, per_document: int | None) -> pl.DataFrame:
     if per_document is None:
         return population
     row, document = population["row"].to_numpy(), population["document"].to_numpy()
-    return population.filter(_rank(order_by(row, document), row, document) < per_document)
+    return population.filter(rank_in(order_by(row, document), row, document) < per_document)
 
 
 def _quantile(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
     """Place of each window if the deciles of its latent take turns."""
     row, decile = population["row"].to_numpy(), population["decile"].to_numpy()
-    turn = _rank(order_by(row, decile), row, decile)
-    return _rank(order_by(row, turn), row)
+    turn = rank_in(order_by(row, decile), row, decile)
+    return rank_in(order_by(row, turn), row)
 
 
 def _top(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
     """Place of each window if the strongest of its latent comes first."""
     row, maximum = population["row"].to_numpy(), population["maximum"].to_numpy()
-    return _rank(np.lexsort((-maximum, row)), row)
-
-
-def _rank(order: Int64[np.ndarray, " n"], *groups: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Place of each row within its group, from 0, if all are put into an order that keeps groups together."""
-    opens = np.zeros(len(order), dtype=bool)
-    opens[:1] = True
-    for group in groups:
-        sorted_group = group[order]
-        opens[1:] |= sorted_group[1:] != sorted_group[:-1]
-    start = np.flatnonzero(opens)
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order)) - np.repeat(start, np.diff(start, append=len(order)))
-    return rank
+    return rank_in(np.lexsort((-maximum, row)), row)
 
 
 def _described(cells: Cells, windows: Windows, sample: pl.DataFrame) -> pl.DataFrame:

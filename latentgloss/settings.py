@@ -41,8 +41,8 @@ class ContextSettings(Strict):
 
     seed: int = 0
     length: int = Field(default=32, ge=GRAM, le=255)
-    sampler: Literal["quantile", "top", "random"] = "quantile"
-    """How explain contexts are drawn; select and test are always drawn over deciles."""
+    sampler: Literal["quantile", "top", "random", "mixed", "importance"] = "quantile"
+    """How explain contexts are drawn (docs/methods.md, Samples); select and test are always drawn over deciles."""
     explain: int = Field(default=400, ge=40)
     """Most explain contexts kept; an explainer that shows 40 shows the first 40 of the sample."""
     select: int = Field(default=100, ge=0)
