@@ -131,13 +131,13 @@ def _cache(workspace: Workspace, identity: dict[str, int], n_latents: int, n_seq
             frames = {"activations": pairs, "masked": masked.with_columns(why=pl.lit("special"))}
             draft.put(f"shard-{number:06d}", {"shard": number}, (schema.ACTIVATIONS, schema.MASKED), frames)
         rng = np.random.default_rng(3)
-        empty = {c.name: [] for c in schema.LATENTS.columns if isinstance(c.dtype, pl.List)}
+        empty: dict[str, Any] = {c.name: [] for c in schema.LATENTS.columns if isinstance(c.dtype, pl.List)}
         for low in range(0, n_latents, schema.BLOCK):
-            latent = np.arange(low, min(low + schema.BLOCK, n_latents))
-            near = (latent[:, None] + rng.integers(1, n_latents, (len(latent), 10))) % n_latents
+            block = np.arange(low, min(low + schema.BLOCK, n_latents))
+            near = (block[:, None] + rng.integers(1, n_latents, (len(block), 10))) % n_latents
             numbers = {c.name: 0 for c in schema.LATENTS.columns if c.name not in empty}
             frame = pl.DataFrame(
-                [{**numbers, **empty, "latent": i, "neighbours": row} for i, row in zip(latent, near, strict=True)],
+                [{**numbers, **empty, "latent": i, "neighbours": row} for i, row in zip(block, near, strict=True)],
                 schema=schema.LATENTS.schema,
             )
             draft.put(f"{low // schema.BLOCK:06d}", {"latents": low}, (schema.LATENTS,), {"latents": frame})

@@ -22,11 +22,10 @@ from jaxtyping import Bool, Int64, Shaped
 from latentgloss import schema
 from latentgloss.population import DECILES, Population
 from latentgloss.sorting import distinct, enough, order_by, rank_in
-from latentgloss.windows import Cells, Windows, by_block
+from latentgloss.windows import Cells, Source, Windows, by_block
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
-    from latentgloss.corpus import Corpus
     from latentgloss.settings import ContextSettings
     from latentgloss.work import Work
 
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 def _contexts(work: Work) -> None:
     settings = work.settings.contexts
 
-    def compute(cells: Cells, windows: Windows, corpus: Corpus) -> dict[str, pl.DataFrame]:
-        return sample_block(cells, windows, settings)
+    def compute(cells: Cells, source: Source) -> dict[str, pl.DataFrame]:
+        return sample_block(cells, source.windows, settings)
 
     windows = by_block(work, compute)
     table = work.draft.scan(schema.ELIGIBILITY).collect()
@@ -189,7 +188,8 @@ def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int
     chosen = chosen[order_by(row[chosen], place[chosen])]
     order = rank_in(np.arange(len(chosen)), row[chosen])
     first = order < size
-    return population[chosen[first]].with_columns(order=pl.Series(order[first]).cast(pl.UInt32))
+    drawn: pl.DataFrame = population[chosen[first]].with_columns(order=pl.Series(order[first]).cast(pl.UInt32))
+    return drawn
 
 
 def _capped(population: pl.DataFrame, per_document: int | None) -> pl.DataFrame:

@@ -1,15 +1,17 @@
 """negatives: contexts in which a latent does not fire, by kind, and how large each kind is.
 
-What belongs here: the strata `same_document` and `random`, and the stage `sampled_negatives`. Reads the corpus and
+What belongs here: the stage `sampled_negatives`, and the strata `same_document` and `random`. Reads the corpus and
 `activation_cache`; writes the tables `negatives` and `strata`, for every latent asked for that fires at all.
 
-A context is non-activating if the latent is zero on every token of it, masked ones included. Strata are disjoint:
+A context is non-activating if the latent is zero on every token of it, masked ones included. Strata are disjoint, a
+context being of the first that fits among those asked for:
 
+- `similar` and `neighbour`: see `hard_negatives.py`.
 - `same_document`: windows of a single document in which the latent fires (on an unmasked token, anywhere).
-- `random`: all others; everything, if `same_document` is not asked for.
+- `random`: all others.
 
 Method: docs/methods.md, Data. Populations are exact, and nothing is drawn in vain: with the usable windows laid out
-by split and document, a stratum is a union of intervals (documents, minus windows in which the latent fires), and
+by split and document, the last two are unions of intervals (documents, minus windows in which the latent fires), and
 the i-th context of a sample is the image of i under a random permutation of that union. So a smaller sample is the
 beginning of a larger one, and work grows with the sample and the activations, not with the corpus.
 """
@@ -17,22 +19,25 @@ beginning of a larger one, and work grows with the sample and the activations, n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int64, UInt32, UInt64
 
 from latentgloss import schema
+from latentgloss.hard_negatives import Firing, Listed, Neighbourhoods, nearest_latents, neighbour_stratum
 from latentgloss.hashing import counter_hash
-from latentgloss.sorting import distinct
-from latentgloss.windows import Cells, Windows, by_block, members
+from latentgloss.sorting import distinct, in_turns
+from latentgloss.windows import Cells, Source, Windows, blocks_of, by_block, members
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from latentgloss.corpus import Corpus
+    from latentgloss.protocols import Vectors
     from latentgloss.settings import NegativeSettings
     from latentgloss.work import Work
 
@@ -41,31 +46,84 @@ _ROUNDS = 32
 """Of a permutation: one place is uniform but for 2^-32, and pairs are as far as the tests can see."""
 
 
-def _negatives(work: Work) -> None:
+def negatives_with(vectors: Callable[[Work], Vectors]) -> Callable[[Sequence[Work]], Iterator[Work]]:
+    """A runner of `sampled_negatives`. `vectors`: those of a work's contexts, for the stratum `similar`."""
+    return one_by_one(partial(_negatives, vectors))
+
+
+def _negatives(vectors: Callable[[Work], Vectors], work: Work) -> None:
     settings = work.settings.negatives
-    layout: list[Layout] = []  # made once, and only if some block has to be computed
+    strata: list[Strata] = []  # made once, and only if some block has to be computed
 
-    def compute(cells: Cells, windows: Windows, corpus: Corpus) -> dict[str, pl.DataFrame]:
-        if not layout:
-            layout.append(Layout.of(windows))
-        return sample_block(cells, layout[0], firing_documents(cells, windows, corpus), settings)
+    def compute(cells: Cells, source: Source) -> dict[str, pl.DataFrame]:
+        if not strata:
+            strata.append(Strata.of(work, source, vectors))
+        return strata[0].sample(cells, source)
 
-    windows = by_block(work, compute)
-    strata = work.draft.scan(schema.STRATA_SHARES)
+    windows = by_block(work, compute, **_consumed(work))
+    shares = work.draft.scan(schema.STRATA_SHARES)
     short = pl.col("sampled") < pl.col("split").replace_strict(
         {split: getattr(settings, split) for split in schema.SPLITS}, return_dtype=pl.UInt32
     )
-    totals = strata.group_by("stratum").agg(pl.col("sampled").sum(), short.sum().alias("short")).sort("stratum")
+    totals = shares.group_by("stratum").agg(pl.col("sampled").sum(), short.sum().alias("short")).sort("stratum")
     work.facts = {
-        "latents": strata.select(pl.col("latent").n_unique()).collect().item(),
+        "latents": shares.select(pl.col("latent").n_unique()).collect().item(),
         "negatives": {stratum: sampled for stratum, sampled, _ in totals.collect().iter_rows()},
         "samples_short": {stratum: n for stratum, _, n in totals.collect().iter_rows()},
         **windows.facts(),
+        **work.recipe.content["external"],
     }
 
 
-sample_negatives = one_by_one(_negatives)
+def _consumed(work: Work) -> dict[str, Any]:
+    """What a block depends on beside its latents and the activations."""
+    consumed: dict[str, Any] = dict(work.recipe.content["external"])  # the embedder, where it matters
+    if "neighbour" in work.settings.negatives.strata:
+        consumed["neighbours"] = work.input("activation_cache").content(("latents",))
+    return consumed
+
+
+sample_negatives = negatives_with(lambda work: work.workspace.negative_vectors(work.input("resolved_saes")))
 """Runner of `sampled_negatives`."""
+
+
+@dataclass(frozen=True)
+class Strata:
+    """What the strata of any block of a work are worked out from."""
+
+    settings: NegativeSettings
+    layout: Layout
+    neighbours: UInt32[np.ndarray, "latents neighbours"] | None
+    """Of every latent of the SAE; None unless `neighbour` is asked for."""
+    firing: Firing | None
+    nearest: Neighbourhoods | None
+
+    @classmethod
+    def of(cls, work: Work, source: Source, vectors: Callable[[Work], Vectors]) -> Strata:
+        settings, layout = work.settings.negatives, Layout.of(source.windows)
+        neighbours, firing = None, None
+        if "neighbour" in settings.strata:
+            table = work.input("activation_cache").scan(schema.LATENTS).select("latent", "neighbours").sort("latent")
+            neighbours = nearest_latents(table.collect())
+            wanted = np.unique(neighbours[np.concatenate(source.due)])
+            folder = work.workspace.settings.store_root
+            firing = Firing.of(source.cells(blocks_of(wanted)), source.windows, settings.seed, folder)
+        nearest = Neighbourhoods(layout, vectors(work)) if "similar" in settings.strata else None
+        return cls(settings, layout, neighbours, firing, nearest)
+
+    def listed(self, cells: Cells) -> dict[str, Listed]:
+        """The strata of a block that are listed window by window."""
+        found: dict[str, Listed] = {}
+        if self.nearest is not None:
+            found["similar"] = self.nearest.stratum(cells, self.settings.seed, self.settings.nearest)
+        if self.firing is not None and self.neighbours is not None:
+            neighbours = self.neighbours[cells.latents]
+            found["neighbour"] = neighbour_stratum(cells, self.layout, self.firing, neighbours, claimed(found))
+        return found
+
+    def sample(self, cells: Cells, source: Source) -> dict[str, pl.DataFrame]:
+        firing = firing_documents(cells, source.windows, source.corpus)
+        return sample_block(cells, self.layout, firing, self.settings, self.listed(cells))
 
 
 @dataclass(frozen=True)
@@ -143,15 +201,24 @@ class Intervals:
         return keys
 
 
+def claimed(listed: Mapping[str, Listed]) -> Int64[np.ndarray, " keys"]:
+    """Keys of all windows that are in one of the strata, ascending."""
+    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *(stratum.key for stratum in listed.values())]))
+
+
 def strata_intervals(
     cells: Cells, layout: Layout, firing: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
-    strata: Sequence[str],
+    strata: Sequence[str], taken: Int64[np.ndarray, " taken"],
 ) -> dict[str, Intervals]:  # fmt: skip
-    """Non-activating windows per stratum, as intervals of keys row * (usable windows) + place."""
+    """Non-activating windows of `same_document` and `random`, as intervals of keys row * (usable windows) + place.
+
+    `taken`: keys of the windows that belong to an earlier stratum.
+    """
     size = len(layout.window)
     place = layout.place[cells.window]
     usable = place >= 0
-    key = (cells.row * size + place)[usable]
+    key = np.concatenate([(cells.row * size + place)[usable], taken])
+    window = np.concatenate([cells.window[usable], layout.window[taken % size]])
     begin, end = np.empty((2, 0), dtype=np.int64)
     found: dict[str, Intervals] = {}
     inside = np.zeros(len(key), dtype=bool)
@@ -159,10 +226,10 @@ def strata_intervals(
         row, document = firing
         begin, end = row * size + layout.start[document], row * size + layout.stop[document]
         begin, end = np.sort(begin[begin < end]), np.sort(end[begin < end])
-        # A window of one document in which the latent fires is in one of the intervals; the few in which it is
-        # active on masked tokens only are in one if more intervals have begun than ended.
-        inside = (layout.windows.n_documents[cells.window] == 1)[usable]
-        unsure = np.flatnonzero(inside & ~cells.activating[usable])
+        # A window of one document in which the latent fires is in one of the intervals. Any other of one document,
+        # active on masked tokens only or not at all, is in one if more intervals have begun than ended.
+        inside = layout.windows.n_documents[window] == 1
+        unsure = np.flatnonzero(inside & ~np.append(cells.activating[usable], np.zeros(len(taken), dtype=bool)))
         begun, ended = (np.searchsorted(x, key[unsure], side="right") for x in (begin, end))
         inside[unsure] = begun > ended
         here = np.sort(key[inside])
@@ -174,38 +241,78 @@ def strata_intervals(
     return found
 
 
+@dataclass(frozen=True)
+class _Groups:
+    """Every (latent that fires at all, split), in order, and what is wanted of each."""
+
+    row: Int64[np.ndarray, " groups"]
+    split: Int64[np.ndarray, " groups"]
+    low: Int64[np.ndarray, " groups"]
+    """Keys of its windows are low to high."""
+    high: Int64[np.ndarray, " groups"]
+    wanted: Int64[np.ndarray, " groups"]
+    silent: Int64[np.ndarray, " groups"]
+    """Windows in which the latent does not fire."""
+
+    @classmethod
+    def of(cls, cells: Cells, layout: Layout, settings: NegativeSettings) -> _Groups:
+        size, n_splits = len(layout.window), len(schema.SPLITS)
+        alive = np.flatnonzero(cells.alive)
+        row, split = np.repeat(alive, n_splits), np.tile(np.arange(n_splits), len(alive))
+        low, high = (row * size + layout.edges[split + shift] for shift in (0, 1))
+        wanted = np.array([getattr(settings, name) for name in schema.SPLITS])[split]
+        touched = layout.place[cells.window] >= 0
+        group = cells.row[touched] * n_splits + layout.windows.split[cells.window[touched]]
+        n_touched = np.bincount(group, minlength=len(cells.latents) * n_splits)
+        return cls(row, split, low, high, wanted, layout.windows.n_usable[split] - n_touched[row * n_splits + split])
+
+
+_Drawn = tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " groups"]]
+"""Group, order and key of each window drawn; population of each group."""
+
+
+def _from_intervals(groups: _Groups, cells: Cells, intervals: Intervals, seed: int, stratum: str) -> _Drawn:
+    first = intervals.rank(groups.low)
+    population = intervals.rank(groups.high) - first
+    sampled = np.minimum(groups.wanted, population)
+    group = np.repeat(np.arange(len(sampled)), sampled)
+    order = np.arange(len(group)) - np.repeat(np.cumsum(sampled) - sampled, sampled)
+    keys = counter_hash(seed, cells.latents[groups.row], groups.split, schema.STRATA.index(stratum))
+    return group, order, intervals.key(first[group] + permuted(order, group, population, keys)), population
+
+
+def _from_list(groups: _Groups, cells: Cells, layout: Layout, listed: Listed, seed: int, stratum: str) -> _Drawn:
+    group = np.searchsorted(groups.low, listed.key, side="right") - 1
+    size = len(layout.window)
+    latent, window = cells.latents[listed.key // size], layout.window[listed.key % size]
+    hashes = counter_hash(seed, latent, window, schema.STRATA.index(stratum)) >> np.uint64(16)
+    drawn, order = in_turns(group, listed.decile, hashes, groups.wanted)
+    return group[drawn], order, listed.key[drawn], np.bincount(group, minlength=len(groups.row))
+
+
 def sample_block(
     cells: Cells, layout: Layout, firing: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
-    settings: NegativeSettings,
+    settings: NegativeSettings, listed: Mapping[str, Listed],
 ) -> dict[str, pl.DataFrame]:  # fmt: skip
     """Tables `negatives` and `strata` of the latents of `cells` that fire at all."""
-    size, n_splits = len(layout.window), len(schema.SPLITS)
-    alive = np.flatnonzero(cells.alive)
-    group_row, group_split = np.repeat(alive, n_splits), np.tile(np.arange(n_splits), len(alive))
-    low, high = (group_row * size + layout.edges[group_split + shift] for shift in (0, 1))
-    wanted = np.array([getattr(settings, split) for split in schema.SPLITS])[group_split]
-    touched = layout.place[cells.window] >= 0
-    group_of_cell = cells.row[touched] * n_splits + layout.windows.split[cells.window[touched]]
-    n_touched = np.bincount(group_of_cell, minlength=len(cells.latents) * n_splits)
-    silent = layout.windows.n_usable[group_split] - n_touched[group_row * n_splits + group_split]
-
+    groups = _Groups.of(cells, layout, settings)
+    intervals = strata_intervals(cells, layout, firing, settings.strata, claimed(listed))
     negatives, shares = [schema.NEGATIVES.empty()], [schema.STRATA_SHARES.empty()]
-    for stratum, intervals in strata_intervals(cells, layout, firing, settings.strata).items():
-        first = intervals.rank(low)
-        population = intervals.rank(high) - first
-        sampled = np.minimum(wanted, population)
-        group = np.repeat(np.arange(len(group_row)), sampled)
-        order = np.arange(len(group)) - np.repeat(np.cumsum(sampled) - sampled, sampled)
-        row = group_row[group]
-        keys = counter_hash(settings.seed, cells.latents[group_row], group_split, schema.STRATA.index(stratum))
-        rank = first[group] + permuted(order, group, population, keys)
-        window = layout.window[intervals.key(rank) - row * size]
+    for stratum in schema.STRATA:
+        if stratum in listed:
+            drawn = _from_list(groups, cells, layout, listed[stratum], settings.seed, stratum)
+        elif stratum in intervals:
+            drawn = _from_intervals(groups, cells, intervals[stratum], settings.seed, stratum)
+        else:
+            continue
+        group, order, key, population = drawn
+        window = layout.window[key % len(layout.window)]
         negatives.append(
             schema.NEGATIVES.conform(
                 pl.DataFrame(
                     {
-                        "latent": cells.latents[row],
-                        "split": pl.Series(schema.SPLITS).gather(group_split[group]),
+                        "latent": cells.latents[groups.row[group]],
+                        "split": pl.Series(schema.SPLITS).gather(groups.split[group]),
                         "context": window,
                         "order": order,
                         "stratum": pl.repeat(stratum, len(group), eager=True),
@@ -219,12 +326,12 @@ def sample_block(
             schema.STRATA_SHARES.conform(
                 pl.DataFrame(
                     {
-                        "latent": cells.latents[group_row],
-                        "split": pl.Series(schema.SPLITS).gather(group_split),
-                        "stratum": pl.repeat(stratum, len(group_row), eager=True),
+                        "latent": cells.latents[groups.row],
+                        "split": pl.Series(schema.SPLITS).gather(groups.split),
+                        "stratum": pl.repeat(stratum, len(groups.row), eager=True),
                         "population": population,
-                        "share": population / np.maximum(silent, 1),
-                        "sampled": sampled,
+                        "share": population / np.maximum(groups.silent, 1),
+                        "sampled": np.minimum(groups.wanted, population),
                     }
                 )
             )

@@ -85,7 +85,7 @@ class Shards:
                     parts.append(frame[int(a) : int(b)])
         return [pl.concat(parts) if parts else schema.ACTIVATIONS.empty() for parts in found]
 
-    def sweep(self, blocks: Sequence[UInt32[np.ndarray, " latents"]]) -> Iterator[tuple[int, pl.DataFrame]]:
+    def sweep(self, blocks: Sequence[UInt32[np.ndarray, " _"]]) -> Iterator[tuple[int, pl.DataFrame]]:
         """(index, pairs) of each block of latents (ascending, disjoint), with as few readings as memory allows.
 
         A frame holds the pairs from the first to the last latent of its block.

@@ -58,10 +58,16 @@ class NegativeSettings(Strict):
     """Non-activating contexts per latent and stratum."""
 
     seed: int = 0
-    strata: tuple[Literal["random", "same_document"], ...] = Field(default=("same_document", "random"), min_length=1)
+    strata: tuple[Literal["similar", "neighbour", "same_document", "random"], ...] = Field(
+        default=("same_document", "random"), min_length=1
+    )
     explain: int = Field(default=400, ge=1)
     select: int = Field(default=100, ge=0)
     test: int = Field(default=100, ge=1)
+    nearest: int = Field(default=200, ge=1)
+    """Windows per latent and split that are `similar`: those nearest to its positives there."""
+    embedder: str | None = None
+    """Embedder that says what is near; None: one that no scorer uses, where there is one, else the scorers' first."""
 
 
 class PatternSettings(Strict):

@@ -16,7 +16,8 @@ def order_by(*fields: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     widths = [int(field.max(initial=0)).bit_length() for field in fields]
     index_width = n.bit_length()
     if sum(widths) + index_width > 64:
-        return np.lexsort(fields[::-1])
+        order: Int64[np.ndarray, " n"] = np.lexsort(fields[::-1])
+        return order
     key = np.zeros(n, dtype=np.uint64)
     for field, width in zip(fields, widths, strict=True):
         key <<= np.uint64(width)
@@ -40,7 +41,7 @@ def order_of(keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
 def distinct(*values: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " distinct"]:
     """What occurs in any of the arrays, ascending, each once. Cheapest where equal values stand together."""
     kept = [v[np.diff(v, prepend=v[:1] - 1) != 0] for v in values]
-    ascending = np.sort(np.concatenate(kept))
+    ascending: Int64[np.ndarray, " n"] = np.sort(np.concatenate(kept))
     return ascending[np.diff(ascending, prepend=ascending[:1] - 1) != 0]
 
 

@@ -27,7 +27,7 @@ from latentgloss.pairs import Shards
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from latentgloss.corpus import Corpus
     from latentgloss.store import Version
@@ -253,11 +253,33 @@ def members(
 # The loop ---------------------------------------------------------------------------------------------------
 
 
-def by_block(work: Work, compute: Callable[[Cells, Windows, Corpus], Mapping[str, pl.DataFrame]]) -> Windows:
+@dataclass(frozen=True)
+class Source:
+    """What a stage that goes through the blocks of a SAE reads."""
+
+    corpus: Corpus
+    windows: Windows
+    masked: Bool[np.ndarray, " positions"]
+    shards: Shards
+    due: list[UInt32[np.ndarray, " _"]]
+    """Latents of the blocks that have to be computed."""
+
+    def cells(self, blocks: Sequence[UInt32[np.ndarray, " _"]]) -> Iterator[Cells]:
+        """Where latents fire, block by block; blocks hold ascending ids and are ascending themselves."""
+        for index, active in self.shards.sweep(blocks):
+            yield Cells.of(blocks[index], active, self.masked, self.windows, self.corpus)
+
+
+def blocks_of(latents: UInt32[np.ndarray, " latents"]) -> list[UInt32[np.ndarray, " _"]]:
+    """Ascending ids, cut where a block begins."""
+    return np.split(latents, np.flatnonzero(np.diff(latents // schema.BLOCK)) + 1)
+
+
+def by_block(work: Work, compute: Callable[[Cells, Source], Mapping[str, pl.DataFrame]], **consumed: Any) -> Windows:
     """Writes one block of the work's tables per 256 latent ids, from `compute`; returns the windows for their counts.
 
-    A block's recipe holds the block's own latents, so that one more latent leaves the other blocks as they are.
-    Raises InputError if the SAE has no such latents, and what `Windows.of` raises.
+    A block's recipe holds the block's own latents, so that one more latent leaves the other blocks as they are, and
+    what else is `consumed`. Raises InputError if the SAE has no such latents, and what `Windows.of` raises.
     """
     resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
     declared = resolved.json("resolved.json")
@@ -266,23 +288,25 @@ def by_block(work: Work, compute: Callable[[Cells, Windows, Corpus], Mapping[str
     latents = selected_latents(spec, declared["n_latents"])
     corpus = work.workspace.corpus(resolved)
     windows = Windows.of(corpus, work.settings.contexts.length)
-    masked = _masked(cache, corpus)
-    cached, activations = resolved.content(("cache",)), cache.content(("activations", "masked"))
-    blocks, starts = np.unique(latents // schema.BLOCK, return_index=True)
-    due: list[tuple[str, dict[str, Any], UInt32[np.ndarray, " latents"]]] = []
-    for block, chosen in zip(blocks.tolist(), np.split(latents, starts[1:]), strict=True):
-        recipe = work.block_recipe(latents=chosen.tolist(), resolved_saes=cached, activation_cache=activations)
-        if not work.draft.reuse(f"{block:06d}", recipe, work.stage.tables):
-            due.append((f"{block:06d}", recipe, chosen))
-    done = len(latents) - sum(len(chosen) for _, _, chosen in due)
-    if due:
-        shards = Shards(cache.tables(schema.ACTIVATIONS.name))
-        for index, active in shards.sweep([chosen for _, _, chosen in due]):
-            name, recipe, chosen = due[index]
-            cells = Cells.of(chosen, active, masked, windows, corpus)
-            work.draft.put(name, recipe, work.stage.tables, compute(cells, windows, corpus))
-            done += len(chosen)
-            work.progress(done, len(latents), "latents")
+    consumed |= {
+        "resolved_saes": resolved.content(("cache",)),
+        "activation_cache": cache.content(("activations", "masked")),
+    }
+    due: list[tuple[str, dict[str, Any], UInt32[np.ndarray, " _"]]] = []
+    for chosen in blocks_of(latents):
+        name = f"{chosen[0] // schema.BLOCK:06d}"
+        recipe = work.block_recipe(latents=chosen.tolist(), **consumed)
+        if not work.draft.reuse(name, recipe, work.stage.tables):
+            due.append((name, recipe, chosen))
+    if not due:
+        return windows
+    blocks = [chosen for _, _, chosen in due]
+    source = Source(corpus, windows, _masked(cache, corpus), Shards(cache.tables(schema.ACTIVATIONS.name)), blocks)
+    done = len(latents) - sum(map(len, blocks))
+    for (name, recipe, chosen), cells in zip(due, source.cells(blocks), strict=True):
+        work.draft.put(name, recipe, work.stage.tables, compute(cells, source))
+        done += len(chosen)
+        work.progress(done, len(latents), "latents")
     return windows
 
 
