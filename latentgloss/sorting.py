@@ -41,8 +41,9 @@ def order_of(keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
 def distinct(*values: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " distinct"]:
     """What occurs in any of the arrays, ascending, each once. Cheapest where equal values stand together."""
     kept = [v[np.diff(v, prepend=v[:1] - 1) != 0] for v in values]
-    ascending: Int64[np.ndarray, " n"] = np.sort(np.concatenate(kept))
-    return ascending[np.diff(ascending, prepend=ascending[:1] - 1) != 0]
+    ascending = np.sort(np.concatenate(kept))
+    found: Int64[np.ndarray, " distinct"] = ascending[np.diff(ascending, prepend=ascending[:1] - 1) != 0]
+    return found
 
 
 def rank_in(order: Int64[np.ndarray, " n"], *groups: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
