@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int64, Shaped
 from latentgloss import schema
 from latentgloss.population import DECILES, Population
 from latentgloss.sorting import distinct, enough, order_by, rank_in
-from latentgloss.windows import Cells, Source, Windows, by_block
+from latentgloss.windows import Cells, Windows, by_block
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
 def _contexts(work: Work) -> None:
     settings = work.settings.contexts
 
-    def compute(cells: Cells, source: Source) -> dict[str, pl.DataFrame]:
-        return sample_block(cells, source.windows, settings)
-
-    windows = by_block(work, compute)
+    windows = by_block(work, lambda source: lambda cells: sample_block(cells, source.windows, settings))
     table = work.draft.scan(schema.ELIGIBILITY).collect()
     statuses = dict(table["status"].value_counts().iter_rows())
     work.facts = {

@@ -30,13 +30,13 @@ from latentgloss.sorting import in_turns, rank_in
 from latentgloss.windows import members
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import IO
 
     from latentgloss.negatives import Layout
     from latentgloss.protocols import Vectors
-    from latentgloss.windows import Cells, Windows
+    from latentgloss.windows import Cells, Source
 
 NEIGHBOURS = 10
 POSITIVES = 100
@@ -67,19 +67,25 @@ class Firing:
     decile: UInt8[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, blocks: Iterable[Cells], windows: Windows, seed: int, folder: Path) -> Firing:
-        """From cells of blocks of latents, in ascending order. Ties of deciles are broken by the seed."""
-        latents, counts = [np.empty(0, dtype=np.uint32)], [np.zeros(1, dtype=np.int64)]
+    def of(cls, source: Source, blocks: Sequence[UInt32[np.ndarray, " _"]], seed: int, folder: Path) -> Firing:
+        """Of blocks of latents, ascending. Ties of deciles are broken by the seed; the file is in `folder`."""
+
+        def found(index: int, cells: Cells) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            population = Population.of(cells, source.windows, seed)
+            window = cells.window[population.cell].astype(np.uint32)
+            per_latent = population.n.reshape(len(cells.latents), -1).sum(axis=1)
+            return window, population.decile(np.arange(len(window))), per_latent
+
+        counts = [np.zeros(1, dtype=np.int64)]
         with tempfile.TemporaryFile(dir=folder) as window, tempfile.TemporaryFile(dir=folder) as decile:
-            for cells in blocks:
-                population = Population.of(cells, windows, seed)
-                latents.append(cells.latents)
-                counts.append(population.n.reshape(len(cells.latents), -1).sum(axis=1))
-                window.write(cells.window[population.cell].astype(np.uint32).tobytes())
-                decile.write(population.decile(np.arange(len(population.cell))).tobytes())
+            for windows, deciles, per_latent in source.each(blocks, found):
+                window.write(windows.tobytes())
+                decile.write(deciles.tobytes())
+                counts.append(per_latent)
             edges = np.cumsum(np.concatenate(counts))
             n = int(edges[-1])
-            return cls(np.concatenate(latents), edges, _mapped(window, np.uint32, n), _mapped(decile, np.uint8, n))
+            latents = np.concatenate([np.empty(0, dtype=np.uint32), *blocks])
+            return cls(latents, edges, _mapped(window, np.uint32, n), _mapped(decile, np.uint8, n))
 
 
 def _mapped(file: IO[bytes], dtype: type[np.uint32 | np.uint8], n: int) -> np.ndarray:

@@ -53,14 +53,7 @@ def negatives_with(vectors: Callable[[Work], Vectors]) -> Callable[[Sequence[Wor
 
 def _negatives(vectors: Callable[[Work], Vectors], work: Work) -> None:
     settings = work.settings.negatives
-    strata: list[Strata] = []  # made once, and only if some block has to be computed
-
-    def compute(cells: Cells, source: Source) -> dict[str, pl.DataFrame]:
-        if not strata:
-            strata.append(Strata.of(work, source, vectors))
-        return strata[0].sample(cells, source)
-
-    windows = by_block(work, compute, **_consumed(work))
+    windows = by_block(work, lambda source: Strata.of(work, source, vectors).sample, **_consumed(work))
     shares = work.draft.scan(schema.STRATA_SHARES)
     short = pl.col("sampled") < pl.col("split").replace_strict(
         {split: getattr(settings, split) for split in schema.SPLITS}, return_dtype=pl.UInt32
@@ -92,6 +85,7 @@ class Strata:
     """What the strata of any block of a work are worked out from."""
 
     settings: NegativeSettings
+    corpus: Corpus
     layout: Layout
     neighbours: UInt32[np.ndarray, "latents neighbours"] | None
     """Of every latent of the SAE; None unless `neighbour` is asked for."""
@@ -107,9 +101,9 @@ class Strata:
             neighbours = nearest_latents(table.collect())
             wanted = np.unique(neighbours[np.concatenate(source.due)])
             folder = work.workspace.settings.store_root
-            firing = Firing.of(source.cells(blocks_of(wanted)), source.windows, settings.seed, folder)
+            firing = Firing.of(source, blocks_of(wanted), settings.seed, folder)
         nearest = Neighbourhoods(layout, vectors(work)) if "similar" in settings.strata else None
-        return cls(settings, layout, neighbours, firing, nearest)
+        return cls(settings, source.corpus, layout, neighbours, firing, nearest)
 
     def listed(self, cells: Cells) -> dict[str, Listed]:
         """The strata of a block that are listed window by window."""
@@ -121,8 +115,9 @@ class Strata:
             found["neighbour"] = neighbour_stratum(cells, self.layout, self.firing, neighbours, claimed(found))
         return found
 
-    def sample(self, cells: Cells, source: Source) -> dict[str, pl.DataFrame]:
-        firing = firing_documents(cells, source.windows, source.corpus)
+    def sample(self, cells: Cells) -> dict[str, pl.DataFrame]:
+        """Tables of a block."""
+        firing = firing_documents(cells, self.layout.windows, self.corpus)
         return sample_block(cells, self.layout, firing, self.settings, self.listed(cells))
 
 

@@ -99,7 +99,7 @@ class MachineSettings(Strict):
     batch_tokens: int = Field(default=4096, ge=256)
     """Tokens per forward pass."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes for explainers that compute; None: one per core."""
+    """Processes for explainers that compute, threads for contexts; None: one per core."""
     model_cache: Path = Path("~/.cache/latentgloss")
     """Converted model weights."""
 

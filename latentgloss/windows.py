@@ -12,9 +12,12 @@ Memory: one byte per token, about 20 per window, and a block's share of the acti
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from latentgloss.corpus import Corpus
     from latentgloss.store import Version
     from latentgloss.work import Work
+
+T = TypeVar("T")
 
 _CHUNK = 1 << 16  # windows hashed at once
 
@@ -263,11 +268,30 @@ class Source:
     shards: Shards
     due: list[UInt32[np.ndarray, " _"]]
     """Latents of the blocks that have to be computed."""
+    workers: int
 
-    def cells(self, blocks: Sequence[UInt32[np.ndarray, " _"]]) -> Iterator[Cells]:
-        """Where latents fire, block by block; blocks hold ascending ids and are ascending themselves."""
-        for index, active in self.shards.sweep(blocks):
-            yield Cells.of(blocks[index], active, self.masked, self.windows, self.corpus)
+    def each(self, blocks: Sequence[UInt32[np.ndarray, " _"]], use: Callable[[int, Cells], T]) -> Iterator[T]:
+        """use(index, where its latents fire) of every block, in their order, several at a time.
+
+        Blocks hold ascending ids and are ascending themselves. Threads are enough: NumPy, Polars, Arrow and hashing
+        let go of the interpreter while they work.
+        """
+
+        def run(index: int, active: pl.DataFrame) -> T:
+            return use(index, Cells.of(blocks[index], active, self.masked, self.windows, self.corpus))
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            running: deque[Future[T]] = deque()
+            try:
+                for index, active in self.shards.sweep(blocks):
+                    running.append(pool.submit(run, index, active))
+                    if len(running) > self.workers:
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
+            finally:
+                for future in running:
+                    future.cancel()
 
 
 def blocks_of(latents: UInt32[np.ndarray, " latents"]) -> list[UInt32[np.ndarray, " _"]]:
@@ -275,9 +299,12 @@ def blocks_of(latents: UInt32[np.ndarray, " latents"]) -> list[UInt32[np.ndarray
     return np.split(latents, np.flatnonzero(np.diff(latents // schema.BLOCK)) + 1)
 
 
-def by_block(work: Work, compute: Callable[[Cells, Source], Mapping[str, pl.DataFrame]], **consumed: Any) -> Windows:
-    """Writes one block of the work's tables per 256 latent ids, from `compute`; returns the windows for their counts.
+def by_block(
+    work: Work, prepare: Callable[[Source], Callable[[Cells], Mapping[str, pl.DataFrame]]], **consumed: Any
+) -> Windows:
+    """Writes one block of the work's tables per 256 latent ids; returns the windows for their counts.
 
+    `prepare` is called once, and only if some block has to be computed; what it returns gives a block's tables.
     A block's recipe holds the block's own latents, so that one more latent leaves the other blocks as they are, and
     what else is `consumed`. Raises InputError if the SAE has no such latents, and what `Windows.of` raises.
     """
@@ -301,11 +328,19 @@ def by_block(work: Work, compute: Callable[[Cells, Source], Mapping[str, pl.Data
     if not due:
         return windows
     blocks = [chosen for _, _, chosen in due]
-    source = Source(corpus, windows, _masked(cache, corpus), Shards(cache.tables(schema.ACTIVATIONS.name)), blocks)
+    shards = Shards(cache.tables(schema.ACTIVATIONS.name))
+    workers = work.settings.machine.workers or os.cpu_count() or 1
+    source = Source(corpus, windows, _masked(cache, corpus), shards, blocks, workers)
+    compute = prepare(source)
+
+    def put(index: int, cells: Cells) -> int:
+        name, recipe, chosen = due[index]
+        work.draft.put(name, recipe, work.stage.tables, compute(cells))
+        return len(chosen)
+
     done = len(latents) - sum(map(len, blocks))
-    for (name, recipe, chosen), cells in zip(due, source.cells(blocks), strict=True):
-        work.draft.put(name, recipe, work.stage.tables, compute(cells, source))
-        done += len(chosen)
+    for n in source.each(blocks, put):
+        done += n
         work.progress(done, len(latents), "latents")
     return windows
 

@@ -48,11 +48,10 @@ def sampled(world: World, latents: list[int] | None = None, **changes: object) -
     if "neighbour" in options.strata:
         neighbours = world.neighbours[:, :10].astype(np.uint32)
         wanted = np.unique(neighbours[cells.latents])
-        blocks = (world.cells(part.tolist()) for part in np.array_split(wanted, 3))
-        firing = Firing.of(blocks, windows, options.seed, Path())
+        firing = Firing.of(world.source, np.array_split(wanted, 3), options.seed, Path())
     if "similar" in options.strata:
         nearest = Neighbourhoods(layout, HashVectors(world))
-    listed = Strata(options, layout, neighbours, firing, nearest).listed(cells)
+    listed = Strata(options, world.corpus, layout, neighbours, firing, nearest).listed(cells)
     frames = sample_block(cells, layout, firing_documents(cells, windows, world.corpus), options, listed)
     return {
         "negatives": schema.NEGATIVES.conform(frames["negatives"]),
@@ -234,8 +233,10 @@ def test_dead_latents_leave_empty_tables() -> None:
     assert all(frame.is_empty() for frame in sampled(world_of(0), [DEAD, MASKED_ONLY]).values())
 
 
-def materialised(folder: Path, latents: object, **changes: object) -> Outcome:
-    tables = {"contexts": {"length": LENGTH}, "negatives": {**SMALL, **changes}}
+def materialised(folder: Path, latents: object, workers: int = 2, **changes: object) -> Outcome:
+    tables = {
+        "contexts": {"length": LENGTH}, "negatives": {**SMALL, **changes}, "machine": {"workers": workers}
+    }  # fmt: skip
     world = wide(world_of(0))
     workspace = make_workspace(folder, world, latents, tables)
     workspace.negatives_embedder = lambda: {"name": "hash"}
@@ -252,6 +253,8 @@ def test_the_stage_finds_neighbours_in_other_blocks(tmp_path: Path, strata: tupl
     assert expected["negatives"].equals(outcome.version.read(schema.NEGATIVES))
     assert expected["strata"].equals(outcome.version.read(schema.STRATA_SHARES))
     assert outcome.facts.get("embedder") == ({"name": "hash"} if "similar" in strata else None)
+    alone = materialised(tmp_path / "alone", [2, 4, 5, 261, 262], workers=1, strata=strata)
+    assert alone.version.manifest.data_version == outcome.version.manifest.data_version
     again = materialised(tmp_path, [2, 4, 5, 261, 262, 263], strata=strata)
     assert (again.blocks_computed, again.blocks_reused) == (1, 1)
     assert list(tmp_path.rglob("tmp*")) == []

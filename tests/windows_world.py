@@ -12,8 +12,9 @@ import polars as pl
 from latentgloss import schema
 from latentgloss.corpus import Corpus
 from latentgloss.hashing import counter_hash, frame_sha256, json_sha256
+from latentgloss.pairs import Shards
 from latentgloss.schema import GRAM
-from latentgloss.windows import Cells, Windows, text_hashes
+from latentgloss.windows import Cells, Source, Windows, text_hashes
 from latentgloss.workspace import Workspace
 
 LENGTH, SEQUENCE = 16, 64
@@ -71,6 +72,11 @@ class World:
         return max(values.tolist(), default=0.0)
 
     @property
+    def source(self) -> Source:
+        """Hands out cells of this world, one block after the other."""
+        return _Whole(self.corpus, self.windows, self.masked, Shards([]), [], 1, self)
+
+    @property
     def neighbours(self) -> np.ndarray:
         """Twelve other latents of each (as many as there are), nearest first."""
         n = self.activations.shape[1]
@@ -79,6 +85,17 @@ class World:
 
     def zero(self, latent: int, window: int) -> bool:
         return not self.activations[window * LENGTH : (window + 1) * LENGTH, latent].any()
+
+
+@dataclass(frozen=True)
+class _Whole(Source):
+    """A source without files."""
+
+    world: World
+
+    def each(self, blocks, use):
+        for index, block in enumerate(blocks):
+            yield use(index, self.world.cells(block.tolist()))
 
 
 def make_world(seed: int, n_latents: int = 14, folder: Path = Path("unused")) -> World:
