@@ -17,30 +17,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from jaxtyping import Int64, Integer, Shaped
+from jaxtyping import Bool, Int64, Shaped
 
 from latentgloss import schema
-from latentgloss.hashing import counter_hash
+from latentgloss.population import DECILES, Population
+from latentgloss.sorting import distinct, enough, order_by, rank_in
 from latentgloss.windows import Cells, Windows, by_block
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
-    from latentgloss.corpus import Corpus
     from latentgloss.settings import ContextSettings
     from latentgloss.work import Work
-
-_DECILES = 10
-_RANK = pl.int_range(pl.len(), dtype=pl.UInt32)
-"""Place of a row within its group, in the frame's order."""
 
 
 def _contexts(work: Work) -> None:
     settings = work.settings.contexts
 
-    def compute(cells: Cells, windows: Windows, corpus: Corpus) -> dict[str, pl.DataFrame]:
-        return sample_block(cells, windows, settings)
-
-    windows = by_block(work, compute)
+    windows = by_block(work, lambda source: lambda cells: sample_block(cells, source.windows, settings))
     table = work.draft.scan(schema.ELIGIBILITY).collect()
     statuses = dict(table["status"].value_counts().iter_rows())
     work.facts = {
@@ -57,82 +50,46 @@ sample_contexts = one_by_one(_contexts)
 
 def sample_block(cells: Cells, windows: Windows, settings: ContextSettings) -> dict[str, pl.DataFrame]:
     """Tables `eligibility` and `contexts` of the latents of `cells`."""
-    population = activating(cells, windows, settings.seed)
+    population = Population.of(cells, windows, settings.seed)
     table = eligibility(cells, windows, population, settings)
-    eligible = np.flatnonzero((table["status"] == "eligible").to_numpy())
-    population = population.filter(pl.col("row").is_in(eligible.tolist()))
+    eligible = (table["status"] == "eligible").to_numpy()
     samples = [
-        draw(
-            population.filter(pl.col("split") == number),
+        _sample(
+            population,
+            split,
+            eligible,
             "quantile" if split != "explain" else settings.sampler,
             getattr(settings, split),
             per_document=settings.per_document if split == "test" else None,
         )
-        for number, split in enumerate(schema.SPLITS)
+        for split in schema.SPLITS
     ]
     return {"eligibility": table, "contexts": _described(cells, windows, pl.concat(samples))}
 
 
-def activating(cells: Cells, windows: Windows, seed: int) -> pl.DataFrame:
-    """The usable activating windows of each latent by (latent, split), in random order within.
-
-    Columns: cell, row (index of the latent in the block), split (index), document (of the strongest unmasked
-    token), maximum, and decile: ceil(10 r / n), r the ascending rank of the maximum among the n windows of latent
-    and split, ties in the random order; 0 if n < 10. The order is by hash of seed, latent and context.
-    """
-    cell = np.flatnonzero(cells.activating & windows.usable[cells.window])
-    row, split = cells.row[cell], windows.split[cells.window[cell]]
-    group = (row * len(schema.SPLITS) + split).astype(np.uint64)
-    hashes = counter_hash(seed, cells.latents[row], cells.window[cell])
-    # Packed into one integer, numpy sorts several times faster; should 48 bits meet, the lower context is first.
-    cell, group = (
-        x[np.argsort(group << np.uint64(48) | hashes >> np.uint64(16), kind="stable")] for x in (cell, group)
-    )
-    maximum = cells.maximum[cell]
-    ascending = np.argsort(group << np.uint64(32) | maximum.view(np.uint32), kind="stable")  # bits of floats > 0
-    _, start, of, n = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
-    rank = np.empty(len(cell), dtype=np.int64)
-    rank[ascending] = np.arange(len(cell)) - start[of] + 1
-    decile = np.where(n[of] >= _DECILES, -(-_DECILES * rank // n[of]), 0)
-    return pl.DataFrame(
-        {
-            "cell": cell,
-            "row": cells.row[cell],
-            "split": windows.split[cells.window[cell]],
-            "document": cells.document[cell],
-            "maximum": maximum,
-            "decile": decile.astype(np.uint8),
-        }
-    )
-
-
-def eligibility(cells: Cells, windows: Windows, population: pl.DataFrame, settings: ContextSettings) -> pl.DataFrame:
-    """Table `eligibility`: one row per latent of the block. `population` is what `activating` returns.
+def eligibility(cells: Cells, windows: Windows, population: Population, settings: ContextSettings) -> pl.DataFrame:
+    """Table `eligibility`: one row per latent of the block.
 
     Decided before anything is sampled, so it does not depend on how many contexts are asked for. The first
     status that fits holds: `dead`, `rare`, `dense`, `one_document`.
     """
-    test = schema.SPLITS.index("test")
+    test, n_splits, n_latents = schema.SPLITS.index("test"), len(schema.SPLITS), len(cells.latents)
     n_test_windows = int(windows.n_usable[test])
-    in_test = population.filter(pl.col("split") == test)
-    touched = windows.usable[cells.window] & (windows.split[cells.window] == test)
+    n = population.n.reshape(n_latents, n_splits)
 
-    def count(rows: Integer[np.ndarray, " n"] | pl.Series) -> Int64[np.ndarray, " latents"]:
-        return np.bincount(rows, minlength=len(cells.latents))
+    def count(where: Bool[np.ndarray, " cells"]) -> Int64[np.ndarray, " latents"]:
+        return np.bincount(cells.row[where], minlength=n_latents)
 
     frame = pl.DataFrame(
         {
             "latent": cells.latents,
-            **{
-                f"n_{split}": count(population.filter(pl.col("split") == number)["row"])
-                for number, split in enumerate(schema.SPLITS)
-            },
-            "n_test_documents": count(in_test.unique(["row", "document"])["row"]),
-            "n_dropped_shared": count(cells.row[cells.activating & windows.shared[cells.window]]),
-            "n_dropped_identical": count(cells.row[cells.activating & windows.repeat[cells.window]]),
-            "firing_rate": count(in_test["row"]) / max(n_test_windows, 1),
+            **{f"n_{split}": n[:, number] for number, split in enumerate(schema.SPLITS)},
+            "n_test_documents": _documents(population, test),
+            "n_dropped_shared": count(cells.activating & windows.shared[cells.window]),
+            "n_dropped_identical": count(cells.activating & windows.repeat[cells.window]),
+            "firing_rate": n[:, test] / max(n_test_windows, 1),
             "alive": cells.alive,
-            "silent": n_test_windows - count(cells.row[touched]),
+            "silent": n_test_windows - count((windows.usable & (windows.split == test))[cells.window]),
         }
     )
     problems = (
@@ -152,26 +109,110 @@ def _fewer(column: str, least: int, status: str, words: str) -> tuple[pl.Expr, s
     return pl.col(column) < least, status, pl.format(f"{words}, fewer than {least}", column)
 
 
-def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int | None = None) -> pl.DataFrame:
-    """At most `size` rows per latent of one split's `activating` windows, with their `order` from 0.
+def _documents(population: Population, split: int) -> Int64[np.ndarray, " latents"]:
+    """Distinct documents among each latent's windows of a split."""
+    here = np.flatnonzero(population.group % len(schema.SPLITS) == split)
+    row = population.group[here] // len(schema.SPLITS)
+    pairs = distinct(row << 32 | population.cells.document[population.cell[here]])
+    return np.bincount(pairs >> 32, minlength=len(population.cells.latents))
 
-    `quantile` goes round the deciles, one context each in random order, until they are used up; `top` takes the
-    strongest first; `random` any. With `per_document`, that many randomly chosen contexts of a document at most.
-    The rows of a smaller `size` are the first of a larger one.
+
+def _sample(
+    population: Population,
+    split: str,
+    eligible: Bool[np.ndarray, " latents"],
+    sampler: str,
+    size: int,
+    *,
+    per_document: int | None,
+) -> pl.DataFrame:
+    """The sample of a split, from as few of its windows as decide it.
+
+    Where chance alone orders windows, those whose hash is low come first: about two to three times as many as are
+    asked for are looked at, and all of them for latents whose sample would need more.
     """
-    if per_document is not None:
-        population = population.filter(_RANK.over("row", "document") < per_document)
+    number, n_splits = schema.SPLITS.index(split), len(schema.SPLITS)
+    wanted = eligible[population.group // n_splits] & (population.group % n_splits == number)
+    keep = np.flatnonzero(wanted)
+    if sampler not in ("quantile", "random"):
+        return draw(population.frame(keep), sampler, size, per_document=per_document)
+    most = int(enough(np.array([size]))[0])
+    limit = np.minimum(most / np.maximum(population.n, 1), 1.0) * 2.0**48
+    low = keep[population.hashes[keep] < limit[population.group[keep]]]
+    some = _capped(population.frame(low), per_document)
+    sample = draw(some, sampler, size)
+    taken, left = (_by_decile(frame, len(eligible)) for frame in (sample, some))
+    whole = population.n[number::n_splits] <= most
+    short = ~whole & ((taken.sum(axis=1) < size) | (left.min(axis=1) < taken.max(axis=1)))
+    if not short.any():
+        return sample
+    again = population.frame(keep[short[population.group[keep] // n_splits]])
+    kept = sample.filter(~pl.Series(short).gather(sample["row"]))
+    return pl.concat([kept, draw(again, sampler, size, per_document=per_document)])
+
+
+def _by_decile(frame: pl.DataFrame, n_latents: int) -> Int64[np.ndarray, "latents deciles"]:
+    """Windows of deciles 1 to 10 by latent."""
+    cell = frame["row"].to_numpy() * (DECILES + 1) + frame["decile"].to_numpy()
+    return np.bincount(cell, minlength=n_latents * (DECILES + 1)).reshape(n_latents, -1)[:, 1:]
+
+
+def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int | None = None) -> pl.DataFrame:
+    """At most `size` rows per latent of one split's windows (`Population.frame`), with their `order` from 0.
+
+    - `quantile` goes round the deciles, one window each in random order, until they are used up.
+    - `top` takes the strongest first, `random` any.
+    - `mixed` takes one of `top` and one of `quantile` in turn; what both hold counts where it comes first.
+    - `importance` draws one after the other with probability proportional to the maximum, among those not drawn yet
+      (exponential keys −ln u / maximum, ascending: Efraimidis & Spirakis 2006).
+
+    With `per_document`, that many randomly chosen windows of a document at most. The rows of a smaller `size` are the
+    first of a larger one.
+    """
+    population = _capped(population, per_document)
+    row = population["row"].to_numpy()
     if sampler == "quantile":
-        rounds = population.with_columns(round=_RANK.over("row", "decile")).filter(pl.col("round") < size)
-        population = rounds.sort("round", maintain_order=True).drop("round")
+        place = _quantile(population)
     elif sampler == "top":
-        population = population.sort("maximum", descending=True, maintain_order=True)
-    return population.with_columns(order=_RANK.over("row")).filter(pl.col("order") < size)
+        place = _top(population)
+    elif sampler == "mixed":
+        place = np.minimum(2 * _top(population), 2 * _quantile(population) + 1)
+    elif sampler == "importance":
+        place = rank_in(np.lexsort((population["weight"].to_numpy(), row)), row)
+    else:
+        place = np.arange(len(row))
+    chosen = np.flatnonzero(place < 2 * size) if sampler == "mixed" else np.arange(len(row))
+    chosen = chosen[order_by(row[chosen], place[chosen])]
+    order = rank_in(np.arange(len(chosen)), row[chosen])
+    first = order < size
+    drawn: pl.DataFrame = population[chosen[first]].with_columns(order=pl.Series(order[first]).cast(pl.UInt32))
+    return drawn
+
+
+def _capped(population: pl.DataFrame, per_document: int | None) -> pl.DataFrame:
+    """At most `per_document` windows of a document, the first in their order."""
+    if per_document is None:
+        return population
+    row, document = population["row"].to_numpy(), population["document"].to_numpy()
+    return population.filter(rank_in(order_by(row, document), row, document) < per_document)
+
+
+def _quantile(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
+    """Place of each window if the deciles of its latent take turns."""
+    row, decile = population["row"].to_numpy(), population["decile"].to_numpy()
+    turn = rank_in(order_by(row, decile), row, decile)
+    return rank_in(order_by(row, turn), row)
+
+
+def _top(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
+    """Place of each window if the strongest of its latent comes first."""
+    row, maximum = population["row"].to_numpy(), population["maximum"].to_numpy()
+    return rank_in(np.lexsort((-maximum, row)), row)
 
 
 def _described(cells: Cells, windows: Windows, sample: pl.DataFrame) -> pl.DataFrame:
     """Table `contexts` of a sample, with every active token of each window, masked ones included."""
-    sample = sample.sort("row", "split", "order")
+    sample = sample[order_by(*(sample[name].to_numpy() for name in ("row", "split", "order")))]
     cell = sample["cell"].to_numpy()
     window, count = cells.window[cell], cells.count[cell]
     edges = np.append(0, np.cumsum(count))

@@ -1,15 +1,17 @@
 """negatives: contexts in which a latent does not fire, by kind, and how large each kind is.
 
-What belongs here: the strata `same_document` and `random`, and the stage `sampled_negatives`. Reads the corpus and
+What belongs here: the stage `sampled_negatives`, and the strata `same_document` and `random`. Reads the corpus and
 `activation_cache`; writes the tables `negatives` and `strata`, for every latent asked for that fires at all.
 
-A context is non-activating if the latent is zero on every token of it, masked ones included. Strata are disjoint:
+A context is non-activating if the latent is zero on every token of it, masked ones included. Strata are disjoint, a
+context being of the first that fits among those asked for:
 
+- `similar` and `neighbour`: see `hard_negatives.py`.
 - `same_document`: windows of a single document in which the latent fires (on an unmasked token, anywhere).
-- `random`: all others; everything, if `same_document` is not asked for.
+- `random`: all others.
 
 Method: docs/methods.md, Data. Populations are exact, and nothing is drawn in vain: with the usable windows laid out
-by split and document, a stratum is a union of intervals (documents, minus windows in which the latent fires), and
+by split and document, the last two are unions of intervals (documents, minus windows in which the latent fires), and
 the i-th context of a sample is the image of i under a random permutation of that union. So a smaller sample is the
 beginning of a larger one, and work grows with the sample and the activations, not with the corpus.
 """
@@ -17,53 +19,106 @@ beginning of a larger one, and work grows with the sample and the activations, n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int64, UInt32, UInt64
 
 from latentgloss import schema
+from latentgloss.hard_negatives import Firing, Listed, Neighbourhoods, nearest_latents, neighbour_stratum
 from latentgloss.hashing import counter_hash
-from latentgloss.windows import Cells, Windows, by_block
+from latentgloss.sorting import distinct, in_turns
+from latentgloss.windows import Cells, Source, Windows, blocks_of, by_block, members
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from latentgloss.corpus import Corpus
+    from latentgloss.protocols import Vectors
     from latentgloss.settings import NegativeSettings
     from latentgloss.work import Work
 
+_CHUNK = 2**14
 _ROUNDS = 32
 """Of a permutation: one place is uniform but for 2^-32, and pairs are as far as the tests can see."""
 
 
-def _negatives(work: Work) -> None:
+def negatives_with(vectors: Callable[[Work], Vectors]) -> Callable[[Sequence[Work]], Iterator[Work]]:
+    """A runner of `sampled_negatives`. `vectors`: those of a work's contexts, for the stratum `similar`."""
+    return one_by_one(partial(_negatives, vectors))
+
+
+def _negatives(vectors: Callable[[Work], Vectors], work: Work) -> None:
     settings = work.settings.negatives
-    layout: list[Layout] = []  # made once, and only if some block has to be computed
-
-    def compute(cells: Cells, windows: Windows, corpus: Corpus) -> dict[str, pl.DataFrame]:
-        if not layout:
-            layout.append(Layout.of(windows))
-        return sample_block(cells, layout[0], firing_documents(cells, windows, corpus), settings)
-
-    windows = by_block(work, compute)
-    strata = work.draft.scan(schema.STRATA_SHARES)
+    windows = by_block(work, lambda source: Strata.of(work, source, vectors).sample, **_consumed(work))
+    shares = work.draft.scan(schema.STRATA_SHARES)
     short = pl.col("sampled") < pl.col("split").replace_strict(
         {split: getattr(settings, split) for split in schema.SPLITS}, return_dtype=pl.UInt32
     )
-    totals = strata.group_by("stratum").agg(pl.col("sampled").sum(), short.sum().alias("short")).sort("stratum")
+    totals = shares.group_by("stratum").agg(pl.col("sampled").sum(), short.sum().alias("short")).sort("stratum")
     work.facts = {
-        "latents": strata.select(pl.col("latent").n_unique()).collect().item(),
+        "latents": shares.select(pl.col("latent").n_unique()).collect().item(),
         "negatives": {stratum: sampled for stratum, sampled, _ in totals.collect().iter_rows()},
         "samples_short": {stratum: n for stratum, _, n in totals.collect().iter_rows()},
         **windows.facts(),
+        **work.recipe.content["external"],
     }
 
 
-sample_negatives = one_by_one(_negatives)
+def _consumed(work: Work) -> dict[str, Any]:
+    """What a block depends on beside its latents and the activations."""
+    consumed: dict[str, Any] = dict(work.recipe.content["external"])  # the embedder, where it matters
+    if "neighbour" in work.settings.negatives.strata:
+        consumed["neighbours"] = work.input("activation_cache").content(("latents",))
+    return consumed
+
+
+sample_negatives = negatives_with(lambda work: work.workspace.negative_vectors(work.input("resolved_saes")))
 """Runner of `sampled_negatives`."""
+
+
+@dataclass(frozen=True)
+class Strata:
+    """What the strata of any block of a work are worked out from."""
+
+    settings: NegativeSettings
+    corpus: Corpus
+    layout: Layout
+    neighbours: UInt32[np.ndarray, "latents neighbours"] | None
+    """Of every latent of the SAE; None unless `neighbour` is asked for."""
+    firing: Firing | None
+    nearest: Neighbourhoods | None
+
+    @classmethod
+    def of(cls, work: Work, source: Source, vectors: Callable[[Work], Vectors]) -> Strata:
+        settings, layout = work.settings.negatives, Layout.of(source.windows)
+        neighbours, firing = None, None
+        if "neighbour" in settings.strata:
+            table = work.input("activation_cache").scan(schema.LATENTS).select("latent", "neighbours").sort("latent")
+            neighbours = nearest_latents(table.collect())
+            wanted = np.unique(neighbours[np.concatenate(source.due)])
+            folder = work.workspace.settings.store_root
+            firing = Firing.of(source, blocks_of(wanted), settings.seed, folder)
+        nearest = Neighbourhoods(layout, vectors(work)) if "similar" in settings.strata else None
+        return cls(settings, source.corpus, layout, neighbours, firing, nearest)
+
+    def listed(self, cells: Cells) -> dict[str, Listed]:
+        """The strata of a block that are listed window by window."""
+        found: dict[str, Listed] = {}
+        if self.nearest is not None:
+            found["similar"] = self.nearest.stratum(cells, self.settings.seed, self.settings.nearest)
+        if self.firing is not None and self.neighbours is not None:
+            neighbours = self.neighbours[cells.latents]
+            found["neighbour"] = neighbour_stratum(cells, self.layout, self.firing, neighbours, claimed(found))
+        return found
+
+    def sample(self, cells: Cells) -> dict[str, pl.DataFrame]:
+        """Tables of a block."""
+        firing = firing_documents(cells, self.layout.windows, self.corpus)
+        return sample_block(cells, self.layout, firing, self.settings, self.listed(cells))
 
 
 @dataclass(frozen=True)
@@ -103,14 +158,16 @@ def firing_documents(
 ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
     """(row, document) pairs, sorted and distinct: the latent fires on an unmasked token of the document."""
     single = windows.n_documents[cells.window] == 1
-    whole = cells.activating & single
+    whole = np.flatnonzero(cells.activating & single)
     # Only windows of several documents need a look at their tokens.
-    row = np.repeat(np.where(single, -1, cells.row), cells.count)
-    token = np.flatnonzero((row >= 0) & cells.unmasked)
-    document = corpus.document_of_position(cells.position[token])
-    rows = np.concatenate([cells.row[whole], row[token][document >= 0]])
-    documents = np.concatenate([windows.document[cells.window[whole]], document[document >= 0]]).astype(np.int64)
-    pairs = np.unique(rows << 32 | documents)
+    several = np.flatnonzero(cells.activating & ~single)
+    token, _ = members(cells.first[several], cells.count[several])
+    row = np.repeat(cells.row[several], cells.count[several])[cells.unmasked[token]]
+    document = corpus.document_of_position(cells.position[token[cells.unmasked[token]]])
+    inside = document >= 0
+    pairs = distinct(
+        cells.row[whole] << 32 | windows.document[cells.window[whole]], row[inside] << 32 | document[inside]
+    )
     return pairs >> 32, pairs & 0xFFFF_FFFF
 
 
@@ -139,63 +196,118 @@ class Intervals:
         return keys
 
 
+def claimed(listed: Mapping[str, Listed]) -> Int64[np.ndarray, " keys"]:
+    """Keys of all windows that are in one of the strata, ascending."""
+    return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *(stratum.key for stratum in listed.values())]))
+
+
 def strata_intervals(
     cells: Cells, layout: Layout, firing: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
-    strata: Sequence[str],
+    strata: Sequence[str], taken: Int64[np.ndarray, " taken"],
 ) -> dict[str, Intervals]:  # fmt: skip
-    """Non-activating windows per stratum, as intervals of keys row * (usable windows) + place."""
+    """Non-activating windows of `same_document` and `random`, as intervals of keys row * (usable windows) + place.
+
+    `taken`: keys of the windows that belong to an earlier stratum.
+    """
     size = len(layout.window)
     place = layout.place[cells.window]
-    touched = np.sort((cells.row * size + place)[place >= 0])
+    usable = place >= 0
+    key = np.concatenate([(cells.row * size + place)[usable], taken])
+    window = np.concatenate([cells.window[usable], layout.window[taken % size]])
     begin, end = np.empty((2, 0), dtype=np.int64)
     found: dict[str, Intervals] = {}
-    inside = np.zeros(len(touched), dtype=bool)
+    inside = np.zeros(len(key), dtype=bool)
     if "same_document" in strata:
         row, document = firing
         begin, end = row * size + layout.start[document], row * size + layout.stop[document]
         begin, end = np.sort(begin[begin < end]), np.sort(end[begin < end])
-        # A key lies in an interval if more of them have begun than ended.
-        inside = np.searchsorted(begin, touched, side="right") > np.searchsorted(end, touched, side="right")
-        found["same_document"] = Intervals.of([begin, touched[inside] + 1], [end, touched[inside]])
+        # A window of one document in which the latent fires is in one of the intervals. Any other of one document,
+        # active on masked tokens only or not at all, is in one if more intervals have begun than ended.
+        inside = layout.windows.n_documents[window] == 1
+        unsure = np.flatnonzero(inside & ~np.append(cells.activating[usable], np.zeros(len(taken), dtype=bool)))
+        begun, ended = (np.searchsorted(x, key[unsure], side="right") for x in (begin, end))
+        inside[unsure] = begun > ended
+        here = np.sort(key[inside])
+        found["same_document"] = Intervals.of([begin, here + 1], [end, here])
     if "random" in strata:
         edges = (np.arange(len(cells.latents))[:, None] * size + layout.edges).astype(np.int64)
-        rest = touched[~inside]
+        rest = np.sort(key[~inside])
         found["random"] = Intervals.of([edges[:, :-1].ravel(), end, rest + 1], [edges[:, 1:].ravel(), begin, rest])
     return found
 
 
+@dataclass(frozen=True)
+class _Groups:
+    """Every (latent that fires at all, split), in order, and what is wanted of each."""
+
+    row: Int64[np.ndarray, " groups"]
+    split: Int64[np.ndarray, " groups"]
+    low: Int64[np.ndarray, " groups"]
+    """Keys of its windows are low to high."""
+    high: Int64[np.ndarray, " groups"]
+    wanted: Int64[np.ndarray, " groups"]
+    silent: Int64[np.ndarray, " groups"]
+    """Windows in which the latent does not fire."""
+
+    @classmethod
+    def of(cls, cells: Cells, layout: Layout, settings: NegativeSettings) -> _Groups:
+        size, n_splits = len(layout.window), len(schema.SPLITS)
+        alive = np.flatnonzero(cells.alive)
+        row, split = np.repeat(alive, n_splits), np.tile(np.arange(n_splits), len(alive))
+        low, high = (row * size + layout.edges[split + shift] for shift in (0, 1))
+        wanted = np.array([getattr(settings, name) for name in schema.SPLITS])[split]
+        touched = layout.place[cells.window] >= 0
+        group = cells.row[touched] * n_splits + layout.windows.split[cells.window[touched]]
+        n_touched = np.bincount(group, minlength=len(cells.latents) * n_splits)
+        return cls(row, split, low, high, wanted, layout.windows.n_usable[split] - n_touched[row * n_splits + split])
+
+
+_Drawn = tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " groups"]]
+"""Group, order and key of each window drawn; population of each group."""
+
+
+def _from_intervals(groups: _Groups, cells: Cells, intervals: Intervals, seed: int, stratum: str) -> _Drawn:
+    first = intervals.rank(groups.low)
+    population = intervals.rank(groups.high) - first
+    sampled = np.minimum(groups.wanted, population)
+    group = np.repeat(np.arange(len(sampled)), sampled)
+    order = np.arange(len(group)) - np.repeat(np.cumsum(sampled) - sampled, sampled)
+    keys = counter_hash(seed, cells.latents[groups.row], groups.split, schema.STRATA.index(stratum))
+    return group, order, intervals.key(first[group] + permuted(order, group, population, keys)), population
+
+
+def _from_list(groups: _Groups, cells: Cells, layout: Layout, listed: Listed, seed: int, stratum: str) -> _Drawn:
+    group = np.searchsorted(groups.low, listed.key, side="right") - 1
+    size = len(layout.window)
+    latent, window = cells.latents[listed.key // size], layout.window[listed.key % size]
+    hashes = counter_hash(seed, latent, window, schema.STRATA.index(stratum)) >> np.uint64(16)
+    drawn, order = in_turns(group, listed.decile, hashes, groups.wanted)
+    return group[drawn], order, listed.key[drawn], np.bincount(group, minlength=len(groups.row))
+
+
 def sample_block(
     cells: Cells, layout: Layout, firing: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
-    settings: NegativeSettings,
+    settings: NegativeSettings, listed: Mapping[str, Listed],
 ) -> dict[str, pl.DataFrame]:  # fmt: skip
     """Tables `negatives` and `strata` of the latents of `cells` that fire at all."""
-    size, n_splits = len(layout.window), len(schema.SPLITS)
-    alive = np.flatnonzero(cells.alive)
-    group_row, group_split = np.repeat(alive, n_splits), np.tile(np.arange(n_splits), len(alive))
-    low, high = (group_row * size + layout.edges[group_split + shift] for shift in (0, 1))
-    wanted = np.array([getattr(settings, split) for split in schema.SPLITS])[group_split]
-    touched = layout.place[cells.window] >= 0
-    group_of_cell = cells.row[touched] * n_splits + layout.windows.split[cells.window[touched]]
-    n_touched = np.bincount(group_of_cell, minlength=len(cells.latents) * n_splits)
-    silent = layout.windows.n_usable[group_split] - n_touched[group_row * n_splits + group_split]
-
+    groups = _Groups.of(cells, layout, settings)
+    intervals = strata_intervals(cells, layout, firing, settings.strata, claimed(listed))
     negatives, shares = [schema.NEGATIVES.empty()], [schema.STRATA_SHARES.empty()]
-    for stratum, intervals in strata_intervals(cells, layout, firing, settings.strata).items():
-        first = intervals.rank(low)
-        population = intervals.rank(high) - first
-        sampled = np.minimum(wanted, population)
-        group = np.repeat(np.arange(len(group_row)), sampled)
-        order = np.arange(len(group)) - np.repeat(np.cumsum(sampled) - sampled, sampled)
-        row = group_row[group]
-        keys = counter_hash(settings.seed, cells.latents[group_row], group_split, schema.STRATA.index(stratum))
-        rank = first[group] + permuted(order, group, population, keys)
-        window = layout.window[intervals.key(rank) - row * size]
+    for stratum in schema.STRATA:
+        if stratum in listed:
+            drawn = _from_list(groups, cells, layout, listed[stratum], settings.seed, stratum)
+        elif stratum in intervals:
+            drawn = _from_intervals(groups, cells, intervals[stratum], settings.seed, stratum)
+        else:
+            continue
+        group, order, key, population = drawn
+        window = layout.window[key % len(layout.window)]
         negatives.append(
             schema.NEGATIVES.conform(
                 pl.DataFrame(
                     {
-                        "latent": cells.latents[row],
-                        "split": pl.Series(schema.SPLITS).gather(group_split[group]),
+                        "latent": cells.latents[groups.row[group]],
+                        "split": pl.Series(schema.SPLITS).gather(groups.split[group]),
                         "context": window,
                         "order": order,
                         "stratum": pl.repeat(stratum, len(group), eager=True),
@@ -209,12 +321,12 @@ def sample_block(
             schema.STRATA_SHARES.conform(
                 pl.DataFrame(
                     {
-                        "latent": cells.latents[group_row],
-                        "split": pl.Series(schema.SPLITS).gather(group_split),
-                        "stratum": pl.repeat(stratum, len(group_row), eager=True),
+                        "latent": cells.latents[groups.row],
+                        "split": pl.Series(schema.SPLITS).gather(groups.split),
+                        "stratum": pl.repeat(stratum, len(groups.row), eager=True),
                         "population": population,
-                        "share": population / np.maximum(silent, 1),
-                        "sampled": sampled,
+                        "share": population / np.maximum(groups.silent, 1),
+                        "sampled": np.minimum(groups.wanted, population),
                     }
                 )
             )
@@ -237,12 +349,20 @@ def permuted(
     The swap-or-not shuffle (Hoang, Morris & Rogaway, CRYPTO 2012): a round pairs x with k - x, k random, and swaps
     each pair or not by a random bit. It works for any size, tiny ones included, and needs no table.
     """
-    image, size = index.copy(), sizes[group]
-    for number in range(_ROUNDS):
-        bits = counter_hash(number, keys)
-        k = (bits % np.maximum(sizes, 1).astype(np.uint64)).astype(np.int64)[group]
-        partner = k - image
-        partner += size * (partner < 0)
-        swap = counter_hash(number, np.maximum(image, partner) ^ bits.view(np.int64)[group]) >> np.uint64(63)
-        image = np.where(swap == 1, partner, image)
+    rounds = [counter_hash(number, keys) for number in range(_ROUNDS)]
+    shifts = [(bits % np.maximum(sizes, 1).astype(np.uint64)).astype(np.int64) for bits in rounds]
+    image = np.empty_like(index)
+    for low in range(0, len(index), _CHUNK):  # as much as stays near the processor
+        part = slice(low, low + _CHUNK)
+        x, of = index[part].copy(), group[part]
+        size = sizes[of]
+        for number, (bits, k) in enumerate(zip(rounds, shifts, strict=True)):
+            partner = k[of]
+            partner -= x
+            partner += size * (partner < 0)
+            key = np.maximum(x, partner)
+            key ^= bits.view(np.int64)[of]
+            swap = counter_hash(number, key) >> np.uint64(63)
+            np.copyto(x, partner, where=swap.astype(bool))
+        image[part] = x
     return image

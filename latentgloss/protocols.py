@@ -73,6 +73,13 @@ class Judge(Protocol):
         """One answer per question, in order. A failure is an answer with a status, never an exception."""
 
 
+class Vectors(Protocol):
+    """Vectors that are kept: of contexts by their number."""
+
+    def get(self, items: Any) -> Float32[np.ndarray, "items dimension"]:
+        """One vector of unit norm per item, in order; what is missing is made and kept."""
+
+
 class Predictor(Protocol):
     """The executable form of an explanation."""
 

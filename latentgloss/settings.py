@@ -41,8 +41,8 @@ class ContextSettings(Strict):
 
     seed: int = 0
     length: int = Field(default=32, ge=GRAM, le=255)
-    sampler: Literal["quantile", "top", "random"] = "quantile"
-    """How explain contexts are drawn; select and test are always drawn over deciles."""
+    sampler: Literal["quantile", "top", "random", "mixed", "importance"] = "quantile"
+    """How explain contexts are drawn (docs/methods.md, Samples); select and test are always drawn over deciles."""
     explain: int = Field(default=400, ge=40)
     """Most explain contexts kept; an explainer that shows 40 shows the first 40 of the sample."""
     select: int = Field(default=100, ge=0)
@@ -58,10 +58,16 @@ class NegativeSettings(Strict):
     """Non-activating contexts per latent and stratum."""
 
     seed: int = 0
-    strata: tuple[Literal["random", "same_document"], ...] = Field(default=("same_document", "random"), min_length=1)
+    strata: tuple[Literal["similar", "neighbour", "same_document", "random"], ...] = Field(
+        default=("same_document", "random"), min_length=1
+    )
     explain: int = Field(default=400, ge=1)
     select: int = Field(default=100, ge=0)
     test: int = Field(default=100, ge=1)
+    nearest: int = Field(default=200, ge=1)
+    """Windows per latent and split that are `similar`: those nearest to its positives there."""
+    embedder: str | None = None
+    """Embedder that says what is near; None: one that no scorer uses, where there is one, else the scorers' first."""
 
 
 class PatternSettings(Strict):
@@ -93,7 +99,7 @@ class MachineSettings(Strict):
     batch_tokens: int = Field(default=4096, ge=256)
     """Tokens per forward pass."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes for explainers that compute; None: one per core."""
+    """Processes for explainers that compute, threads for contexts; None: one per core."""
     model_cache: Path = Path("~/.cache/latentgloss")
     """Converted model weights."""
 

@@ -31,6 +31,11 @@ class Input:
 
     stage: str
     parts: tuple[str, ...] = ()
+    also: tuple[tuple[str, str, str], ...] = ()
+    """(part, setting, value): this part matters too if the setting, a list, holds the value."""
+
+    def parts_used(self, settings: Settings) -> tuple[str, ...]:
+        return self.parts + tuple(part for part, name, value in self.also if value in _value(settings, name))
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,11 @@ _ALL = (
         noun="contexts",
         grain="sae",
         version="1",
-        inputs=(Input("resolved_saes", ("cache", "latents")), Input("activation_cache", ("activations", "masked"))),
+        inputs=(
+            Input("resolved_saes", ("cache", "latents")),
+            # Who a latent's neighbours are.
+            Input("activation_cache", ("activations", "masked"), (("latents", "negatives.strata", "neighbour"),)),
+        ),
         settings=("negatives", "contexts.length"),
         tables=(schema.NEGATIVES, schema.STRATA_SHARES),
         doc="Non-activating contexts of each latent, by stratum, with the strata's share of the population.",

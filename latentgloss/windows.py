@@ -12,9 +12,12 @@ Memory: one byte per token, about 20 per window, and a block's share of the acti
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -23,14 +26,17 @@ from jaxtyping import Bool, Float32, Int64, UInt8, UInt32, UInt64
 from latentgloss import schema
 from latentgloss.errors import InputError, SettingsError
 from latentgloss.hashing import counter_hash
+from latentgloss.pairs import Shards
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from latentgloss.corpus import Corpus
     from latentgloss.store import Version
     from latentgloss.work import Work
+
+T = TypeVar("T")
 
 _CHUNK = 1 << 16  # windows hashed at once
 
@@ -193,31 +199,38 @@ class Cells:
         corpus: Corpus,
     ) -> Cells:
         """From rows of `schema.ACTIVATIONS` in any order; those of other latents are left out."""
-        latent, position = active["latent"].to_numpy(), active["position"].to_numpy()
-        chosen = np.flatnonzero(np.isin(latent, latents))
-        key = latent[chosen].astype(np.uint64) << np.uint64(32) | position[chosen]
-        # Shards are sorted runs, which a stable sort merges in linear time.
-        chosen = chosen[np.argsort(key, kind="stable")]
-        row = np.searchsorted(latents, latent[chosen])
-        position = position[chosen].astype(np.int64)
-        activation = active["activation"].to_numpy()[chosen]
+        low = int(latents[0]) if len(latents) else 0
+        rows = np.full(int(latents[-1]) - low + 2 if len(latents) else 1, len(latents))
+        rows[latents - low] = np.arange(len(latents))
+        # Latents outside the range wrap around or lie beyond it: the last entry is nobody's.
+        row = rows[np.minimum(active["latent"].to_numpy() - np.uint32(low), len(rows) - 1)].astype(_small(len(latents)))
+        order = np.argsort(row, kind="stable")[: int((row < len(latents)).sum())]
+        row, position = row[order].astype(np.int64), active["position"].to_numpy()[order].astype(np.int64)
+        if (np.diff(row << 32 | position) < 0).any():  # shards come by position, and then this is in order already
+            again = np.argsort(row << 32 | position, kind="stable")
+            order, row, position = order[again], row[again], position[again]
+        activation = active["activation"].to_numpy()[order]
         window = position // windows.length
         opens = np.ones(len(row), dtype=bool)
-        opens[1:] = (row[1:] != row[:-1]) | (window[1:] != window[:-1])
+        np.not_equal(window[1:], window[:-1], out=opens[1:])
+        opens[1:] |= row[1:] != row[:-1]
         first = np.flatnonzero(opens)
         count = np.diff(first, append=len(row))
         unmasked = ~masked[position]
         value = np.where(unmasked, activation, np.float32(0))
         maximum = np.maximum.reduceat(value, first) if len(first) else np.empty(0, dtype=np.float32)
-        strongest = np.flatnonzero(value == np.repeat(maximum, count))  # at least one per cell
-        owner = (np.cumsum(opens) - 1)[strongest]
-        strongest = strongest[np.diff(owner, prepend=-1) > 0]
-        document = corpus.document_of_position(position[strongest])
-        document = np.where((maximum > 0) & (document >= 0), document, windows.document[window[first]])
-        return cls(
-            latents, row[first], window[first], maximum, document.astype(np.uint32), first, count,
-            position, activation, unmasked,
-        )  # fmt: skip
+        row, window = row[first], window[first]
+        document = windows.document[window]
+        # Only a window of several documents leaves open whose the strongest token is.
+        several = np.flatnonzero((windows.n_documents[window] > 1) & (maximum > 0))
+        if len(several):
+            token, edges = members(first[several], count[several])
+            here = value[token]
+            is_maximum = np.flatnonzero(here == np.repeat(maximum[several], count[several]))  # at least one per cell
+            token = token[is_maximum[np.searchsorted(is_maximum, edges[:-1])]]
+            found = corpus.document_of_position(position[token])
+            document[several] = np.where(found >= 0, found, document[several])
+        return cls(latents, row, window, maximum, document, first, count, position, activation, unmasked)
 
     @property
     def activating(self) -> Bool[np.ndarray, " cells"]:
@@ -229,14 +242,71 @@ class Cells:
         return np.bincount(self.row[self.activating], minlength=len(self.latents)) > 0
 
 
+def _small(n: int) -> type[np.unsignedinteger[Any]]:
+    """Least type for numbers up to n: NumPy sorts those of 8 and 16 bits in linear time."""
+    return np.uint8 if n < 2**8 else np.uint16 if n < 2**16 else np.uint32
+
+
+def members(
+    first: Int64[np.ndarray, " cells"], count: Int64[np.ndarray, " cells"]
+) -> tuple[Int64[np.ndarray, " tokens"], Int64[np.ndarray, " edges"]]:
+    """Indices first[i] to first[i] + count[i] of all cells in a row, and where each cell's begin; their number last."""
+    edges = np.append(0, np.cumsum(count))
+    return np.arange(edges[-1]) + np.repeat(first - edges[:-1], count), edges
+
+
 # The loop ---------------------------------------------------------------------------------------------------
 
 
-def by_block(work: Work, compute: Callable[[Cells, Windows, Corpus], Mapping[str, pl.DataFrame]]) -> Windows:
-    """Writes one block of the work's tables per 256 latent ids, from `compute`; returns the windows for their counts.
+@dataclass(frozen=True)
+class Source:
+    """What a stage that goes through the blocks of a SAE reads."""
 
-    A block's recipe holds the block's own latents, so that one more latent leaves the other blocks as they are.
-    Raises InputError if the SAE has no such latents, and what `Windows.of` raises.
+    corpus: Corpus
+    windows: Windows
+    masked: Bool[np.ndarray, " positions"]
+    shards: Shards
+    due: list[UInt32[np.ndarray, " _"]]
+    """Latents of the blocks that have to be computed."""
+    workers: int
+
+    def each(self, blocks: Sequence[UInt32[np.ndarray, " _"]], use: Callable[[int, Cells], T]) -> Iterator[T]:
+        """use(index, where its latents fire) of every block, in their order, several at a time.
+
+        Blocks hold ascending ids and are ascending themselves. Threads are enough: NumPy, Polars, Arrow and hashing
+        let go of the interpreter while they work.
+        """
+
+        def run(index: int, active: pl.DataFrame) -> T:
+            return use(index, Cells.of(blocks[index], active, self.masked, self.windows, self.corpus))
+
+        with ThreadPoolExecutor(self.workers) as pool:
+            running: deque[Future[T]] = deque()
+            try:
+                for index, active in self.shards.sweep(blocks):
+                    running.append(pool.submit(run, index, active))
+                    if len(running) > self.workers:
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
+            finally:
+                for future in running:
+                    future.cancel()
+
+
+def blocks_of(latents: UInt32[np.ndarray, " latents"]) -> list[UInt32[np.ndarray, " _"]]:
+    """Ascending ids, cut where a block begins."""
+    return np.split(latents, np.flatnonzero(np.diff(latents // schema.BLOCK)) + 1)
+
+
+def by_block(
+    work: Work, prepare: Callable[[Source], Callable[[Cells], Mapping[str, pl.DataFrame]]], **consumed: Any
+) -> Windows:
+    """Writes one block of the work's tables per 256 latent ids; returns the windows for their counts.
+
+    `prepare` is called once, and only if some block has to be computed; what it returns gives a block's tables.
+    A block's recipe holds the block's own latents, so that one more latent leaves the other blocks as they are, and
+    what else is `consumed`. Raises InputError if the SAE has no such latents, and what `Windows.of` raises.
     """
     resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
     declared = resolved.json("resolved.json")
@@ -245,20 +315,32 @@ def by_block(work: Work, compute: Callable[[Cells, Windows, Corpus], Mapping[str
     latents = selected_latents(spec, declared["n_latents"])
     corpus = work.workspace.corpus(resolved)
     windows = Windows.of(corpus, work.settings.contexts.length)
-    masked = _masked(cache, corpus)
-    cached, activations = resolved.content(("cache",)), cache.content(("activations", "masked"))
-    blocks, starts = np.unique(latents // schema.BLOCK, return_index=True)
-    done = 0
-    for block, chosen in zip(blocks.tolist(), np.split(latents, starts[1:]), strict=True):
-        recipe = work.block_recipe(latents=chosen.tolist(), resolved_saes=cached, activation_cache=activations)
+    consumed |= {
+        "resolved_saes": resolved.content(("cache",)),
+        "activation_cache": cache.content(("activations", "masked")),
+    }
+    due: list[tuple[str, dict[str, Any], UInt32[np.ndarray, " _"]]] = []
+    for chosen in blocks_of(latents):
+        name = f"{chosen[0] // schema.BLOCK:06d}"
+        recipe = work.block_recipe(latents=chosen.tolist(), **consumed)
+        if not work.draft.reuse(name, recipe, work.stage.tables):
+            due.append((name, recipe, chosen))
+    if not due:
+        return windows
+    blocks = [chosen for _, _, chosen in due]
+    shards = Shards(cache.tables(schema.ACTIVATIONS.name))
+    workers = work.settings.machine.workers or os.cpu_count() or 1
+    source = Source(corpus, windows, _masked(cache, corpus), shards, blocks, workers)
+    compute = prepare(source)
 
-        def run(chosen: UInt32[np.ndarray, " latents"] = chosen) -> Mapping[str, pl.DataFrame]:
-            low, high = int(chosen[0]), int(chosen[-1])
-            active = cache.scan(schema.ACTIVATIONS).filter(pl.col("latent").is_between(low, high)).collect()
-            return compute(Cells.of(chosen, active, masked, windows, corpus), windows, corpus)
+    def put(index: int, cells: Cells) -> int:
+        name, recipe, chosen = due[index]
+        work.draft.put(name, recipe, work.stage.tables, compute(cells))
+        return len(chosen)
 
-        work.draft.block(f"{block:06d}", recipe, work.stage.tables, run)
-        done += len(chosen)
+    done = len(latents) - sum(map(len, blocks))
+    for n in source.each(blocks, put):
+        done += n
         work.progress(done, len(latents), "latents")
     return windows
 

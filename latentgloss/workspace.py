@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentgloss import settings as settings_module
-from latentgloss.errors import MissingInput
+from latentgloss.errors import InputError, MissingInput
 from latentgloss.files import LocalFiles
 from latentgloss.hashing import DigestCache
 from latentgloss.registry import Registry, SaeSpec
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from latentgloss.corpus import Corpus
     from latentgloss.explainers.windows import Vocabulary
+    from latentgloss.protocols import Vectors
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
@@ -113,6 +114,14 @@ class Workspace:
 
         return open_sae(spec)
 
+    def negatives_embedder(self) -> dict[str, Any]:
+        """Identity of the embedder that says which negatives are `similar`. Raises InputError if there is none."""
+        raise _no_embedder()
+
+    def negative_vectors(self, resolved: Version) -> Vectors:
+        """Its vectors of the contexts of the corpus that `resolved` pins. Raises InputError if there is none."""
+        raise _no_embedder()
+
     def check_resolved(self, resolved: Version) -> None:
         """Raises MissingInput if weights, model or mask are no longer those that `resolved` was made from.
 
@@ -162,7 +171,8 @@ class Workspace:
         for upstream in stage.inputs:
             versions = self._inputs(stage, STAGES[upstream.stage], partition)
             inputs[upstream.stage] = versions
-            hashes = {key: version.content(upstream.parts) for key, version in versions.items()}
+            parts = upstream.parts_used(self.settings)
+            hashes = {key: version.content(parts) for key, version in versions.items()}
             contents[upstream.stage] = hashes[partition] if list(hashes) == [partition] else hashes
         content = {
             "stage": stage.name,
@@ -215,6 +225,8 @@ class Workspace:
                 "mask": model.mask.model_dump(mode="json"),
                 "latents": sae.model_dump(mode="json", include={"latents"})["latents"],
             }
+        if stage.name == "sampled_negatives" and "similar" in self.settings.negatives.strata:
+            return {"embedder": self.negatives_embedder()}
         if stage.name == "explanations":
             from latentgloss.explainers import identities as explainer_identities
 
@@ -304,6 +316,14 @@ class Workspace:
         finally:
             for work in works:
                 work.close()
+
+
+def _no_embedder() -> InputError:
+    return InputError(
+        "negatives.strata asks for `similar`, and no embedder is registered",
+        expected="an embedder, whose vectors say which contexts are alike",
+        todo="leave `similar` out of negatives.strata",
+    )
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

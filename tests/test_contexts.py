@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from windows_world import DEAD, DENSE, LENGTH, LOCAL, MASKED_ONLY, RARE, SAE, World, make_workspace, make_world, wide
 
-from latentgloss import schema
-from latentgloss.contexts import activating, draw, sample_block, sample_contexts
+from latentgloss import schema, sorting
+from latentgloss.contexts import draw, sample_block, sample_contexts
 from latentgloss.errors import CorpusError, InputError, SettingsError
 from latentgloss.hashing import counter_hash
+from latentgloss.population import Population
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
 from latentgloss.schema import GRAM
 from latentgloss.settings import ContextSettings
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from latentgloss.work import Outcome
 
 SEEDS = st.integers(0, 5)
+SAMPLERS = ["quantile", "top", "random", "mixed", "importance"]
 SMALL = {"length": LENGTH, "min_explain": 8, "min_test": 12, "min_test_documents": 5}
 
 
@@ -59,7 +61,7 @@ def test_population_and_deciles_agree_with_a_loop_over_windows(seed: int) -> Non
     world = world_of(seed)
     splits, taken = world.splits(), usable(world)
     cells = world.cells()
-    frame = activating(cells, world.windows, seed=3)
+    frame = Population.of(cells, world.windows, seed=3).frame()
     found = {
         (row, int(cells.window[cell])): (decile, maximum)
         for row, cell, decile, maximum in frame.select("row", "cell", "decile", "maximum").iter_rows()
@@ -126,7 +128,7 @@ def test_the_world_has_latents_of_every_status() -> None:
 
 
 @settings(max_examples=6, deadline=None)
-@given(SEEDS, st.sampled_from(["quantile", "top", "random"]))
+@given(SEEDS, st.sampled_from(SAMPLERS))
 def test_a_sample_leaks_nothing_and_repeats_nothing(seed: int, sampler: str) -> None:
     world = world_of(seed)
     texts, splits = world.texts(), world.splits()
@@ -157,7 +159,7 @@ def test_a_sample_leaks_nothing_and_repeats_nothing(seed: int, sampler: str) -> 
 
 
 @settings(max_examples=6, deadline=None)
-@given(SEEDS, st.sampled_from(["quantile", "top", "random"]), st.integers(40, 60), st.integers(10, 30))
+@given(SEEDS, st.sampled_from(SAMPLERS), st.integers(40, 60), st.integers(10, 30))
 def test_more_contexts_only_append(seed: int, sampler: str, explain: int, test: int) -> None:
     world = world_of(seed)
     small = sampled(world, sampler=sampler, explain=explain, select=5, test=test)["contexts"]
@@ -171,10 +173,10 @@ def test_more_contexts_only_append(seed: int, sampler: str, explain: int, test: 
 
 
 @settings(max_examples=6, deadline=None)
-@given(SEEDS, st.sets(st.integers(0, 13), min_size=1))
-def test_a_latents_rows_do_not_depend_on_the_other_latents(seed: int, latents: set[int]) -> None:
+@given(SEEDS, st.sets(st.integers(0, 13), min_size=1), st.sampled_from(SAMPLERS))
+def test_a_latents_rows_do_not_depend_on_the_other_latents(seed: int, latents: set[int], sampler: str) -> None:
     world = world_of(seed)
-    together, alone = sampled(world), sampled(world, sorted(latents))
+    together, alone = sampled(world, sampler=sampler), sampled(world, sorted(latents), sampler=sampler)
     for name in together:
         assert together[name].filter(pl.col("latent").is_in(list(latents))).equals(alone[name])
 
@@ -210,6 +212,64 @@ def test_any_prefix_of_a_quantile_sample_is_spread_over_the_deciles(seed: int, n
     limit = population.group_by("document").len().select(pl.col("len").clip(upper_bound=2).sum()).item()
     assert capped.height == min(limit, size)
     assert capped["document"].value_counts()["count"].max() <= 2
+
+
+@settings(max_examples=12, deadline=None)
+@given(SEEDS, st.sampled_from(SAMPLERS), st.integers(10, 40), st.sampled_from([-20, 0, 10]))
+def test_samples_do_not_depend_on_how_few_windows_are_looked_at(seed: int, sampler: str, test: int, spare: int) -> None:
+    """Fewer than suffice: the rest is looked at for the latents that need it."""
+    changes = {"sampler": sampler, "explain": 40, "select": test, "test": test}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "SPARE", 10**9)
+        whole = sampled(world_of(seed), **changes)["contexts"]
+        patch.setattr(sorting, "SPARE", spare)
+        assert sampled(world_of(seed), **changes)["contexts"].equals(whole)
+
+
+def one_latent(maximum: np.ndarray, weight: np.ndarray, decile: np.ndarray | None = None) -> pl.DataFrame:
+    n = len(maximum)
+    return pl.DataFrame(
+        {
+            "cell": np.arange(n),
+            "row": np.zeros(n, dtype=np.int64),
+            "document": np.arange(n),
+            "maximum": maximum,
+            "weight": weight,
+            "decile": decile if decile is not None else np.arange(n) * 10 // n + 1,
+        }
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 90), st.integers(1, 100))
+def test_a_mixed_sample_takes_turns_between_the_strongest_and_the_deciles(seed: int, n: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    population = one_latent(rng.random(n), rng.random(n), rng.integers(1, 11, n))
+    strongest, spread = (draw(population, sampler, n)["cell"].to_list() for sampler in ("top", "quantile"))
+    turns = [cell for pair in zip(strongest, spread, strict=True) for cell in pair]
+    assert draw(population, "mixed", size)["cell"].to_list() == list(dict.fromkeys(turns))[:size]
+
+
+def test_an_importance_sample_is_drawn_in_proportion_to_the_maximum() -> None:
+    """Of three windows: the first, and of the others the second, as often as their maxima say."""
+    maximum, rounds = np.array([1.0, 2.0, 5.0]), 20_000
+    cells = np.arange(3)[None, :], np.arange(rounds)[:, None]
+    uniform = (counter_hash(3, *cells) >> np.uint64(16)).astype(np.float64) + 0.5
+    weight = -np.log(uniform * 2.0**-48) / maximum
+    frames = [one_latent(maximum, w).with_columns(row=pl.lit(i, pl.Int64)) for i, w in enumerate(weight)]
+    drawn = draw(pl.concat(frames), "importance", 2)["cell"].to_numpy().reshape(rounds, 2)
+    for first, second in ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)):
+        share = maximum[first] / 8 * maximum[second] / (8 - maximum[first])
+        found = (drawn == (first, second)).all(axis=1).mean()
+        assert abs(found - share) < 4 * math.sqrt(share * (1 - share) / rounds)
+
+
+def test_weights_of_importance_are_uniform_keys_over_the_maximum() -> None:
+    world = world_of(2)
+    frame = Population.of(world.cells(), world.windows, seed=3).frame()
+    uniform = np.sort(np.exp(-frame["weight"].to_numpy() * frame["maximum"].to_numpy()))
+    assert len(uniform) > 500
+    assert np.abs(uniform - (np.arange(len(uniform)) + 0.5) / len(uniform)).max() < 1.63 / math.sqrt(len(uniform))
 
 
 def test_the_order_of_hashes_is_uniform_over_contexts() -> None:

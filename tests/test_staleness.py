@@ -226,6 +226,7 @@ OTHER_VALUES: dict[str, Any] = {
     "contexts.sampler": "top",
     "contexts.length": 32,
     "negatives.strata": ("random",),
+    "negatives.embedder": "minilm",
     "explanations.explainers": ("pattern",),
     "explanations.pattern.rules": 3,
     "detection.judges": ("executed", "executed"),

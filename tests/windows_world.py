@@ -11,9 +11,10 @@ import polars as pl
 
 from latentgloss import schema
 from latentgloss.corpus import Corpus
-from latentgloss.hashing import frame_sha256, json_sha256
+from latentgloss.hashing import counter_hash, frame_sha256, json_sha256
+from latentgloss.pairs import Shards
 from latentgloss.schema import GRAM
-from latentgloss.windows import Cells, Windows
+from latentgloss.windows import Cells, Source, Windows, text_hashes
 from latentgloss.workspace import Workspace
 
 LENGTH, SEQUENCE = 16, 64
@@ -70,8 +71,31 @@ class World:
         values = self.activations[here, latent][~self.masked[here]]
         return max(values.tolist(), default=0.0)
 
+    @property
+    def source(self) -> Source:
+        """Hands out cells of this world, one block after the other."""
+        return _Whole(self.corpus, self.windows, self.masked, Shards([]), [], 1, self)
+
+    @property
+    def neighbours(self) -> np.ndarray:
+        """Twelve other latents of each (as many as there are), nearest first."""
+        n = self.activations.shape[1]
+        others = np.argsort(np.random.default_rng(n).random((n, n)) + 2 * np.eye(n), axis=1)
+        return others[:, : min(12, n - 1)]
+
     def zero(self, latent: int, window: int) -> bool:
         return not self.activations[window * LENGTH : (window + 1) * LENGTH, latent].any()
+
+
+@dataclass(frozen=True)
+class _Whole(Source):
+    """A source without files."""
+
+    world: World
+
+    def each(self, blocks, use):
+        for index, block in enumerate(blocks):
+            yield use(index, self.world.cells(block.tolist()))
 
 
 def make_world(seed: int, n_latents: int = 14, folder: Path = Path("unused")) -> World:
@@ -188,8 +212,35 @@ def make_workspace(folder: Path, world: World, latents: object, settings: dict[s
         for number, keep in enumerate((pl.col("position") < half, pl.col("position") >= half)):
             frames = {"activations": world.pairs.filter(keep).sort("latent", "position"), "masked": masked.filter(keep)}
             draft.put(f"shard-{number:06d}", {"shard": number}, (schema.ACTIVATIONS, schema.MASKED), frames)
+        draft.put("000000", {"latents": "all"}, (schema.LATENTS,), {"latents": _latents(world)})
         draft.commit(inputs=[], run_id="", facts={})
     return workspace
+
+
+def _latents(world: World) -> pl.DataFrame:
+    """Table `latents`, of which neighbours alone are filled in."""
+    lists = {c.name: [] for c in schema.LATENTS.columns if isinstance(c.dtype, pl.List)}
+    numbers = {c.name: 0 for c in schema.LATENTS.columns if c.name not in lists}
+    return schema.LATENTS.frame(
+        {**numbers, **lists, "latent": latent, "neighbours": near}
+        for latent, near in enumerate(world.neighbours.tolist())
+    )
+
+
+class HashVectors:
+    """Vectors of contexts, made of nothing but their texts: a third of all texts share four vectors."""
+
+    def __init__(self, world: World) -> None:
+        self.texts = text_hashes(world.corpus.tokens.reshape(-1, LENGTH))
+        self.asked: set[int] = set()
+
+    def get(self, items: np.ndarray) -> np.ndarray:
+        self.asked |= set(np.asarray(items).tolist())
+        text = self.texts[items]
+        text = np.where(text % np.uint64(3) == 0, text % np.uint64(4), text)
+        bits = counter_hash(5, text[:, None], np.arange(24))
+        vectors = (bits >> np.uint64(11)) * 2.0**-53 - 0.3
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 def wide(world: World, n_latents: int = 300) -> World:
