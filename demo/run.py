@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _TERMINAL = os.fdopen(os.dup(sys.stdout.fileno()), "w") if sys.stdout.isatty() else None
 """The terminal itself: while a step runs, Dagster sends what is written to standard output to a file."""
 
-console = Console(file=_TERMINAL) if _TERMINAL else Console(width=170)
+console = Console(file=_TERMINAL) if _TERMINAL else Console(width=190)
 SHOWN_METRIC = "balanced_accuracy"
 GAIN_METRIC = "auroc"
 """Balanced accuracy over 100 + 100 windows moves in steps of .005: too coarse for a difference. Shown, too, where a
@@ -212,9 +212,9 @@ def _print_report(workspace: Workspace) -> None:
         return
     order = list(workspace.settings.explanations.explainers)
     explainers = sorted(both["explainer"].unique(), key=lambda e: (order.index(e) if e in order else len(order), e))
-    table = Table(title="Median score over scored latents, 95 % interval")
+    table = Table(title=f"Median {SHOWN_METRIC} over scored latents, 95 % interval")
     words = ("SAE", "scorer", "negatives")
-    for head in (*words, "alive", "eligible", "explained", "scored", *explainers, f"{GAIN_METRIC} gain"):
+    for head in (*words, "alive", "eligible", "scored", *explainers, f"{GAIN_METRIC} gain"):
         table.add_column(head, justify="left" if head in words else "right", overflow="fold")
     for (partition,), of_sae in both.group_by("partition", maintain_order=True):
         table.add_section()
@@ -226,13 +226,13 @@ def _print_report(workspace: Workspace) -> None:
                 "" if number else f"{partition}{_kind(workspace, str(partition))}",
                 scorer,
                 first["negatives"],
-                *(f"{first[name]:,}" for name in ("n_alive", "n_eligible", "n_explained", "n_scored")),
+                *(f"{first[name]:,}" for name in ("n_alive", "n_eligible", "n_scored")),
                 *(_interval(by.get(e), "median") for e in explainers),
                 _interval(gain.get(explainers[0]), "gain"),
             )
     console.print(table)
     console.print(
-        f"Explained and scored are counts of `{explainers[0]}`. `null:` explains with another latent's text. "
+        f"Scored is a count of `{explainers[0]}`. `null:` explains with another latent's text. "
         f"Gain of `{explainers[0]}` over `token_table`: median paired difference over all eligible latents.\n"
     )
 
@@ -244,7 +244,8 @@ def _arms(of_sae: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame, pl.DataFram
     for (scorer, judge, embedder, *_), rows in of_sae.group_by(key, maintain_order=True):
         metric = SHOWN_METRIC if SHOWN_METRIC in rows["metric"] else GAIN_METRIC
         by = f" by {embedder or judge}" if scorer in several else ""
-        yield f"{scorer}{by}, {metric}", rows.filter(metric=metric), rows.filter(metric=GAIN_METRIC)
+        unlike = "" if metric == SHOWN_METRIC else f" ({metric})"
+        yield f"{scorer}{by}{unlike}", rows.filter(metric=metric), rows.filter(metric=GAIN_METRIC)
 
 
 def _kind(workspace: Workspace, partition: str) -> str:

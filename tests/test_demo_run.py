@@ -45,7 +45,7 @@ def test_a_failure_stops_no_other_sae_and_a_fresh_store_computes_nothing(
     again = run(tiny_workspace, tmp_path / "home")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing to compute" in again.stdout
-    assert "Median score" in again.stdout and "lineage" in again.stdout
+    assert "Median balanced_accuracy" in again.stdout and "lineage" in again.stdout
 
 
 def test_every_scorer_has_a_row_in_its_own_metric(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_every_scorer_has_a_row_in_its_own_metric(monkeypatch: pytest.MonkeyPatc
     found = [(scorer, shown["median"].to_list(), gains["median"].to_list())
              for scorer, shown, gains in arms(schema.REPORT.frame(rows))]  # fmt: skip
     assert found == [
-        ("detection by executed, balanced_accuracy", [0.6], [0.7]),
-        ("detection by llm, balanced_accuracy", [0.65], [0.75]),
-        ("embedding, auroc", [0.8], [0.8]),
+        ("detection by executed", [0.6], [0.7]),
+        ("detection by llm", [0.65], [0.75]),
+        ("embedding (auroc)", [0.8], [0.8]),
     ]
