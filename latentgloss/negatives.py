@@ -359,10 +359,11 @@ def permuted(
         for number, (bits, k) in enumerate(zip(rounds, shifts, strict=True)):
             partner = k[of]
             partner -= x
-            partner += size * (partner < 0)
+            partner += size & (partner >> 63)  # modulo the size: the sign bit is all ones or none
             key = np.maximum(x, partner)
             key ^= bits.view(np.int64)[of]
-            swap = counter_hash(number, key) >> np.uint64(63)
-            np.copyto(x, partner, where=swap.astype(bool))
+            partner -= x
+            partner &= counter_hash(number, key).view(np.int64) >> 63  # swapped or not
+            x += partner
         image[part] = x
     return image

@@ -44,7 +44,9 @@ class _Footer:
     def of(cls, path: Path) -> _Footer:
         metadata = pq.read_metadata(path)
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        bounds = [(s.min, s.max) for s in (group.column(0).statistics for group in groups)]
+        # A row group without rows has no statistics.
+        found = (group.column(0).statistics for group in groups)
+        bounds = [(s.min, s.max) if s is not None and s.has_min_max else (0, 2**32 - 1) for s in found]
         low, high = np.array(bounds, dtype=np.int64).reshape(-1, 2).T
         return cls(path, metadata, low, high, np.append(0, np.cumsum([group.num_rows for group in groups])))
 

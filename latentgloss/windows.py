@@ -185,7 +185,7 @@ class Cells:
     first: Int64[np.ndarray, " cells"]
     """The cell's tokens are `position[first : first + count]`, masked ones included."""
     count: Int64[np.ndarray, " cells"]
-    position: Int64[np.ndarray, " tokens"]
+    position: UInt32[np.ndarray, " tokens"]
     activation: Float32[np.ndarray, " tokens"]
     unmasked: Bool[np.ndarray, " tokens"]
 
@@ -200,26 +200,27 @@ class Cells:
     ) -> Cells:
         """From rows of `schema.ACTIVATIONS` in any order; those of other latents are left out."""
         low = int(latents[0]) if len(latents) else 0
-        rows = np.full(int(latents[-1]) - low + 2 if len(latents) else 1, len(latents))
-        rows[latents - low] = np.arange(len(latents))
+        width = int(latents[-1]) - low + 2 if len(latents) else 1
+        rows = np.full(width, len(latents), dtype=_small(len(latents)))
+        rows[latents - np.uint32(low)] = np.arange(len(latents))
         # Latents outside the range wrap around or lie beyond it: the last entry is nobody's.
-        row = rows[np.minimum(active["latent"].to_numpy() - np.uint32(low), len(rows) - 1)].astype(_small(len(latents)))
+        row = rows[np.minimum(active["latent"].to_numpy() - np.uint32(low), len(rows) - 1)]
         order = np.argsort(row, kind="stable")[: int((row < len(latents)).sum())]
-        row, position = row[order].astype(np.int64), active["position"].to_numpy()[order].astype(np.int64)
-        if (np.diff(row << 32 | position) < 0).any():  # shards come by position, and then this is in order already
-            again = np.argsort(row << 32 | position, kind="stable")
-            order, row, position = order[again], row[again], position[again]
-        activation = active["activation"].to_numpy()[order]
-        window = position // windows.length
+        row, position = row[order], active["position"].to_numpy()[order]
         opens = np.ones(len(row), dtype=bool)
-        np.not_equal(window[1:], window[:-1], out=opens[1:])
-        opens[1:] |= row[1:] != row[:-1]
+        np.not_equal(row[1:], row[:-1], out=opens[1:])
+        if not (opens[1:] | (position[1:] > position[:-1])).all():  # shards come by position, and that is in order
+            again = np.lexsort((position, row))
+            order, position = order[again], position[again]
+        activation = active["activation"].to_numpy()[order]
+        window = position // np.uint32(windows.length)
+        opens[1:] |= window[1:] != window[:-1]
         first = np.flatnonzero(opens)
         count = np.diff(first, append=len(row))
         unmasked = ~masked[position]
         value = np.where(unmasked, activation, np.float32(0))
         maximum = np.maximum.reduceat(value, first) if len(first) else np.empty(0, dtype=np.float32)
-        row, window = row[first], window[first]
+        row, window = row[first].astype(np.int64), window[first].astype(np.int64)
         document = windows.document[window]
         # Only a window of several documents leaves open whose the strongest token is.
         several = np.flatnonzero((windows.n_documents[window] > 1) & (maximum > 0))
