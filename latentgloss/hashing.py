@@ -98,7 +98,7 @@ def _update(digest: Any, series: pl.Series) -> None:
         _update(digest, series.filter(series.list.len() > 0).explode())
     elif series.dtype == pl.String:
         _update(digest, series.str.len_bytes())
-        digest.update("".join(series.to_list()).encode("utf-8", "surrogatepass"))
+        digest.update((series.str.join().item() if len(series) else "").encode("utf-8"))
     elif series.dtype == pl.Boolean:
         digest.update(np.packbits(series.to_numpy()).tobytes())
     else:

@@ -9,6 +9,8 @@ import tiny
 
 from latentgloss import schema, scores
 from latentgloss.protocols import Answer
+from latentgloss.scorers import SCORERS, detection
+from latentgloss.scorers.base import Asked
 
 BLOCK = "000000"
 ARMS = ["same_document", "random"]
@@ -23,7 +25,11 @@ def world(tmp_path_factory):
         name: workspace.store.current(name, tiny.SPARSIFY) for name in tiny.RUNNERS if name.startswith(("s", "e", "r"))
     }
     explained = current["explanations"].read(schema.EXPLANATIONS, f"{BLOCK}-pattern")
-    contexts = scores.to_judge(current["sampled_contexts"], current["sampled_negatives"], BLOCK)
+    contexts = detection.candidates(
+        current["sampled_contexts"].read(schema.CONTEXTS, BLOCK),
+        current["sampled_negatives"].read(schema.NEGATIVES, BLOCK),
+        schema.SPLITS,
+    )
     corpus = workspace.corpus(current["resolved_saes"])
     return explained, contexts, corpus, workspace
 
@@ -31,12 +37,12 @@ def world(tmp_path_factory):
 class Scripted:
     """A judge that answers by a rule that is given the truth, which no real judge sees."""
 
-    name = "scripted"
+    name, embedder = "scripted", ""
 
     def __init__(self, world, answer):
         _, contexts, corpus, _ = world
         length = 16
-        positive = contexts.filter("truth", pl.col("context").is_not_null())
+        positive = contexts.filter("truth")
         tokens = corpus.contexts(positive["context"].to_numpy(), length)
         self.active = {(latent, row.tobytes()) for latent, row in zip(positive["latent"], tokens, strict=True)}
         self.answer = answer
@@ -53,10 +59,13 @@ def evidence(values, **more):
     return Answer(np.asarray(values, dtype=np.float32), None, None, None, **more)
 
 
-def judged(world, answer, explained=None):
-    given, contexts, corpus, _ = world
+def judged(world, answer, explained=None, contexts=None):
+    given, all_contexts, corpus, _ = world
     judge = Scripted(world, answer)
-    return (*scores._judged(given if explained is None else explained, contexts, ARMS, corpus, 16, judge), judge)
+    rows = detection.asked(all_contexts if contexts is None else contexts, ARMS)
+    asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16))
+    found = scores.score_block(SCORERS["detection"], given if explained is None else explained, asked, ARMS, [judge])
+    return found["judgements"], found["scores"], judge
 
 
 def test_a_perfect_judge_gets_everything_right(world):
@@ -150,21 +159,18 @@ def test_a_decision_that_came_with_a_failure_is_not_counted(world):
 
 def test_evidence_without_a_threshold_decides_nothing(world):
     """No answers on select and explain: τ is unknown, and an unknown τ is no "no"."""
-    explained, contexts, corpus, _ = world
-    judge = Scripted(world, lambda q, truth: evidence(truth))
-    only_test = contexts.filter((pl.col("split") == "test") | pl.col("split").is_null())
-    judgements, found = scores._judged(explained, only_test, ARMS, corpus, 16, judge)
+    only_test = world[1].filter(split="test")
+    judgements, found, _ = judged(world, lambda q, truth: evidence(truth), contexts=only_test)
     assert judgements["prediction"].null_count() == judgements.height
     assert "ok" not in found["status"].to_list()
     assert found["score"].null_count() == found.height
 
 
 def test_a_latent_without_random_negatives_takes_its_threshold_from_the_next_arm(world):
-    explained, contexts, corpus, _ = world
+    explained, contexts, *_ = world
     latent = explained.filter(status="ok")["latent"][0]
     without = contexts.filter(~((pl.col("latent") == latent) & (pl.col("stratum") == "random")))
-    judge = Scripted(world, lambda q, truth: evidence(truth))
-    _, found = scores._judged(explained, without, ARMS, corpus, 16, judge)
+    _, found, _ = judged(world, lambda q, truth: evidence(truth), contexts=without)
     rows = {row["negatives"]: row for row in found.filter(latent=latent).iter_rows(named=True)}
     assert rows["same_document"]["score"] == 1
     assert rows["random"]["status"] == "unscored"

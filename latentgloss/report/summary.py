@@ -1,8 +1,8 @@
 """Per SAE and explainer: how many latents got how far, the median score with its interval, the gain over a table.
 
-Reads `latents`, `eligibility`, `explanations`, `scores` of every SAE of a model that has scores; writes `report`. A
-median is over scored latents and names them; a gain is paired and over *all eligible* latents, a failure counting as
-chance (docs/methods.md).
+Reads `latents`, `eligibility`, `explanations` and every scorer's `scores`, of every SAE of a model that has them all;
+writes `report`. A median is over scored latents and names them; a gain is paired and over *all eligible* latents, a
+failure counting as chance (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from latentgloss.work import one_by_one
 if TYPE_CHECKING:
     from latentgloss.work import Work
 
-METRICS = ("balanced_accuracy", "auroc")
+AUROC = "auroc"
+"""Summarised for every scorer beside the metric its score is."""
 BASELINE = "token_table"
 _KEY = ["explainer", "scorer", "judge", "embedder", "profile", "negatives"]
 
@@ -34,7 +35,7 @@ def _report(work: Work) -> None:
         alive = read["activation_cache"].scan(schema.LATENTS).filter(pl.col("count") > 0).select("latent").collect()
         explained = read["explanations"].scan(schema.EXPLANATIONS).filter(status="ok").select("latent", "explainer")
         explained_by = dict(explained.group_by("explainer").len().collect().iter_rows())
-        scores = read["detection_scores"].read(schema.SCORES)
+        scores = pl.concat(version.read(schema.SCORES) for name, version in read.items() if name.endswith("_scores"))
         eligible = eligibility.filter(pl.col("status") == "eligible").select("latent").sort("latent")
         counts = {
             "partition": partition,
@@ -46,17 +47,22 @@ def _report(work: Work) -> None:
         groups = dict(sorted(scores.group_by(_KEY)))
         for key, frame in groups.items():
             baseline = groups.get((BASELINE, *key[1:]))
-            for metric in METRICS:
+            # Latents left out on purpose are no failures; the sample is the same whatever explains or judges.
+            left_out = frame.filter(status="not_sampled")
+            judged = eligible.join(left_out, on="latent", how="anti", maintain_order="left")
+            for metric in dict.fromkeys((frame["metric"][0], AUROC)):
                 rows.append(
                     {
                         **counts,
                         **dict(zip(_KEY, key, strict=True)),
                         "n_explained": explained_by.get(key[0], 0),
-                        **_summary(frame, eligible, metric, settings.seed, settings.resamples),
-                        **_gain(frame, baseline, eligible, metric, settings.seed, settings.resamples),
+                        **_summary(frame, judged, metric, settings.seed, settings.resamples),
+                        **_gain(frame, baseline, judged, metric, settings.seed, settings.resamples),
                     }
                 )
-    table = schema.REPORT.frame(rows).sort("partition", "metric", "negatives", "explainer")
+    table = schema.REPORT.frame(rows).sort(
+        "partition", "metric", "scorer", "negatives", "explainer", "judge", "embedder"
+    )
     work.draft.put("all", work.recipe.content, (schema.REPORT,), {"report": table})
     work.facts = {"partitions": complete}
 
