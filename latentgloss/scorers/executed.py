@@ -24,10 +24,9 @@ from latentgloss.protocols import Answer, Question
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from jaxtyping import Float32
+    from jaxtyping import Float32, Float64, Int64, UInt32
 
     from latentgloss.explainers.windows import Vocabulary
-    from latentgloss.protocols import Predictor
 
 
 class ExecutedJudge:
@@ -55,40 +54,39 @@ class ExecutedJudge:
         except ExplainerError as e:
             yield from (_unsupported(question, str(e)) for question in questions)
             return
-        found = _strengths(predictor, questions)
+        together, of = _once(questions)
         if questions[0].task != "fuzzing":
-            yield from (Answer(strength.max(axis=1), None, None, None) for strength in found)
+            evidence = predictor.strength(together).max(axis=1)
+            yield from (Answer(evidence[rows], None, None, None) for rows in of)
             return
         reference = questions[0].reference
         if reference is None or not reference.size:
             yield from (_unsupported(question, "no explain contexts to compare with") for question in questions)
             return
-        ascending = np.sort(predictor.strength(reference), axis=None)
-        for question, strength in zip(questions, found, strict=True):
-            yield Answer(_contrast(question, strength, ascending), None, None, None)
+        strength = predictor.strength(np.concatenate([together, reference]))
+        ascending = np.sort(strength[len(together) :], axis=None)
+        rank = np.searchsorted(ascending, strength[: len(together)], side="right") / ascending.size
+        for question, rows in zip(questions, of, strict=True):
+            yield Answer(_contrast(question, rank[rows]), None, None, None)
 
 
-def _strengths(predictor: Predictor, questions: list[Question]) -> list[Float32[np.ndarray, "contexts length"]]:
-    """Strength of every token of each question. A context that several questions hold is executed once."""
-    if any(question.contexts is None for question in questions):
-        return [predictor.strength(question.tokens) for question in questions]
-    contexts = np.concatenate([question.contexts for question in questions])
-    _, first, of = np.unique(contexts, return_index=True, return_inverse=True)
-    strength = predictor.strength(np.concatenate([question.tokens for question in questions])[first])
-    ends = np.cumsum([len(question.tokens) for question in questions])
-    return [strength[part] for part in np.split(of, ends[:-1])]
+def _once(questions: list[Question]) -> tuple[UInt32[np.ndarray, "contexts length"], list[Int64[np.ndarray, " rows"]]]:
+    """Tokens of every context of the questions, those that several of them hold once; and per question its rows."""
+    tokens = np.concatenate([question.tokens for question in questions])
+    numbers = [question.contexts for question in questions if question.contexts is not None]
+    first = of = np.arange(len(tokens))
+    if len(numbers) == len(questions):
+        _, first, of = np.unique(np.concatenate(numbers), return_index=True, return_inverse=True)
+    return tokens[first], np.split(of, np.cumsum([len(question.tokens) for question in questions])[:-1])
 
 
-def _contrast(
-    question: Question, strength: Float32[np.ndarray, "contexts length"], ascending: Float32[np.ndarray, " tokens"]
-) -> Float32[np.ndarray, " contexts"]:
+def _contrast(question: Question, rank: Float64[np.ndarray, "contexts length"]) -> Float32[np.ndarray, " contexts"]:
     """g per context; NaN where nothing is marked or everything is."""
     assert question.marks is not None
     marked = question.marks
     others = ~marked if question.masked is None else ~marked & ~question.masked
-    rank = np.searchsorted(ascending, strength, side="right") / len(ascending)
     with np.errstate(invalid="ignore"):
-        inside, outside = ((rank * of).sum(axis=1) / of.sum(axis=1) for of in (marked, others))
+        inside, outside = (np.where(of, rank, 0).sum(axis=1) / of.sum(axis=1) for of in (marked, others))
     contrast: Float32[np.ndarray, " contexts"] = (inside - outside).astype(np.float32)
     return contrast
 
