@@ -2,18 +2,25 @@
 
 What belongs here: the choice of one donor per context, for a whole block of latents at once. Nothing is read or
 written. Method: docs/methods.md, Fuzzing.
+
+Contexts *exchange* marks: every one that gets a donor is itself the donor of exactly one. If each took whatever pattern
+fits it, patterns that fit many (short ones, and those at places where the latent seldom fires) would be worn more often
+than they occur, and a wrong mark could be told by its looks. Exchanged, the wrong patterns of a latent are its right
+ones in another order, and nothing that looks at marks alone can do better than chance.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Int64
 
 from latentgloss.hashing import counter_hash
 
 NONE = -1
 """In place of a donor where there is none."""
 _SALT = 0xD0402
+PASSES = 2
+"""A context that finds no place at first may find one once the others have theirs."""
 
 
 def donors(
@@ -26,27 +33,33 @@ def donors(
 ) -> Int64[np.ndarray, " rows"]:
     """Row whose marks each row wears, or `NONE`.
 
-    The donor is another row of the same `group` (latent, split, decile) none of whose marks falls on a `closed` token
-    (active here, or masked); of several the one with the lowest hash of seed, latent, both contexts. What a row
-    wears thus depends on the rows of its group alone.
+    A donor is another row of the same `group` (latent, split, decile) none of whose marks falls on a `closed` token
+    (active here, or masked). Rows come in the order of a hash of seed, latent and context, and each takes the first
+    place among the others that fits on both sides; who wears whose marks thus depends on the rows of its group alone.
     """
-    n = len(group)
-    order = np.lexsort((context, group))
-    _, start, of, size = np.unique(group[order], return_index=True, return_inverse=True, return_counts=True)
-    place = np.arange(n) - start[of]
+    order = np.lexsort((context, counter_hash(seed ^ _SALT, latent, context), group))
+    _, start, size = np.unique(group[order], return_index=True, return_counts=True)
     # Eight tokens to a byte: what two patterns have in common is an `and`.
     pattern, barred = (np.packbits(each[order], axis=1) for each in (marked, closed))
-    key, number = latent[order], context[order]
-    best = np.full(n, NONE, dtype=np.int64)
-    lowest: UInt64[np.ndarray, " rows"] = np.full(n, np.iinfo(np.uint64).max, dtype=np.uint64)
-    for step in range(1, int(size.max(initial=1))):  # the other rows of a group, one per turn, for all groups at once
-        row = np.flatnonzero(step < size[of])
-        other = start[of[row]] + (place[row] + step) % size[of[row]]
-        fits = ~(pattern[other] & barred[row]).any(axis=1)
-        row, other = row[fits], other[fits]
-        drawn = counter_hash(seed ^ _SALT, key[row], number[row], number[other])
-        better = drawn < lowest[row]
-        best[row[better]], lowest[row[better]] = other[better], drawn[better]
-    found = np.full(n, NONE, dtype=np.int64)
-    found[order] = np.where(best >= 0, order[best], NONE)
+    wears = np.arange(len(group))  # itself: no place yet
+
+    def fits(row: Int64[np.ndarray, " some"], donor: Int64[np.ndarray, " some"]) -> Bool[np.ndarray, " some"]:
+        free: Bool[np.ndarray, " some"] = ~(pattern[donor] & barred[row]).any(axis=1)
+        return free
+
+    longest = int(size.max(initial=0))
+    for turn in range(PASSES * longest):  # one row of every group at a time, against one other at a time
+        place = turn % longest
+        mine = np.flatnonzero(size > place)
+        mine = mine[wears[start[mine] + place] == start[mine] + place]
+        for step in range(1, longest):
+            mine = mine[step < size[mine]]
+            row, other = start[mine] + place, start[mine] + (place + step) % size[mine]
+            # The row enters between another and what that one wears (itself, if it has no place either).
+            enters = fits(row, wears[other]) & fits(other, row)
+            wears[row[enters]], wears[other[enters]] = wears[other[enters]], row[enters]
+            mine = mine[~enters]
+    found = np.full(len(group), NONE, dtype=np.int64)
+    placed = wears != np.arange(len(group))
+    found[order[placed]] = order[wears[placed]]
     return found

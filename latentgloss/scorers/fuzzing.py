@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from latentgloss.work import Work
 
 ARM = "donor"
-NO_DONOR = "no other context of this latent, split and decile has marks that fit here"
+NO_DONOR = "no other context of this latent, split and decile to exchange marks with"
 _SHUFFLE, _HALF = 0xF0225, 0xF04A1
 """Salts of the order within a question, and of which question holds a context's own marks."""
 
@@ -76,7 +76,7 @@ def references(contexts: pl.DataFrame, corpus: Corpus, length: int) -> dict[int,
 def versions(contexts: pl.DataFrame, masked: Bool[np.ndarray, "contexts length"], seed: int) -> Versions:
     """Both versions of every context (rows of `schema.CONTEXTS`, in any order), in the order of the questions.
 
-    A context no donor fits has status `no_donor` in both. Nothing depends on other latents.
+    A context without a donor has status `no_donor` in both. Nothing depends on other latents.
     """
     activations = dense_activations(contexts, masked.shape[1])
     own = marks(activations, masked)
