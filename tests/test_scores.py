@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,8 +11,9 @@ import tiny
 
 from latentgloss import schema, scores
 from latentgloss.protocols import Answer
-from latentgloss.scorers import SCORERS, detection
+from latentgloss.scorers import SCORERS, detection, judge_named
 from latentgloss.scorers.base import Asked
+from latentgloss.settings import ScorerSettings
 
 BLOCK = "000000"
 ARMS = ["same_document", "random"]
@@ -244,3 +247,82 @@ def test_nothing_judged_was_shown(world):
     splits = corpus.split_of_context(16)
     assert {int(splits[c]) for c in shown} == {0}
     assert {int(splits[c]) for c in scored} == {2}
+
+
+# A scorer that ranks and does not decide ----------------------------------------------------------------------
+
+RANKING = replace(SCORERS["detection"], name="embedding", metric="auroc", splits=("test",))
+
+
+def test_a_scorer_without_thresholds_scores_by_rank_on_the_test_split_alone(world):
+    explained, _, corpus, workspace = world
+    current = {n: workspace.store.current(n, tiny.SPARSIFY) for n in ("sampled_contexts", "sampled_negatives")}
+    candidates = detection.candidates(
+        current["sampled_contexts"].read(schema.CONTEXTS, BLOCK),
+        current["sampled_negatives"].read(schema.NEGATIVES, BLOCK),
+        RANKING.splits,
+    )
+    rows = detection.asked(candidates, ARMS)
+    asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16))
+    judge = judge_named("executed", workspace.vocabulary(tiny.MODEL))
+    found = scores.score_block(RANKING, explained, asked, ARMS, [judge])
+    judgements, table = found["judgements"], found["scores"]
+    assert set(judgements["split"]) == {"test"}
+    assert judgements["prediction"].null_count() == judgements.height
+    assert judgements["evidence"].null_count() == 0
+    good = table.filter(status="ok")
+    assert good.height > 20 and set(table["metric"]) == {"auroc"} and set(table["scorer"]) == {"embedding"}
+    assert (good["score"] == good["auroc"]).all() and (good["ci_low"] == good["auroc_low"]).all()
+    assert (good["corrected"] - (2 * good["score"] - 1)).abs().max() < 1e-12
+    for column in ("threshold", "balanced_accuracy", "tpr", "recall_decile_10"):
+        assert table[column].null_count() == table.height
+    stored = workspace.store.current("detection_scores", tiny.SPARSIFY).read(schema.SCORES, f"{BLOCK}-pattern")
+    both = good.join(stored, on=["latent", "negatives"], suffix="_detection")
+    assert both.height == good.height
+    assert (both["auroc"] - both["auroc_detection"]).abs().max() < 1e-12
+
+
+def test_rank_without_evidence_is_unscored_with_a_reason(world):
+    explained, contexts, corpus, _ = world
+    rows = detection.asked(contexts.filter(split="test"), ARMS)
+    judge = Scripted(world, lambda q, truth: evidence(np.full(len(truth), np.nan)))
+    asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16))
+    table = scores.score_block(RANKING, explained, asked, ARMS, [judge])["scores"]
+    put = table.filter(pl.col("status").is_in(["ok", "unscored"]))
+    assert (put["status"] == "unscored").all() and (put["reason"] != "").all() and (put["coverage"] == 0).all()
+    assert table["score"].null_count() == table["auroc"].null_count() == table.height
+
+
+# A sample of the latents --------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_part_of_a_larger_one_and_of_the_eligible(world):
+    eligibility = world[3].store.current("sampled_contexts", tiny.SPARSIFY).read(schema.ELIGIBILITY)
+    eligible = set(eligibility.filter(status="eligible")["latent"].to_list())
+    few, more, other = (
+        set(scores.sampled(eligibility, ScorerSettings(sample=n, seed=seed)).tolist())
+        for n, seed in ((5, 0), (9, 0), (5, 1))
+    )
+    assert len(few) == 5 and few < more < eligible and few != other
+    gone = eligibility.filter(pl.col("latent") != min(few))
+    assert few - {min(few)} < set(scores.sampled(gone, ScorerSettings(sample=5)).tolist())
+    assert scores.sampled(eligibility, ScorerSettings()) is None
+
+
+def test_latents_outside_the_sample_are_rows_with_a_reason_and_the_report_leaves_them_out(tmp_path):
+    settings = tiny.SETTINGS + "\n[fuzzing]\nsample = 6\n"
+    workspace = tiny.tiny_workspace(tmp_path, settings=settings)
+    assert not [o.error for o in tiny.run_all(workspace) if o.error]
+    whole = workspace.store.current("detection_scores", tiny.SPARSIFY).read(schema.SCORES).filter(negatives="random")
+    table = workspace.store.current("fuzzing_scores", tiny.SPARSIFY).read(schema.SCORES)
+    assert table.height == whole.height
+    for (explainer,), rows in table.group_by("explainer"):
+        left_out = rows.filter(status="not_sampled")
+        judged = rows.filter(pl.col("status").is_in(["ok", "unscored", "no_explanation"]))
+        assert judged["latent"].n_unique() == 6
+        assert left_out["score"].null_count() == left_out.height and (left_out["reason"] != "").all()
+        counts = dict(whole.filter(explainer=explainer)["status"].value_counts().iter_rows())
+        assert dict(rows["status"].value_counts().iter_rows())["rare"] == counts["rare"]
+    report = workspace.store.current("score_report", tiny.MODEL).read(schema.REPORT)
+    rows = report.filter(partition=tiny.SPARSIFY, scorer="fuzzing", explainer="pattern", metric="auroc")
+    assert rows["n_scored"].to_list() == [6] and rows["gain"].null_count() == 0
