@@ -69,8 +69,8 @@ def references(contexts: pl.DataFrame, corpus: Corpus, length: int) -> dict[int,
     """Per latent the tokens of its explain contexts: what an executing judge ranks strengths among."""
     explain = contexts.filter(split="explain").sort("latent", "context")
     tokens = corpus.contexts(explain["context"].to_numpy(), length)
-    latents, first = np.unique(explain["latent"].to_numpy(), return_index=True)
-    return {int(latent): t for latent, t in zip(latents, np.split(tokens, first[1:]), strict=True)}
+    latents, first, n = np.unique(explain["latent"].to_numpy(), return_index=True, return_counts=True)
+    return {int(latent): tokens[i : i + k] for latent, i, k in zip(latents, first, n, strict=True)}
 
 
 def versions(contexts: pl.DataFrame, masked: Bool[np.ndarray, "contexts length"], seed: int) -> Versions:
