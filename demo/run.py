@@ -205,23 +205,34 @@ def _print_report(workspace: Workspace) -> None:
         return
     order = list(workspace.settings.explanations.explainers)
     explainers = sorted(rows["explainer"].unique(), key=lambda e: (order.index(e) if e in order else len(order), e))
-    table = Table(title=f"Median detection ({SHOWN_METRIC}) over scored latents, 95 % interval")
-    heads = ("SAE", "negatives", "alive", "eligible", "explained", "scored", *explainers, f"{GAIN_METRIC} gain")
+    table = Table(title=f"Median {SHOWN_METRIC} over scored latents, 95 % interval")
+    heads = (
+        "SAE",
+        "scorer",
+        "negatives",
+        "alive",
+        "eligible",
+        "explained",
+        "scored",
+        *explainers,
+        f"{GAIN_METRIC} gain",
+    )
     for head in heads:
-        table.add_column(head, justify="left" if head in ("SAE", "negatives") else "right", overflow="fold")
-    for (partition, negatives), group in rows.group_by("partition", "negatives", maintain_order=True):
+        table.add_column(head, justify="left" if head in ("SAE", "scorer", "negatives") else "right", overflow="fold")
+    for (partition, scorer, negatives), group in rows.group_by("partition", "scorer", "negatives", maintain_order=True):
         by = {row["explainer"]: row for row in group.iter_rows(named=True)}
         first = next(by[e] for e in explainers if e in by)
         table.add_row(
             str(partition) + (" (control)" if first["control"] else ""),
+            str(scorer),
             str(negatives),
             *(f"{first[name]:,}" for name in ("n_alive", "n_eligible", "n_explained", "n_scored")),
             *(_interval(by.get(e), "median") for e in explainers),
             _interval(
                 next(
-                    gains.filter(partition=partition, negatives=negatives, explainer=explainers[0]).iter_rows(
-                        named=True
-                    ),
+                    gains.filter(
+                        partition=partition, scorer=scorer, negatives=negatives, explainer=explainers[0]
+                    ).iter_rows(named=True),
                     None,
                 ),
                 "gain",

@@ -41,4 +41,4 @@ def test_a_failure_stops_no_other_sae_and_a_fresh_store_computes_nothing(
     again = run(tiny_workspace, tmp_path / "home")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing to compute" in again.stdout
-    assert "Median detection" in again.stdout and "lineage" in again.stdout
+    assert "Median balanced_accuracy" in again.stdout and "lineage" in again.stdout

@@ -84,7 +84,8 @@ def of(stages: list[str], saes: tuple[str, ...] = BOTH) -> set[tuple[str, str]]:
     }
 
 
-LATER = ["explanations", "detection_scores", "fuzzing_scores", "score_report"]
+SCORES = ["detection_scores", "fuzzing_scores"]
+LATER = ["explanations", *SCORES, "score_report"]
 CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "nothing": (lambda folder: None, set()),
     "batch size": (lambda f: set_settings(f, "batch_tokens = 2048", "batch_tokens = 512"), set()),
@@ -118,7 +119,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "one SAE's weights": (
         change_sae,
-        of([*CACHE, "sampled_contexts", "sampled_negatives", "explanations", "detection_scores", "fuzzing_scores"], (SAE,))
+        of([*CACHE, "sampled_contexts", "sampled_negatives", "explanations", *SCORES], (SAE,))
         | of(["score_report"]),
     ),
     "the model": (change_model, of([*CACHE, "sampled_contexts", "sampled_negatives", *LATER])),
@@ -133,7 +134,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "one more latent": (
         one_more_latent,
-        of(["resolved_saes", "sampled_contexts", "sampled_negatives", "explanations", "detection_scores", "fuzzing_scores"], (OTHER,))
+        of(["resolved_saes", "sampled_contexts", "sampled_negatives", "explanations", *SCORES], (OTHER,))
         | of(["score_report"]),
     ),
 }  # fmt: skip
