@@ -52,14 +52,14 @@ def refresh(stage: Stage) -> dg.AutomationCondition:
     return (((A.missing() & ~A.execution_failed()) | _changed) & ready).with_label("refresh")
 
 
-def bridge(upstream: str) -> dg.AutomationCondition:
-    """Between grains, where an edge stands for *all* upstream partitions.
+def bridge(*upstream: str) -> dg.AutomationCondition:
+    """Between grains, where an edge stands for *all* partitions of the stages `upstream`.
 
     Waits for nothing: one model's missing corpus must not hold up another's, and the runner skips a key whose own
     input is missing. So a missing key is asked for once, as soon as `upstream` has any content, and again whenever
     content of `upstream` (or of an external dependency) changes. Those that turn out the same cost nothing.
     """
-    chosen = dg.AssetSelection.assets(upstream)
+    chosen = dg.AssetSelection.assets(*upstream)
     possible = A.any_deps_match(~A.missing()).allow(chosen)
     newly_missing = (A.missing() & possible).newly_true().since(A.newly_requested() | A.newly_updated())
     watched = A.any_deps_match(A.data_version_changed()).allow(chosen | dg.AssetSelection.assets("sae_files"))

@@ -45,6 +45,20 @@ def judgements_cover(version: Version) -> Result:
     return coverage >= 0.95, {"mean coverage": coverage, "scores": len(rows)}
 
 
+def questions_answered(version: Version) -> Result:
+    """Nearly everything that was asked was answered."""
+    found = counts(version.scan(schema.JUDGEMENTS), "status")
+    put = sum(n for status, n in found.items() if status != "no_donor")
+    return put > 0 and found.get("ok", 0) >= 0.95 * put, found
+
+
+def donors_found(version: Version) -> Result:
+    """At most one context in ten has no donor of wrong marks: the others stand for what is asked."""
+    found = counts(version.scan(schema.JUDGEMENTS), "status")
+    without, everything = found.get("no_donor", 0), sum(found.values())
+    return 10 * without <= everything, {"no donor": without, "judgements": everything}
+
+
 def documents(version: Version) -> pl.LazyFrame:
     """The documents of a corpus, which is one folder and not cut into blocks."""
     return pl.scan_parquet(version.path("documents.parquet"))

@@ -79,11 +79,24 @@ def scores(version: Version) -> str:
 
 
 def report(version: Version) -> str:
-    frame = version.read(schema.REPORT).sort("partition", "explainer", "negatives", "metric")
-    head = ("SAE", "explainer", "negatives", "alive", "eligible", "explained", "scored", "metric", "median", "95 %")
+    frame = version.read(schema.REPORT).sort("partition", "scorer", "explainer", "negatives", "metric")
+    head = (
+        "SAE",
+        "scorer",
+        "explainer",
+        "negatives",
+        "alive",
+        "eligible",
+        "explained",
+        "scored",
+        "metric",
+        "median",
+        "95 %",
+    )
     rows = [
-        f"| {_cell(r['partition'])}{' (control)' if r['control'] else ''} | {_cell(r['explainer'])} "
-        f"| {_cell(r['negatives'])} | {r['n_alive']} | {r['n_eligible']} | {r['n_explained']} | {r['n_scored']} "
+        f"| {_cell(r['partition'])}{' (control)' if r['control'] else ''} "
+        f"| {_cell(r['scorer'])} | {_cell(r['explainer'])} | {_cell(r['negatives'])} "
+        f"| {r['n_alive']} | {r['n_eligible']} | {r['n_explained']} | {r['n_scored']} "
         f"| {_cell(r['metric'])} | {_number(r['median'])} | {_number(r['median_low'])} to {_number(r['median_high'])} |"
         for r in frame.iter_rows(named=True)
     ]

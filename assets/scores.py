@@ -1,7 +1,7 @@
 """scores: each scorer is its own asset."""
 
 from assets import pictures
-from assets.checks import judgements_cover
+from assets.checks import donors_found, judgements_cover, questions_answered
 from assets.stage_asset import Runner, stage_asset
 
 
@@ -10,3 +10,10 @@ def detection_scores() -> Runner:
     from latentgloss.scores import score_detection
 
     return score_detection
+
+
+@stage_asset(picture=pictures.scores, checks={"questions_answered": questions_answered, "donors_found": donors_found})
+def fuzzing_scores() -> Runner:
+    from latentgloss.scores import score_fuzzing
+
+    return score_fuzzing

@@ -122,8 +122,11 @@ def _deps(stage: Stage) -> list[dg.AssetDep]:
 
 
 def _automation(stage: Stage) -> dg.AutomationCondition:
-    # The last input of a bridge is finished last: a report follows the scores.
-    return automation.bridge(stage.inputs[-1].stage) if is_bridge(stage) else automation.refresh(stage)
+    if not is_bridge(stage):
+        return automation.refresh(stage)
+    # What is finished last is what a bridge follows: a report the scores, of every scorer.
+    last = STAGES[stage.inputs[-1].stage].noun
+    return automation.bridge(*(i.stage for i in stage.inputs if STAGES[i.stage].noun == last))
 
 
 def _column_schema(stage: Stage) -> dict[str, Any]:

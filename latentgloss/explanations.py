@@ -25,12 +25,13 @@ from latentgloss import schema
 from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, Explainer, base_of
 from latentgloss.explainers.windows import Windows
 from latentgloss.hashing import counter_hash, json_sha256
+from latentgloss.marks import dense_activations
 from latentgloss.work import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from jaxtyping import Float32, UInt32
+    from jaxtyping import UInt32
 
     from latentgloss.corpus import Corpus
     from latentgloss.explainers.windows import Vocabulary
@@ -198,15 +199,6 @@ def _rows_of(frame: pl.DataFrame, latent: int) -> slice:
     """Rows of one latent in a frame sorted by latent."""
     column = frame["latent"]
     return slice(int(column.search_sorted(latent, "left")), int(column.search_sorted(latent, "right")))
-
-
-def dense_activations(contexts: pl.DataFrame, length: int) -> Float32[np.ndarray, "contexts length"]:
-    """Activation on every token of each context row (columns of `schema.CONTEXTS`), 0 where inactive."""
-    out = np.zeros((contexts.height, length), dtype=np.float32)
-    rows = np.repeat(np.arange(contexts.height), contexts["offsets"].list.len().to_numpy())
-    if len(rows):
-        out[rows, contexts["offsets"].explode().to_numpy()] = contexts["activations"].explode().to_numpy()
-    return out
 
 
 def _rows(name: str, evidence: _BlockEvidence, found: list[Explained]) -> pl.DataFrame:

@@ -25,6 +25,7 @@ from latentgloss.errors import InputError, LatentglossError, MissingInput, Store
 from latentgloss.hashing import frame_sha256, json_sha256
 from latentgloss.lineage_checks import Check
 from latentgloss.lineage_nodes import Node, Reader
+from latentgloss.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.store import Version
     from latentgloss.workspace import Workspace
+
+
+_SAMPLES = {"contexts": schema.CONTEXTS, "negatives": schema.NEGATIVES}
+"""What is asked about, by the noun of the stage `sampled_<noun>`."""
 
 
 def trace(
@@ -156,8 +161,12 @@ class _Walk(Reader):
             if seen.corpus is not None:
                 vocabulary = self.vocabulary(judged)
                 if vocabulary is not None:
+                    wrong = None
+                    if scorer == "fuzzing" and seen.contexts is not None and seen.masked is not None:
+                        seed = version.manifest.recipe["settings"]["fuzzing"]["seed"]
+                        wrong = checks.Marked(seen.contexts, seen.masked, seed)
                     judged.checks += checks.evidence_checks(
-                        scores, judgements, told.program, vocabulary, seen.corpus, seen.length
+                        scores, judgements, told.program, vocabulary, seen.corpus, seen.length, wrong
                     )
                 if told.seen is not None:
                     judged.checks.append(_disjoint(told.seen, judgements, seen))
@@ -210,9 +219,11 @@ class _Walk(Reader):
         """Nodes of the contexts of a latent that `owner` showed or judged, and of what they come from."""
         block = f"{latent // schema.BLOCK:06d}"
         wanted = wanted.unique()
-        found: dict[str, pl.DataFrame | None] = {}
+        found: dict[str, pl.DataFrame | None] = dict.fromkeys(_SAMPLES)
         opened: list[Version] = []
-        for kind, table in (("contexts", schema.CONTEXTS), ("negatives", schema.NEGATIVES)):
+        read = {i.stage for i in STAGES[owner.manifest.stage].inputs}  # not every scorer asks about negatives
+        kinds = {k: t for k, t in _SAMPLES.items() if f"sampled_{k}" in read}
+        for kind, table in kinds.items():
             node = Node(kind, f"{self.partition}#{latent} {role}")
             into.inputs.append(node)
             version = self.pinned(owner, f"sampled_{kind}", node)
@@ -226,13 +237,13 @@ class _Walk(Reader):
                 node.facts = {"windows": frame.height, **_counts(frame, "split")}
             found[kind] = frame
         if not opened:
-            return _Seen(found["contexts"], found["negatives"], None, 0)
+            return _Seen(found["contexts"], found["negatives"], None, 0, None)
         settings = opened[0].manifest.recipe["settings"]
         length = int(settings["contexts"]["length"] if "contexts" in settings else settings["contexts.length"])
-        node, corpus = self.activations(opened[0], found, latent, length, wanted, role)
-        for context, given in zip(into.inputs[-2:], (node, node.reference()), strict=True):
-            context.inputs.append(given)
-        return _Seen(found["contexts"], found["negatives"], corpus, length)
+        node, corpus, masked = self.activations(opened[0], found, latent, length, wanted, role)
+        for number, context in enumerate(into.inputs[-len(kinds) :]):
+            context.inputs.append(node.reference() if number else node)
+        return _Seen(found["contexts"], found["negatives"], corpus, length, masked)
 
     def activations(
         self,
@@ -242,8 +253,8 @@ class _Walk(Reader):
         length: int,
         wanted: pl.DataFrame,
         role: str,
-    ) -> tuple[Node, Corpus | None]:
-        """The cache's rows of the latent in the windows, the mask, the SAE and the tokens."""
+    ) -> tuple[Node, Corpus | None, pl.Series | None]:
+        """The cache's rows of the latent in the windows, the mask, the SAE and the tokens; with corpus and mask."""
         node = Node("activations", f"{self.partition}#{latent} {role}")
         cache = self.pinned(given, "activation_cache", node)
         mask = Node("masked", self.partition)
@@ -251,30 +262,30 @@ class _Walk(Reader):
         rows = [_of_latent(self.rows(cache, schema.ACTIVATIONS, name, node), latent) for name in shards]
         masked = [self.rows(cache, schema.MASKED, name, mask) for name in shards]
         complete = [frame for frame in rows if frame is not None]
+        known = [frame["position"] for frame in masked if frame is not None]
+        all_masked = pl.concat(known) if known and len(known) == len(shards) else None
         if complete and len(complete) == len(rows):
             inside = pl.col("position") // length
             mine = pl.concat(complete).filter(inside.is_in(wanted["context"].implode()))
             node.sha256 = frame_sha256(mine)
             node.facts = {"rows": mine.height}
-            known = [frame["position"] for frame in masked if frame is not None]
             mask.facts = {"positions": sum(map(len, known))}
             mask.sha256 = frame_sha256(pl.concat(known).to_frame()) if known else ""
             if self.verify:
-                all_masked = pl.concat(known) if known and len(known) == len(shards) else None
                 node.checks += checks.activation_checks(found["contexts"], found["negatives"], mine, all_masked, length)
         node.inputs.append(self.once(f"masked/{cache.key if cache else ''}", lambda: mask))
         resolved = self.pinned(cache, "resolved_saes", node)
         if resolved is None:
             resolved = self.pinned(given, "resolved_saes", node)
         if resolved is None:
-            return node, None
+            return node, None, all_masked
         sae, declared = self.sae(resolved)
         node.inputs.append(sae)
         if declared is None:
-            return node, None
+            return node, None, all_masked
         tokens, corpus = self.tokens(declared, resolved, wanted, length, role)
         node.inputs.append(tokens)
-        return node, corpus
+        return node, corpus, all_masked
 
     def vocabulary(self, into: Node) -> Vocabulary | None:
         try:
@@ -409,6 +420,8 @@ class _Seen:
     negatives: pl.DataFrame | None
     corpus: Corpus | None
     length: int
+    masked: pl.Series | None
+    """Masked positions of the corpus."""
 
 
 @dataclass(frozen=True)

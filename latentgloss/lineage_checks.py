@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from latentgloss.corpus import Corpus
     from latentgloss.explainers.windows import Vocabulary
+    from latentgloss.protocols import Question
     from latentgloss.registry import ModelSpec
     from latentgloss.schema import Table
     from latentgloss.store import Manifest, Store, Version
@@ -292,16 +293,23 @@ def score_checks(scores: pl.DataFrame, judgements: pl.DataFrame, nulls: pl.DataF
     """Each score of a latent, from its judgements on the test split, and its specificity, from the null's scores."""
     checks = []
     for row in scores.filter(pl.col("status") == "ok").iter_rows(named=True):
+        by_rank = row["metric"] == "auroc"
         judged = judgements.filter(
             pl.col("split") == row["split"],
             pl.col("negatives") == row["negatives"],
             pl.col("judge") == row["judge"],
-            pl.col("prediction").is_not_null(),
+            pl.col("embedder") == row["embedder"],
+            pl.col("evidence" if by_rank else "prediction").is_not_null(),
         )
         truth = judged["truth"].to_numpy()[None]
-        counts = statistics.confusion(truth, judged["prediction"].to_numpy()[None], np.ones_like(truth))
-        found = {name: float(getattr(counts, name)[0]) for name in ("balanced_accuracy", "tpr", "tnr")}
-        found[row["metric"]] = found["balanced_accuracy"]
+        counted = np.ones_like(truth)
+        if by_rank:
+            evidence, cluster = (judged[name].to_numpy()[None] for name in ("evidence", "document"))
+            found = {"auroc": float(statistics.auroc(truth, evidence, counted, cluster).value[0])}
+        else:
+            counts = statistics.confusion(truth, judged["prediction"].to_numpy()[None], counted)
+            found = {name: float(getattr(counts, name)[0]) for name in ("balanced_accuracy", "tpr", "tnr")}
+            found[row["metric"]] = found["balanced_accuracy"]
         stored = {name: row[name] for name in found if name in row}
         stored[row["metric"]] = row["score"]
         same = judged.height == row["n"] and all(
@@ -310,12 +318,44 @@ def score_checks(scores: pl.DataFrame, judgements: pl.DataFrame, nulls: pl.DataF
         what = f"score of {row['judge']} on {row['negatives']} from its judgements"
         checks.append(Check(what, same, _text({**found, "n": judged.height}), _text({**stored, "n": row["n"]})))
         if nulls is not None and row["specificity"] is not None:
-            like = nulls.filter(pl.col("negatives") == row["negatives"], pl.col("judge") == row["judge"])["score"]
+            same_key = [pl.col(name) == row[name] for name in ("negatives", "judge", "embedder")]
+            like = nulls.filter(same_key)["score"]
             mean = float(np.mean(like.drop_nulls().to_numpy())) if like.count() else float("nan")
             same = abs(row["score"] - mean - row["specificity"]) <= TOLERANCE
             what = f"specificity of {row['judge']} on {row['negatives']}"
             checks.append(Check(what, same, _text(row["score"] - mean), _text(row["specificity"])))
     return checks
+
+
+@dataclass(frozen=True)
+class Marked:
+    """What decides the marks of fuzzing: contexts of the latent (`schema.CONTEXTS`), masked positions, seed."""
+
+    contexts: pl.DataFrame
+    masked: pl.Series
+    seed: int
+
+    def question(self, executed: pl.DataFrame, program: str, corpus: Corpus, length: int) -> tuple[Question, Check]:
+        """The rows of `executed` as one question with marks derived anew; and whether the same rows have donors."""
+        from latentgloss.protocols import Question
+        from latentgloss.schema import SPLITS
+        from latentgloss.scorers import fuzzing
+
+        sampled = fuzzing.few(self.contexts, SPLITS)
+        windows = sampled["context"].to_numpy().astype(np.int64)
+        masked = np.isin(windows[:, None] * length + np.arange(length), self.masked.to_numpy())
+        found = fuzzing.versions(sampled, masked, self.seed)
+        key = ["context", "stratum"]
+        both = executed.select(key).join(
+            found.rows.select(*key, "status").with_row_index("row"), on=key, how="left", maintain_order="left"
+        )
+        again = none_of("contexts with marks have donors", both.filter(pl.col("status") != "ok")["context"].to_list())
+        rows = both["row"].fill_null(0).to_numpy()
+        (reference,) = fuzzing.references(sampled, corpus, length).values()
+        tokens = corpus.contexts(executed["context"].to_numpy(), length)
+        return Question(
+            "fuzzing", 0, "", program, tokens, found.marks[rows], None, found.masked[rows], reference
+        ), again  # fmt: skip
 
 
 def evidence_checks(
@@ -325,6 +365,7 @@ def evidence_checks(
     vocabulary: Vocabulary,
     corpus: Corpus,
     length: int,
+    marked: Marked | None = None,
 ) -> list[Check]:
     """Judgements of the executing judge, executed again, and predictions against the threshold."""
     from latentgloss.protocols import Question
@@ -334,12 +375,16 @@ def evidence_checks(
     if executed.is_empty() or program is None:
         return []
     tokens = corpus.contexts(executed["context"].to_numpy(), length)
+    question, checks = Question("detection", 0, "", program, tokens, None), []
     try:
-        (answer,) = judge_named("executed", vocabulary).judge([Question("detection", 0, "", program, tokens, None)])
+        if marked is not None:
+            question, donors = marked.question(executed, program, corpus, length)
+            checks.append(donors)
+        (answer,) = judge_named("executed", vocabulary).judge([question])
     except (LatentglossError, ValueError, KeyError, TypeError) as e:
         return [Check("evidence executed again", False, f"the program does not run ({e})")]
     differ = executed["context"].to_numpy()[answer.evidence != executed["evidence"].to_numpy()]
-    checks = [none_of("evidence executed again", differ.tolist(), f"{executed.height} judgements")]
+    checks.append(none_of("evidence executed again", differ.tolist(), f"{executed.height} judgements"))
     if scores is not None:
         taus = scores.select("judge", "negatives", "threshold").drop_nulls()
         wrong = executed.join(taus, on=["judge", "negatives"]).filter(
@@ -367,10 +412,16 @@ def membership_checks(
 ) -> list[Check]:
     """Every judgement is of a sampled context of its split, with that context's truth, stratum, decile, document."""
     key = ["split", "context", "stratum", "decile", "document"]
-    checks = []
+    # In fuzzing an activating context is judged with its own marks and with a donor's.
+    donor = pl.col("stratum") == "donor"
+    worn = judgements.filter(donor).with_columns(stratum=pl.lit("activating"))
+    of_stratum = judgements["truth"] == (judgements["stratum"] == "activating")
+    checks = [none_of("truth is as the stratum says", judgements.filter(~of_stratum)["context"].to_list(), "all")]
+    judgements = judgements.filter(~donor)
     if contexts is not None:
         sampled = contexts.with_columns(stratum=pl.lit("activating")).select(key)
-        stray = judgements.filter(pl.col("truth")).join(sampled, on=key, how="anti")
+        active = pl.concat([judgements.filter(pl.col("truth")), worn])
+        stray = active.join(sampled, on=key, how="anti")
         checks.append(none_of("activating contexts judged are sampled ones", stray["context"].to_list(), "all"))
     if negatives is not None:
         sampled = negatives.with_columns(decile=pl.lit(0, dtype=pl.UInt8)).select(key)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float32, Int64, UInt32
 
-    from latentgloss.explainers.windows import Vocabulary
-
 Task = Literal["detection", "fuzzing", "embedding"]
 
 
@@ -37,6 +35,10 @@ class Question:
     """Fuzzing: the tokens marked as active."""
     contexts: UInt32[np.ndarray, " contexts"] | None = None
     """Numbers of the contexts in the corpus, for judges that keep something per context (vectors)."""
+    masked: Bool[np.ndarray, "contexts length"] | None = None
+    """Fuzzing: tokens on which no activation counts (BOS, sinks), the same whatever is marked."""
+    reference: UInt32[np.ndarray, "windows length"] | None = None
+    """Fuzzing: tokens of activating explain contexts, for judges that compare with what was there to learn from."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,15 @@ class Judge(Protocol):
     def name(self) -> str:
         """Key in every score table."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None: ...
+    @property
+    def embedder(self) -> str:
+        """The embedding model it asks, or empty; key in every score table."""
 
-    @classmethod
-    def identity(cls) -> dict[str, Any]:
+    @property
+    def computes(self) -> bool:
+        """Whether its time goes into computing here: then blocks of latents are spread over processes."""
+
+    def identity(self) -> dict[str, Any]:
         """Everything that decides its answers; part of the recipe."""
         ...
 

@@ -1,321 +1,257 @@
 """Scores: how far an explanation can be trusted, judged on contexts nobody was shown.
 
-What belongs here: which contexts are judged, the decision threshold, and the step from judgements to a score with
-its interval. Reads `explanations`, `contexts`, `negatives`; writes `judgements` and `scores`. What answers is a
-`protocols.Judge`; the numbers are in `statistics.py`; definitions in docs/methods.md.
+    asked rows -> questions -> answers -> judgements -> scores
 
-Arms: each stratum of non-activating contexts is an arm with questions of its own, since what is judged together
-shifts answers. Thresholds come from the select split (arm of the first stratum of `THRESHOLD_ARMS` there is).
+What belongs here: the runner every scorer shares. What differs between scorers is a row of `scorers.SCORERS`; from
+answers to numbers is in `judgements.py`. Reads `explanations`, `contexts` and whatever a scorer asks about; writes
+`judgements` and `scores`. What answers is a `protocols.Judge`. Definitions: docs/methods.md.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from latentgloss import schema, statistics
+from latentgloss import judgements, schema
 from latentgloss.hashing import counter_hash
-from latentgloss.protocols import Question
-from latentgloss.schema import STRATA
-from latentgloss.scorers import judge_named
-from latentgloss.work import one_by_one
+from latentgloss.scorers import SCORERS
+from latentgloss.work import attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from latentgloss.corpus import Corpus
-    from latentgloss.protocols import Answer, Judge
-    from latentgloss.store import Version
+    from latentgloss.protocols import Judge
+    from latentgloss.scorers.base import Asked, Scorer
+    from latentgloss.settings import ScorerSettings
     from latentgloss.work import Work
 
-SCORER, PROFILE, METRIC = "detection", "default", "balanced_accuracy"
-NULL = "null:"
-THRESHOLD_ARMS = tuple(dict.fromkeys(("random", *STRATA)))
-PRIOR = 40
-"""Explain contexts per class that give the prior threshold where select has fewer than 20 per class."""
-_SHUFFLE = 0x5C0E5
-"""Salt of the order in which contexts are put to a judge."""
+PROFILE = "default"
+MANY = 16
+"""Blocks of explanations from which it pays to start processes."""
+BY_BLOCK = ("sampled_contexts", "sampled_negatives")
+"""Inputs that are cut into blocks of latents: a block of scores depends on the same block of these alone."""
 
 
-def _score(work: Work) -> None:
+def runner(scorer: Scorer) -> Callable[[Sequence[Work]], Iterator[Work]]:
+    """Runner of the stage `<name>_scores`. Works of one model share the processes that judges compute in."""
+
+    def run(works: Sequence[Work]) -> Iterator[Work]:
+        for _, group in groupby(sorted(works, key=lambda work: work.model.name), key=lambda work: work.model.name):
+            together = list(group)
+            with Processes(scorer, together) as processes:
+                for work in together:
+                    work.start()
+                    work.error = attempt(partial(_score, scorer, processes, work))
+                    yield work
+
+    return run
+
+
+def _score(scorer: Scorer, processes: Processes, work: Work) -> None:
     explanations = work.input("explanations")
-    consumed = {
-        "contexts": (work.input("sampled_contexts"), ("eligibility", "explain", "select", "test")),
-        "negatives": (work.input("sampled_negatives"), ("explain", "select", "test")),
-    }
-    resolved = work.input("resolved_saes").content(("cache",))
-    corpus = work.workspace.corpus(work.input("resolved_saes"))
-    length = work.settings.contexts.length
-    vocabulary = work.workspace.vocabulary(work.model.name)
-    # Pinned, not of today's settings; and of all blocks, so that no latent's rows depend on its neighbours.
-    strata = consumed["negatives"][0].manifest.recipe["settings"]["negatives"]["strata"]
-    arms = sorted(strata, key=STRATA.index)
-    judges = [judge_named(name, vocabulary) for name in work.settings.detection.judges]
-    names = sorted(explanations.manifest.blocks)
+    settings: ScorerSettings = getattr(work.settings, scorer.name)
+    plan = scorer.plan(work, work.workspace.corpus(work.input("resolved_saes")), scorer.splits)
+    judges = scorer.judges(work, settings.judges)
+    chosen = sampled(work.input("sampled_contexts").read(schema.ELIGIBILITY), settings)
+    names = sorted(explanations.manifest.blocks, key=lambda name: ("null." not in name, name))
     blocks = sorted({name.split("-")[0] for name in names})
     tables = (schema.JUDGEMENTS, schema.SCORES)
-    for done, block in enumerate(blocks):
-        contexts: pl.DataFrame | None = None
-        nulls: dict[str, pl.DataFrame] = {}
-        rows = [(name, explanations.read(schema.EXPLANATIONS, name)) for name in names if name.startswith(f"{block}-")]
-        for name, explained in sorted(rows, key=lambda row: "null." not in row[0]):
-            explainer = explained["explainer"][0]
-            null_name = f"{block}-null.{explainer}"
-            recipe = work.block_recipe(
-                settings={"judges": [judge.identity() for judge in judges], "length": length, "arms": arms},
-                explanations=explanations.content((), name),
-                nulls=explanations.content((), null_name),
-                resolved_saes=resolved,
-                **{key: version.content(parts, block) for key, (version, parts) in consumed.items()},
-            )
-            if not work.draft.reuse(name, recipe, tables):
-                if contexts is None:
-                    contexts = to_judge(work.input("sampled_contexts"), work.input("sampled_negatives"), block)
-                frames = [_judged(explained, contexts, arms, corpus, length, judge) for judge in judges]
-                judgements = pl.concat([frame for frame, _ in frames])
-                scores = pl.concat([frame for _, frame in frames])
-                scores = with_specificity(scores, nulls.get(f"{NULL}{explainer}"))
-                work.draft.put(name, recipe, tables, {"judgements": judgements, "scores": scores})
-            if explainer.startswith(NULL):
-                nulls[explainer] = work.draft.read(schema.SCORES, name)
-        work.progress(done + 1, len(blocks), "blocks of latents")
+
+    def recipe(block: str, name: str) -> dict[str, Any]:
+        return work.block_recipe(
+            settings={
+                "judges": [judge.identity() for judge in judges],
+                "length": work.settings.contexts.length,
+                "sample": None if chosen is None else _of_block(chosen, block),
+                **plan.identity,
+            },
+            explanations=explanations.content((), name),
+            nulls=explanations.content((), _null_of(name)),
+            **{
+                i.stage: work.input(i.stage).content(i.parts, block if i.stage in BY_BLOCK else None)
+                for i in work.stage.inputs
+                if i.stage != "explanations"
+            },
+        )
+
+    def begin(block: str) -> tuple[dict[str, dict[str, Any]], Callable[[], list[dict[str, pl.DataFrame]]]]:
+        """What of a block has to be computed, with its recipes; and its frames, in that order."""
+        recipes = {name: recipe(block, name) for name in names if name.startswith(f"{block}-")}
+        left = {name: made for name, made in recipes.items() if not work.draft.reuse(name, made, tables)}
+        if not left:
+            return left, list
+        frames = [explanations.read(schema.EXPLANATIONS, name) for name in left]
+        return left, processes.submit(judges, frames, plan.ask(block), plan.arms, chosen)
+
+    def finish(left: dict[str, dict[str, Any]], frames: list[dict[str, pl.DataFrame]]) -> None:
+        """Nulls come first, since what they scored is part of the others' rows."""
+        for (name, made), found in zip(left.items(), frames, strict=True):
+            null = _null_of(name)
+            nulls = work.draft.read(schema.SCORES, null) if null in explanations.manifest.blocks else None
+            scores = judgements.with_specificity(found["scores"], nulls)
+            work.draft.put(name, made, tables, {**found, "scores": scores})
+
+    begun: deque[Any] = deque()
+    done = 0
+    for number, block in enumerate(blocks, 1):
+        begun.append(begin(block))
+        while begun and (len(begun) > processes.ahead or number == len(blocks)):
+            left, frames = begun.popleft()
+            finish(left, frames())
+            done += 1
+            work.progress(done, len(blocks), "blocks of latents")
     scored = work.draft.scan(schema.SCORES).group_by("explainer", "negatives", "status").len().collect()
     work.facts = {"scores": {f"{e} on {n}: {s}": count for e, n, s, count in scored.sort(pl.all()).iter_rows()}}
 
 
-score_detection = one_by_one(_score)
+def _null_of(name: str) -> str:
+    """Block of the null explanations of a block of explanations (there is none of a null)."""
+    block, _, explainer = name.partition("-")
+    return f"{block}-null.{explainer}"
 
 
-def to_judge(contexts: Version, negatives: Version, block: str) -> pl.DataFrame:
-    """Every context to be judged for a block: latent, split, context, stratum, decile, document, truth, place.
+class Processes:
+    """Where blocks are judged: in processes with the judges in them, started when first needed; or here.
 
-    Explain contexts are few and serve as prior for the threshold only. `place` orders a question: a hash, so that
-    neither truth nor stratum can be told from the order.
+    Here where one process is all there is to be, where there is too little to do, or where a judge does not compute
+    (what waits for a server or sits on a GPU gains nothing by being there twice). Results are the same.
     """
-    columns = ["latent", "split", "context", "stratum", "decile", "document", "truth"]
-    few = (pl.col("split") != "explain") | (pl.col("order") < PRIOR)
-    positive = contexts.read(schema.CONTEXTS, block).filter(few).with_columns(
-        stratum=pl.lit("activating"), truth=pl.lit(True)
-    )  # fmt: skip
-    negative = negatives.read(schema.NEGATIVES, block).filter(few).with_columns(
-        decile=pl.lit(0, dtype=pl.UInt8), truth=pl.lit(False)
-    )  # fmt: skip
-    known = contexts.read(schema.ELIGIBILITY, block).select("latent", eligibility="status", why="reason")
-    frame = pl.concat([positive.select(columns), negative.select(columns)]).join(known, on="latent", how="right")
-    place = counter_hash(_SHUFFLE, frame["latent"].to_numpy(), frame["context"].fill_null(0).to_numpy())
-    return frame.with_columns(place=place).sort("latent", "place")
+
+    def __init__(self, scorer: Scorer, works: Sequence[Work]) -> None:
+        self.scorer = scorer
+        blocks = sum(len(work.input("explanations").manifest.blocks) for work in works)
+        workers = works[0].settings.machine.workers or os.cpu_count() or 1
+        self.n = workers if blocks >= MANY else 1
+        self._pool: ProcessPoolExecutor | None = None
+
+    @property
+    def ahead(self) -> int:
+        """Blocks worth beginning before the first of them is finished."""
+        return self.n if self._pool else 0
+
+    def submit(
+        self,
+        judges: list[Judge],
+        explained: list[pl.DataFrame],
+        asked: Asked,
+        arms: list[str],
+        chosen: np.ndarray | None,
+    ) -> Callable[[], list[dict[str, pl.DataFrame]]]:
+        """Begins a block; what it returns waits for the frames, one per frame of explanations."""
+        if self.n == 1 or not all(judge.computes for judge in judges):
+            return partial(_score_all, self.scorer, judges, explained, asked, arms, chosen)
+        if self._pool is None:
+            # Not fork: the model's threads may be alive in this process, and a forked child would wait for ever.
+            context = multiprocessing.get_context("spawn")
+            # Judges that compute are the same for all SAEs of a model.
+            self._pool = ProcessPoolExecutor(self.n, context, _prepare, (self.scorer, judges))
+        return self._pool.submit(_score_there, explained, asked, arms, chosen).result
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
 
-def _judged(
-    explained: pl.DataFrame, contexts: pl.DataFrame, arms: list[str], corpus: Corpus, length: int, judge: Judge
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Judgements and scores of one explainer's explanations of one block by one judge."""
-    explainer = explained["explainer"][0]
-    key = {"explainer": explainer, "scorer": SCORER, "judge": judge.name, "embedder": "", "profile": PROFILE}
+_prepared: tuple[Scorer, list[Judge]] | None = None
+
+
+def _prepare(scorer: Scorer, judges: list[Judge]) -> None:
+    global _prepared
+    _prepared = scorer, judges
+
+
+def _score_there(*block: Any) -> list[dict[str, pl.DataFrame]]:
+    """Runs in a process of the pool."""
+    assert _prepared is not None
+    return _score_all(*_prepared, *block)
+
+
+def _score_all(
+    scorer: Scorer,
+    judges: list[Judge],
+    explained: list[pl.DataFrame],
+    asked: Asked,
+    arms: list[str],
+    chosen: np.ndarray | None,
+) -> list[dict[str, pl.DataFrame]]:
+    return [score_block(scorer, frame, asked, arms, judges, chosen) for frame in explained]
+
+
+def sampled(eligibility: pl.DataFrame, settings: ScorerSettings) -> np.ndarray | None:
+    """The eligible latents that are judged, ascending; None: all of them.
+
+    Those of the lowest hashes of seed and latent, so that a smaller sample is part of a larger one, and a latent that
+    comes or goes changes the sample by one.
+    """
+    if settings.sample is None:
+        return None
+    eligible = eligibility.filter(pl.col("status") == "eligible")["latent"].to_numpy()
+    order = np.argsort(counter_hash(settings.seed, eligible), kind="stable")
+    return np.sort(eligible[order[: settings.sample]])
+
+
+def _of_block(latents: np.ndarray, block: str) -> list[int]:
+    return [int(latent) for latent in latents[latents // schema.BLOCK == int(block)]]
+
+
+def score_block(
+    scorer: Scorer,
+    explained: pl.DataFrame,
+    asked: Asked,
+    arms: list[str],
+    judges: Sequence[Judge],
+    chosen: np.ndarray | None = None,
+) -> dict[str, pl.DataFrame]:
+    """Judgements and scores of one explainer's explanations (rows of `schema.EXPLANATIONS`) of one block.
+
+    `chosen`: the latents that are judged; the other eligible ones get rows of status `not_sampled`.
+    """
+    if chosen is not None:
+        out = ~pl.col("status").is_in(judgements.NOT_ELIGIBLE) & ~pl.col("latent").is_in(chosen.tolist())
+        why = pl.lit(f"not among the {len(chosen)} latents sampled")
+        explained = explained.with_columns(
+            status=pl.when(out).then(pl.lit("not_sampled")).otherwise("status"),
+            reason=pl.when(out).then(why).otherwise("reason"),
+        )
     good = explained.filter(pl.col("status") == "ok").sort("latent")
-    if good.is_empty():
-        return schema.JUDGEMENTS.empty(), _unscored(explained, arms, key)
-    asked = _asked(contexts, good["latent"], arms)
-    tokens = corpus.contexts(asked["context"].to_numpy(), length)
-    starts = np.flatnonzero(asked.select(pl.struct("latent", "arm", "split").rle_id()).to_series().diff().fill_null(1))
     texts = dict(zip(good["latent"], good.select("explanation", "program").iter_rows(), strict=True))
-
-    def questions() -> Iterator[Question]:
-        for start, stop in zip(starts, [*starts[1:], asked.height], strict=True):
-            latent = asked["latent"][int(start)]
-            text, program = texts[latent]
-            yield Question("detection", latent, text, program, tokens[start:stop], None)
-
-    answered = _with_answers(asked, list(judge.judge(questions())))
-    taus = thresholds(answered)
-    # Without a threshold evidence decides nothing: the judgement stays open and the latent unscored.
-    answered = answered.join(taus, on="latent", how="left").with_columns(pl.col("threshold").fill_nan(None))
-    answered = answered.with_columns(prediction=pl.coalesce("prediction", pl.col("evidence") >= pl.col("threshold")))
-    scores = [_scores(answered.filter(pl.col("arm") == arm, split="test"), good["latent"], arm) for arm in arms]
-    judgements = answered.rename({"arm": "negatives"}).with_columns(**{k: pl.lit(v) for k, v in key.items()})
-    found = pl.concat(scores).with_columns(**{k: pl.lit(v) for k, v in key.items()})
-    missing = _unscored(explained.filter(pl.col("status") != "ok"), arms, key)
-    return (
-        schema.JUDGEMENTS.conform(judgements.select(list(schema.JUDGEMENTS.schema))),
-        pl.concat([schema.SCORES.conform(found), missing]).sort("latent", "negatives"),
-    )
-
-
-def _asked(contexts: pl.DataFrame, latents: pl.Series, arms: list[str]) -> pl.DataFrame:
-    """One row per context and arm, in the order of the questions. Select and explain are asked in one arm only."""
-    chosen = contexts.filter(pl.col("latent").is_in(latents.implode()), pl.col("context").is_not_null())
-    rank = pl.col("stratum").replace_strict({arm: i for i, arm in enumerate(THRESHOLD_ARMS)}, default=None)
-    # Per latent: one that is active almost everywhere has no random negatives, and takes the next arm.
-    tuning = (
-        chosen.filter(pl.col("split") != "test", ~pl.col("truth"))
-        .group_by("latent")
-        .agg(tuning=rank.min().replace_strict(dict(enumerate(THRESHOLD_ARMS)), return_dtype=pl.String))
-    )
-    chosen = chosen.join(tuning, on="latent", how="left")
-    frames = [
-        chosen.filter(
-            pl.col("stratum").is_in(["activating", arm]), (pl.col("split") == "test") | (pl.col("tuning") == arm)
-        ).with_columns(arm=pl.lit(arm))
-        for arm in arms
-    ]
-    return pl.concat(frames).sort("latent", "arm", "split", "place", "context")
-
-
-def _with_answers(asked: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:
-    """The judges' answers beside what was asked. Evidence that is not a number is no evidence."""
-    n = [len(answer.evidence) for answer in answers]
-    evidence = pl.Series(np.concatenate([a.evidence for a in answers]), dtype=pl.Float32).fill_nan(None)
-    optional: dict[str, pl.Series] = {}
-    for name, dtype in (("prediction", pl.Boolean), ("probability", pl.Float32)):
-        values: list[Any] = []
-        for answer, size in zip(answers, n, strict=True):
-            given = getattr(answer, name)
-            values += [None] * size if given is None else given.tolist()
-        optional[name] = pl.Series(values, dtype=dtype)
-    status = [s for a, size in zip(answers, n, strict=True) for s in (a.status or ["ok"] * size)]
-    reason = [s for a, size in zip(answers, n, strict=True) for s in (a.reason or [""] * size)]
-    prompts = [[None] * size if a.prompt is None else a.prompt.tolist() for a, size in zip(answers, n, strict=True)]
-    frame = asked.with_columns(
-        evidence=evidence,
-        **optional,
-        prompt=pl.Series([p for several in prompts for p in several], dtype=pl.Int64),
-        status=pl.Series(status, dtype=pl.String),
-        reason=pl.Series(reason, dtype=pl.String),
-    )
-    # What failed says nothing, whatever number came with it.
-    answers_of = pl.col("evidence", "prediction", "probability")
-    return frame.with_columns(pl.when(pl.col("status") == "ok").then(answers_of))
-
-
-class _Padded:
-    """Columns of judgements as arrays [latents, n], one row per latent that occurs, ascending."""
-
-    def __init__(self, frame: pl.DataFrame) -> None:
-        self.frame = frame.sort("latent", maintain_order=True)
-        self.latents, first, count = np.unique(self.frame["latent"].to_numpy(), return_index=True, return_counts=True)
-        self.row = np.repeat(np.arange(len(count)), count)
-        self.column = np.arange(self.frame.height) - np.repeat(first, count)
-        self.shape = (len(count), int(count.max(initial=1)))
-        self.asked = self("truth", fill=True, values=np.ones(self.frame.height, bool))
-
-    def __call__(self, name: str, fill: Any = 0, values: np.ndarray | None = None) -> np.ndarray:
-        given = self.frame[name].to_numpy() if values is None else values
-        out = np.full(self.shape, fill if values is None else False, dtype=given.dtype)
-        out[self.row, self.column] = given
-        return out
-
-
-def thresholds(answered: pl.DataFrame) -> pl.DataFrame:
-    """latent, threshold: from select; where it has fewer than 20 per class, drawn towards that of explain."""
-    found: dict[str, pl.DataFrame] = {}
-    for split in ("select", "explain"):
-        part = answered.filter(pl.col("split") == split)
-        padded = _Padded(part)
-        truth = padded("truth")
-        valid = padded.asked & ~np.isnan(padded("evidence", np.nan))
-        tau = statistics.youden_threshold(padded("evidence", np.nan), truth, valid)
-        fewest = np.minimum((truth & valid).sum(1), (~truth & valid).sum(1))
-        found[split] = pl.DataFrame({"latent": padded.latents, "tau": tau, "n": fewest}).with_columns(
-            pl.col("latent").cast(pl.UInt32)
-        )
-    both = found["explain"].join(found["select"], on="latent", how="full", coalesce=True, suffix="_select")
-    value = statistics.shrink(
-        both["tau_select"].fill_null(np.nan).to_numpy(),
-        both["n_select"].fill_null(0).to_numpy(),
-        both["tau"].fill_null(np.nan).to_numpy(),
-    )
-    return both.select("latent").with_columns(threshold=value)
-
-
-def _scores(judged: pl.DataFrame, latents: pl.Series, arm: str) -> pl.DataFrame:
-    """Score rows of one arm: one per latent that has an explanation."""
-    padded = _Padded(judged)
-    truth = padded("truth")
-    prediction = padded("prediction", values=judged_prediction(padded.frame))
-    valid = padded.asked & padded("valid", values=padded.frame["prediction"].is_not_null().to_numpy())
-    cluster, decile, evidence = padded("document"), padded("decile"), padded("evidence", np.nan)
-    counts = statistics.confusion(truth, prediction, valid)
-    rates = statistics.rate_intervals(truth, prediction, valid, cluster)
-    area = statistics.auroc(truth, evidence, valid & ~np.isnan(evidence), cluster)
-    accuracy = rates.balanced_accuracy
-    recalls = statistics.recall_by_decile(truth, prediction, decile, valid)
-    frame = pl.DataFrame(
-        {
-            "latent": padded.latents.astype(np.uint32),
-            "metric": METRIC,
-            "score": accuracy.value,
-            "corrected": statistics.corrected(accuracy.value, statistics.uninformed(METRIC, truth.mean(1))),
-            "ci_low": accuracy.low,
-            "ci_high": accuracy.high,
-            "n": valid.sum(1),
-            "coverage": statistics.coverage(padded.asked, valid),
-            "balanced_accuracy": accuracy.value,
-            "tpr": counts.tpr,
-            "tnr": counts.tnr,
-            "f1": counts.f1,
-            "auroc": area.value,
-            "auroc_low": area.low,
-            "auroc_high": area.high,
-            **{f"recall_decile_{d}": recalls[:, d - 1] for d in range(1, 11)},
+    mine = asked.of(good["latent"])
+    frames: list[dict[str, pl.DataFrame]] = []
+    for judge in judges:
+        key = {
+            "explainer": explained["explainer"][0],
+            "scorer": scorer.name,
+            "judge": judge.name,
+            "embedder": judge.embedder,
+            "profile": PROFILE,
         }
-    ).with_columns(pl.selectors.float().fill_nan(None))
-    taus = judged.select("latent", "threshold").unique("latent").with_columns(pl.col("threshold").fill_nan(None))
-    absent = pl.col("score").is_null()
-    return (
-        pl.DataFrame({"latent": latents})
-        .join(frame, on="latent", how="left")
-        .join(taus, on="latent", how="left")
-        .with_columns(
-            specificity=pl.lit(None, dtype=pl.Float64),
-            negatives=pl.lit(arm),
-            split=pl.lit("test"),
-            metric=pl.lit(METRIC),
-            n=pl.col("n").fill_null(0),
-            coverage=pl.col("coverage").fill_null(0.0),
-            status=pl.when(absent).then(pl.lit("unscored")).otherwise(pl.lit("ok")),
-            reason=pl.when(absent)
-            .then(pl.lit(f"no decided judgements of both classes in the arm {arm!r}"))
-            .otherwise(pl.lit("")),
+        missing = judgements.unscored(explained.filter(pl.col("status") != "ok"), arms, scorer.metric, key)
+        if good.is_empty():
+            frames.append({"judgements": schema.JUDGEMENTS.empty(), "scores": missing})
+            continue
+        answered = judgements.with_answers(mine.rows, list(judge.judge(mine.questions(scorer.name, texts))))
+        if scorer.decides:
+            answered = judgements.decided(answered)
+        found = [judgements.scores(answered, good["latent"], arm, scorer.metric, key) for arm in arms]
+        frames.append(
+            {
+                "judgements": judgements.table(answered, key),
+                "scores": pl.concat([*found, missing]).sort("latent", "negatives"),
+            }
         )
-    )
+    return {name: pl.concat([frame[name] for frame in frames]) for name in ("judgements", "scores")}
 
 
-def judged_prediction(frame: pl.DataFrame) -> np.ndarray:
-    """Predictions as bool; an absent one is False and must be masked by the caller."""
-    found: np.ndarray = frame["prediction"].fill_null(False).to_numpy()
-    return found
-
-
-def _unscored(explained: pl.DataFrame, arms: list[str], key: dict[str, str]) -> pl.DataFrame:
-    """Score rows of latents without an explanation: a failed explanation is never scored."""
-    not_eligible = {"dead", "rare", "dense", "one_document"}
-    return schema.SCORES.frame(
-        {
-            **key,
-            "latent": latent,
-            "negatives": arm,
-            "split": "test",
-            "status": status if status in not_eligible else "no_explanation",
-            "reason": reason,
-            "metric": METRIC,
-            "n": 0,
-            "coverage": 0.0,
-        }
-        for latent, status, reason in explained.select("latent", "status", "reason").iter_rows()
-        for arm in arms
-    )
-
-
-def with_specificity(scores: pl.DataFrame, nulls: pl.DataFrame | None) -> pl.DataFrame:
-    """Fills `specificity`: the score minus the same latent's mean score with other latents' explanations."""
-    if nulls is None:
-        return scores
-    on = ["latent", "negatives", "judge"]
-    mean = nulls.group_by(on).agg(null=pl.col("score").mean())
-    return (
-        scores.join(mean, on=on, how="left", maintain_order="left")
-        .with_columns(specificity=pl.col("score") - pl.col("null"))
-        .drop("null")
-    )
+score_detection = runner(SCORERS["detection"])
+score_fuzzing = runner(SCORERS["fuzzing"])

@@ -81,8 +81,14 @@ class ExplanationSettings(Strict):
     pattern: PatternSettings = PatternSettings()
 
 
-class DetectionSettings(Strict):
+class ScorerSettings(Strict):
+    """What every scorer has."""
+
     judges: tuple[str, ...] = ("executed",)
+    seed: int = 0
+    """Draws the sample of latents and, in fuzzing, the donors of wrong marks."""
+    sample: int | None = Field(default=None, ge=1)
+    """Eligible latents that are judged per SAE; None: all. The others are rows of status `not_sampled`."""
 
 
 class ReportSettings(Strict):
@@ -112,7 +118,8 @@ class Settings(Strict):
     contexts: ContextSettings = ContextSettings()
     negatives: NegativeSettings = NegativeSettings()
     explanations: ExplanationSettings = ExplanationSettings()
-    detection: DetectionSettings = DetectionSettings()
+    detection: ScorerSettings = ScorerSettings()
+    fuzzing: ScorerSettings = ScorerSettings()
     report: ReportSettings = ReportSettings()
     machine: MachineSettings = MachineSettings()
     folder: Path = Path()

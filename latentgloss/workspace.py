@@ -234,7 +234,7 @@ class Workspace:
         if stage.noun == "scores":
             from latentgloss.scorers import identities as judge_identities
 
-            return {"judges": judge_identities(self.settings.detection.judges)}
+            return {"judges": judge_identities(self.settings, stage.name.removesuffix("_scores"))}
         if stage.name == "score_report":
             return {"control": {sae.partition: sae.control for sae in self.registry.saes_of(partition)}}
         return {}

@@ -18,6 +18,7 @@ from latentgloss.cli import cli
 from latentgloss.cli.output import clean, plain, print_table
 from latentgloss.cli.show import EXPLANATION_KEYS, SCORE_KEYS
 from latentgloss.gc import reachable
+from latentgloss.stages import STAGES
 from latentgloss.store import MANIFEST
 from latentgloss.workspace import Workspace
 
@@ -147,7 +148,8 @@ def test_status_of_a_finished_workspace(finished: Path) -> None:
     found = rows(finished, "status")
     assert {tuple(row) for row in found} == {("asset", "partition", "state", "because")}
     assert {row["state"] for row in found} == {"fresh"}
-    assert len(found) == 2 + 6 * len(tiny.SAES)
+    of_saes = sum(stage.grain == "sae" for stage in STAGES.values())
+    assert len(found) == len(STAGES) - of_saes + of_saes * len(tiny.SAES)
 
 
 def test_status_of_some(finished: Path) -> None:
@@ -221,7 +223,13 @@ def test_scores(finished: Path) -> None:
 def test_scores_as_a_table(finished: Path) -> None:
     lines = run(finished, "scores", P, "--latent", "8", "--explainer", "pattern").stdout.splitlines()
     assert lines[0].split()[:4] == ["LATENT", "EXPLAINER", "SCORER", "JUDGE"]
-    assert len(lines) == 3
+    assert [line.split()[2] for line in lines[1:]] == ["detection", "detection", "fuzzing"]
+
+
+def test_scores_of_one_scorer(finished: Path) -> None:
+    found = rows(finished, "scores", P, "--scorer", "fuzzing", "--explainer", "pattern")
+    assert {(row["scorer"], row["negatives"]) for row in found} == {("fuzzing", "donor")}
+    assert sum(row["status"] == "ok" for row in found) > 20
 
 
 @pytest.mark.parametrize(

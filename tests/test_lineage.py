@@ -83,7 +83,7 @@ def test_tree_reaches_documents_and_weights(finished: Path) -> None:
         "activations", "masked", "sae", "model", "tokens", "documents", "document", "source",
     }  # fmt: skip
     stages = {node.id.split("/")[0] for node in tree.walk() if node.kind == "version"}
-    assert stages == set(tiny.RUNNERS) - {"score_report"}
+    assert stages == set(tiny.RUNNERS) - {"score_report", "fuzzing_scores"}
     assert all(node.sha256 for node in tree.walk())
     assert not any(node.checks for node in tree.walk())
 
@@ -192,7 +192,8 @@ def test_a_flipped_byte_in_the_store_is_named(finished: Path, stage: str, file: 
 def test_a_flipped_byte_in_a_manifest_is_named(finished: Path, stage: str) -> None:
     version = current(finished, stage)
     with flipped(finished / "data" / version.key / MANIFEST):
-        result = command(finished, "--verify", "--json")
+        scorer = stage.removesuffix("_scores") if stage.endswith("_scores") else "detection"
+        result = command(finished, "--verify", "--json", "--scorer", scorer)
         assert result.exit_code == 1
         assert broken_kinds(json.loads(result.stdout)) == {"version"}
         assert f"version {stage}/{version.manifest.partition}" in result.stderr
@@ -339,6 +340,30 @@ def test_a_forged_truth_is_found_from_the_sample(finished: Path) -> None:
     with forged(finished, "detection_scores", schema.JUDGEMENTS, f"{BLOCK}-pattern", edit):
         found = failures(finished)
     assert "activating contexts judged are sampled ones" in found["judgements"]
+
+
+def test_a_score_of_fuzzing_verifies_and_has_no_negatives_of_its_own(finished: Path) -> None:
+    tree = trace(opened(finished), P, LATENT, scorer="fuzzing", explainer="pattern", verify=True)
+    assert tree.broken() == []
+    (judged,) = [node for node in tree.walk() if node.kind == "judgements"]
+    assert {node.kind for node in judged.inputs} == {"contexts"}
+    done = {check.what for check in judged.checks}
+    assert {"evidence executed again", "contexts with marks have donors", "truth is as the stratum says"} <= done
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "found"),
+    [
+        ("evidence", pl.col("evidence") + 1, "evidence executed again"),
+        ("truth", ~pl.col("truth"), "truth is as the stratum says"),
+        ("decile", 11 - pl.col("decile"), "activating contexts judged are sampled ones"),
+    ],
+)
+def test_forged_judgements_of_fuzzing_are_found(finished: Path, column: str, value: pl.Expr, found: str) -> None:
+    edit = where(column, value)
+    with forged(finished, "fuzzing_scores", schema.JUDGEMENTS, f"{BLOCK}-pattern", edit):
+        tree = trace(opened(finished), P, LATENT, scorer="fuzzing", explainer="pattern", verify=True)
+    assert found in {check.what for node in tree.broken() if node.kind == "judgements" for check in node.failed}
 
 
 def test_a_forged_sentence_is_found_from_its_program(finished: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -9,6 +11,9 @@ import tiny
 
 from latentgloss import schema, scores
 from latentgloss.protocols import Answer
+from latentgloss.scorers import SCORERS, detection, judge_named
+from latentgloss.scorers.base import Asked
+from latentgloss.settings import ScorerSettings
 
 BLOCK = "000000"
 ARMS = ["same_document", "random"]
@@ -23,7 +28,11 @@ def world(tmp_path_factory):
         name: workspace.store.current(name, tiny.SPARSIFY) for name in tiny.RUNNERS if name.startswith(("s", "e", "r"))
     }
     explained = current["explanations"].read(schema.EXPLANATIONS, f"{BLOCK}-pattern")
-    contexts = scores.to_judge(current["sampled_contexts"], current["sampled_negatives"], BLOCK)
+    contexts = detection.candidates(
+        current["sampled_contexts"].read(schema.CONTEXTS, BLOCK),
+        current["sampled_negatives"].read(schema.NEGATIVES, BLOCK),
+        schema.SPLITS,
+    )
     corpus = workspace.corpus(current["resolved_saes"])
     return explained, contexts, corpus, workspace
 
@@ -31,12 +40,12 @@ def world(tmp_path_factory):
 class Scripted:
     """A judge that answers by a rule that is given the truth, which no real judge sees."""
 
-    name = "scripted"
+    name, embedder = "scripted", ""
 
     def __init__(self, world, answer):
         _, contexts, corpus, _ = world
         length = 16
-        positive = contexts.filter("truth", pl.col("context").is_not_null())
+        positive = contexts.filter("truth")
         tokens = corpus.contexts(positive["context"].to_numpy(), length)
         self.active = {(latent, row.tobytes()) for latent, row in zip(positive["latent"], tokens, strict=True)}
         self.answer = answer
@@ -53,10 +62,13 @@ def evidence(values, **more):
     return Answer(np.asarray(values, dtype=np.float32), None, None, None, **more)
 
 
-def judged(world, answer, explained=None):
-    given, contexts, corpus, _ = world
+def judged(world, answer, explained=None, contexts=None):
+    given, all_contexts, corpus, _ = world
     judge = Scripted(world, answer)
-    return (*scores._judged(given if explained is None else explained, contexts, ARMS, corpus, 16, judge), judge)
+    rows = detection.asked(all_contexts if contexts is None else contexts, ARMS)
+    asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16))
+    found = scores.score_block(SCORERS["detection"], given if explained is None else explained, asked, ARMS, [judge])
+    return found["judgements"], found["scores"], judge
 
 
 def test_a_perfect_judge_gets_everything_right(world):
@@ -150,21 +162,18 @@ def test_a_decision_that_came_with_a_failure_is_not_counted(world):
 
 def test_evidence_without_a_threshold_decides_nothing(world):
     """No answers on select and explain: τ is unknown, and an unknown τ is no "no"."""
-    explained, contexts, corpus, _ = world
-    judge = Scripted(world, lambda q, truth: evidence(truth))
-    only_test = contexts.filter((pl.col("split") == "test") | pl.col("split").is_null())
-    judgements, found = scores._judged(explained, only_test, ARMS, corpus, 16, judge)
+    only_test = world[1].filter(split="test")
+    judgements, found, _ = judged(world, lambda q, truth: evidence(truth), contexts=only_test)
     assert judgements["prediction"].null_count() == judgements.height
     assert "ok" not in found["status"].to_list()
     assert found["score"].null_count() == found.height
 
 
 def test_a_latent_without_random_negatives_takes_its_threshold_from_the_next_arm(world):
-    explained, contexts, corpus, _ = world
+    explained, contexts, *_ = world
     latent = explained.filter(status="ok")["latent"][0]
     without = contexts.filter(~((pl.col("latent") == latent) & (pl.col("stratum") == "random")))
-    judge = Scripted(world, lambda q, truth: evidence(truth))
-    _, found = scores._judged(explained, without, ARMS, corpus, 16, judge)
+    _, found, _ = judged(world, lambda q, truth: evidence(truth), contexts=without)
     rows = {row["negatives"]: row for row in found.filter(latent=latent).iter_rows(named=True)}
     assert rows["same_document"]["score"] == 1
     assert rows["random"]["status"] == "unscored"
@@ -238,3 +247,82 @@ def test_nothing_judged_was_shown(world):
     splits = corpus.split_of_context(16)
     assert {int(splits[c]) for c in shown} == {0}
     assert {int(splits[c]) for c in scored} == {2}
+
+
+# A scorer that ranks and does not decide ----------------------------------------------------------------------
+
+RANKING = replace(SCORERS["detection"], name="embedding", metric="auroc", splits=("test",))
+
+
+def test_a_scorer_without_thresholds_scores_by_rank_on_the_test_split_alone(world):
+    explained, _, corpus, workspace = world
+    current = {n: workspace.store.current(n, tiny.SPARSIFY) for n in ("sampled_contexts", "sampled_negatives")}
+    candidates = detection.candidates(
+        current["sampled_contexts"].read(schema.CONTEXTS, BLOCK),
+        current["sampled_negatives"].read(schema.NEGATIVES, BLOCK),
+        RANKING.splits,
+    )
+    rows = detection.asked(candidates, ARMS)
+    asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16))
+    judge = judge_named("executed", workspace.vocabulary(tiny.MODEL))
+    found = scores.score_block(RANKING, explained, asked, ARMS, [judge])
+    judgements, table = found["judgements"], found["scores"]
+    assert set(judgements["split"]) == {"test"}
+    assert judgements["prediction"].null_count() == judgements.height
+    assert judgements["evidence"].null_count() == 0
+    good = table.filter(status="ok")
+    assert good.height > 20 and set(table["metric"]) == {"auroc"} and set(table["scorer"]) == {"embedding"}
+    assert (good["score"] == good["auroc"]).all() and (good["ci_low"] == good["auroc_low"]).all()
+    assert (good["corrected"] - (2 * good["score"] - 1)).abs().max() < 1e-12
+    for column in ("threshold", "balanced_accuracy", "tpr", "recall_decile_10"):
+        assert table[column].null_count() == table.height
+    stored = workspace.store.current("detection_scores", tiny.SPARSIFY).read(schema.SCORES, f"{BLOCK}-pattern")
+    both = good.join(stored, on=["latent", "negatives"], suffix="_detection")
+    assert both.height == good.height
+    assert (both["auroc"] - both["auroc_detection"]).abs().max() < 1e-12
+
+
+def test_rank_without_evidence_is_unscored_with_a_reason(world):
+    explained, contexts, corpus, _ = world
+    rows = detection.asked(contexts.filter(split="test"), ARMS)
+    judge = Scripted(world, lambda q, truth: evidence(np.full(len(truth), np.nan)))
+    asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16))
+    table = scores.score_block(RANKING, explained, asked, ARMS, [judge])["scores"]
+    put = table.filter(pl.col("status").is_in(["ok", "unscored"]))
+    assert (put["status"] == "unscored").all() and (put["reason"] != "").all() and (put["coverage"] == 0).all()
+    assert table["score"].null_count() == table["auroc"].null_count() == table.height
+
+
+# A sample of the latents --------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_part_of_a_larger_one_and_of_the_eligible(world):
+    eligibility = world[3].store.current("sampled_contexts", tiny.SPARSIFY).read(schema.ELIGIBILITY)
+    eligible = set(eligibility.filter(status="eligible")["latent"].to_list())
+    few, more, other = (
+        set(scores.sampled(eligibility, ScorerSettings(sample=n, seed=seed)).tolist())
+        for n, seed in ((5, 0), (9, 0), (5, 1))
+    )
+    assert len(few) == 5 and few < more < eligible and few != other
+    gone = eligibility.filter(pl.col("latent") != min(few))
+    assert few - {min(few)} < set(scores.sampled(gone, ScorerSettings(sample=5)).tolist())
+    assert scores.sampled(eligibility, ScorerSettings()) is None
+
+
+def test_latents_outside_the_sample_are_rows_with_a_reason_and_the_report_leaves_them_out(tmp_path):
+    settings = tiny.SETTINGS + "\n[fuzzing]\nsample = 6\n"
+    workspace = tiny.tiny_workspace(tmp_path, settings=settings)
+    assert not [o.error for o in tiny.run_all(workspace) if o.error]
+    whole = workspace.store.current("detection_scores", tiny.SPARSIFY).read(schema.SCORES).filter(negatives="random")
+    table = workspace.store.current("fuzzing_scores", tiny.SPARSIFY).read(schema.SCORES)
+    assert table.height == whole.height
+    for (explainer,), rows in table.group_by("explainer"):
+        left_out = rows.filter(status="not_sampled")
+        judged = rows.filter(pl.col("status").is_in(["ok", "unscored", "no_explanation"]))
+        assert judged["latent"].n_unique() == 6
+        assert left_out["score"].null_count() == left_out.height and (left_out["reason"] != "").all()
+        counts = dict(whole.filter(explainer=explainer)["status"].value_counts().iter_rows())
+        assert dict(rows["status"].value_counts().iter_rows())["rare"] == counts["rare"]
+    report = workspace.store.current("score_report", tiny.MODEL).read(schema.REPORT)
+    rows = report.filter(partition=tiny.SPARSIFY, scorer="fuzzing", explainer="pattern", metric="auroc")
+    assert rows["n_scored"].to_list() == [6] and rows["gain"].null_count() == 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SAE, OTHER = tiny.SPARSIFY, tiny.SAELENS
-LATENTWISE = ("sampled_contexts", "sampled_negatives", "explanations", "detection_scores")
+LATENTWISE = ("sampled_contexts", "sampled_negatives", "explanations", "detection_scores", "fuzzing_scores")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,8 @@ def of(stages: list[str], saes: tuple[str, ...] = BOTH) -> set[tuple[str, str]]:
     }
 
 
-LATER = ["explanations", "detection_scores", "score_report"]
+SCORES = ["detection_scores", "fuzzing_scores"]
+LATER = ["explanations", *SCORES, "score_report"]
 CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "nothing": (lambda folder: None, set()),
     "batch size": (lambda f: set_settings(f, "batch_tokens = 2048", "batch_tokens = 512"), set()),
@@ -95,7 +96,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "seed of the report": (lambda f: set_settings(f, "resamples = 200", "resamples = 201"), of(["score_report"])),
     "more test contexts": (
         lambda f: set_settings(f, "test = 30", "test = 32"),
-        of(["sampled_contexts", "detection_scores", "score_report"]),
+        of(["sampled_contexts", "detection_scores", "fuzzing_scores", "score_report"]),
     ),
     "more explain contexts": (
         lambda f: set_settings(f, "explain = 60", "explain = 62"),
@@ -118,7 +119,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "one SAE's weights": (
         change_sae,
-        of([*CACHE, "sampled_contexts", "sampled_negatives", "explanations", "detection_scores"], (SAE,))
+        of([*CACHE, "sampled_contexts", "sampled_negatives", "explanations", *SCORES], (SAE,))
         | of(["score_report"]),
     ),
     "the model": (change_model, of([*CACHE, "sampled_contexts", "sampled_negatives", *LATER])),
@@ -133,7 +134,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "one more latent": (
         one_more_latent,
-        of(["resolved_saes", "sampled_contexts", "sampled_negatives", "explanations", "detection_scores"], (OTHER,))
+        of(["resolved_saes", "sampled_contexts", "sampled_negatives", "explanations", *SCORES], (OTHER,))
         | of(["score_report"]),
     ),
 }  # fmt: skip
@@ -198,7 +199,7 @@ def test_one_latent_more_or_less_touches_only_its_block(folder):
     assert seen["sampled_contexts", SAE] == (1, 1)
     assert seen["sampled_negatives", SAE] == (1, 1)
     assert seen["explanations", SAE] == (3, 3)
-    assert seen["detection_scores", SAE] == (3, 3)
+    assert seen["detection_scores", SAE] == seen["fuzzing_scores", SAE] == (3, 3)
 
 
 def test_going_back_finds_the_old_version(folder):
@@ -230,6 +231,9 @@ OTHER_VALUES: dict[str, Any] = {
     "explanations.explainers": ("pattern",),
     "explanations.pattern.rules": 3,
     "detection.judges": ("executed", "executed"),
+    "detection.sample": 5,
+    "fuzzing.judges": ("executed", "executed"),
+    "fuzzing.sample": 5,
 }
 """Where adding one gives no valid value."""
 

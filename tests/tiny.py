@@ -52,6 +52,7 @@ RUNNERS = {
     "sampled_negatives": "latentgloss.negatives:sample_negatives",
     "explanations": "latentgloss.explanations:explain",
     "detection_scores": "latentgloss.scores:score_detection",
+    "fuzzing_scores": "latentgloss.scores:score_fuzzing",
     "score_report": "latentgloss.report:report_scores",
 }
 """Runner of each stage, as module:function."""

@@ -19,7 +19,8 @@ from latentgloss.work import one_by_one
 if TYPE_CHECKING:
     from latentgloss.work import Work
 
-METRICS = ("balanced_accuracy", "auroc")
+AUROC = "auroc"
+"""Summarised for every scorer beside the metric its score is."""
 BASELINE = "token_table"
 _KEY = ["explainer", "scorer", "judge", "embedder", "profile", "negatives"]
 
@@ -49,20 +50,22 @@ def _report(work: Work) -> None:
         groups = dict(sorted(scores.group_by(_KEY)))
         for key, frame in groups.items():
             baseline = groups.get((BASELINE, *key[1:]))
-            ok = frame.filter(status="ok")
-            for metric in METRICS:
-                if ok.height and ok[metric].null_count() == ok.height:
-                    continue  # no metric of this scorer
+            # Latents left out on purpose are no failures; the sample is the same whatever explains or judges.
+            left_out = frame.filter(status="not_sampled")
+            judged = eligible.join(left_out, on="latent", how="anti", maintain_order="left")
+            for metric in dict.fromkeys((frame["metric"][0], AUROC)):
                 rows.append(
                     {
                         **counts,
                         **dict(zip(_KEY, key, strict=True)),
                         "n_explained": explained_by.get(key[0], 0),
-                        **_summary(frame, eligible, metric, settings.seed, settings.resamples),
-                        **_gain(frame, baseline, eligible, metric, settings.seed, settings.resamples),
+                        **_summary(frame, judged, metric, settings.seed, settings.resamples),
+                        **_gain(frame, baseline, judged, metric, settings.seed, settings.resamples),
                     }
                 )
-    table = schema.REPORT.frame(rows).sort("partition", "metric", "scorer", "negatives", "explainer")
+    table = schema.REPORT.frame(rows).sort(
+        "partition", "metric", "scorer", "negatives", "explainer", "judge", "embedder"
+    )
     work.draft.put("all", work.recipe.content, (schema.REPORT,), {"report": table})
     work.facts = {"partitions": complete}
 

@@ -1,7 +1,6 @@
-"""Scorers' judges: what answers whether a latent is active in a context, from its explanation alone.
+"""Scorers: what is asked about explanations, and the judges that answer from an explanation alone.
 
-One file each. `JUDGES` is the list of all there are; `protocols.Judge` is what they have in common, and what a
-language model will implement.
+`SCORERS` is the list of all scorers, `JUDGES` that of judges of contexts; what a row of the first is, `base.py` says.
 """
 
 from __future__ import annotations
@@ -9,13 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import SettingsError
+from latentgloss.schema import SPLITS
+from latentgloss.scorers import detection, fuzzing
+from latentgloss.scorers.base import Scorer
 from latentgloss.scorers.executed import ExecutedJudge
 
 if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Judge
+    from latentgloss.settings import Settings
+    from latentgloss.work import Work
 
-JUDGES: dict[str, type[Judge]] = {"executed": ExecutedJudge}
+JUDGES: dict[str, type[ExecutedJudge]] = {"executed": ExecutedJudge}
 
 
 def judge_named(name: str, vocabulary: Vocabulary) -> Judge:
@@ -23,16 +27,37 @@ def judge_named(name: str, vocabulary: Vocabulary) -> Judge:
     return _judge(name)(vocabulary)
 
 
-def identities(names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Per judge, everything that decides its answers. Raises SettingsError."""
+def judges_of_contexts(work: Work, names: tuple[str, ...]) -> list[Judge]:
+    """Judges that need nothing but the model's vocabulary. Raises SettingsError for a judge there is none of."""
+    vocabulary = work.workspace.vocabulary(work.model.name)
+    return [judge_named(name, vocabulary) for name in names]
+
+
+def identities_of_contexts(settings: Settings, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Raises SettingsError for a judge there is none of."""
     return {name: _judge(name).identity() for name in names}
 
 
-def _judge(name: str) -> type[Judge]:
+def _judge(name: str) -> type[ExecutedJudge]:
     if name not in JUDGES:
         raise SettingsError(
             f"judge {name!r} is unknown",
             expected=f"one of {', '.join(sorted(JUDGES))}",
-            todo="correct `detection.judges` in latentgloss.toml",
+            todo="correct `judges` of the scorer in latentgloss.toml",
         )
     return JUDGES[name]
+
+
+SCORERS: dict[str, Scorer] = {
+    scorer.name: scorer
+    for scorer in (
+        Scorer("detection", "balanced_accuracy", SPLITS, detection.plan, judges_of_contexts, identities_of_contexts),
+        Scorer("fuzzing", "balanced_accuracy", SPLITS, fuzzing.plan, judges_of_contexts, identities_of_contexts),
+    )
+}
+
+
+def identities(settings: Settings, scorer: str) -> dict[str, dict[str, Any]]:
+    """Per judge of a scorer, everything that decides its answers. Raises SettingsError."""
+    found: dict[str, dict[str, Any]] = SCORERS[scorer].identities(settings, getattr(settings, scorer).judges)
+    return found

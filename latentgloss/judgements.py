@@ -1,0 +1,217 @@
+"""From judges' answers to judgements, and from judgements to scores.
+
+What belongs here: the tables `judgements` and `scores` of one explainer, judge and block, made from the rows that were
+asked and what was answered. The numbers themselves are in `statistics.py`; which rows are asked is the scorer's
+(`scorers/`). Nothing is read or written. Definitions: docs/methods.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from latentgloss import schema, statistics
+
+if TYPE_CHECKING:
+    from latentgloss.protocols import Answer
+
+NOT_ELIGIBLE = ("dead", "rare", "dense", "one_document")
+BALANCED_ACCURACY, AUROC = "balanced_accuracy", "auroc"
+
+
+def with_answers(asked: pl.DataFrame, answers: list[Answer]) -> pl.DataFrame:
+    """The judges' answers beside what was asked (`Asked.rows`). Evidence that is not a number is no evidence.
+
+    Answers are for the rows of status `ok`, in order; the others keep their status and reason.
+    """
+    n = [len(answer.evidence) for answer in answers]
+    put = asked.with_row_index("row").filter(pl.col("status") == "ok").select("row")
+    optional: dict[str, pl.Series] = {}
+    for name, dtype in (("prediction", pl.Boolean), ("probability", pl.Float32)):
+        values: list[Any] = []
+        for answer, size in zip(answers, n, strict=True):
+            given = getattr(answer, name)
+            values += [None] * size if given is None else given.tolist()
+        optional[name] = pl.Series(values, dtype=dtype)
+    status = [s for a, size in zip(answers, n, strict=True) for s in (a.status or ["ok"] * size)]
+    reason = [s for a, size in zip(answers, n, strict=True) for s in (a.reason or [""] * size)]
+    prompts = [[None] * size if a.prompt is None else a.prompt.tolist() for a, size in zip(answers, n, strict=True)]
+    evidence = np.concatenate([np.empty(0, np.float32), *(a.evidence for a in answers)])
+    given = put.with_columns(
+        evidence=pl.Series(evidence, dtype=pl.Float32).fill_nan(None),
+        **optional,
+        prompt=pl.Series([p for several in prompts for p in several], dtype=pl.Int64),
+        answer=pl.Series(status, dtype=pl.String),
+        why=pl.Series(reason, dtype=pl.String),
+    )
+    frame = (
+        asked.with_row_index("row")
+        .join(given, on="row", how="left", maintain_order="left")
+        .with_columns(status=pl.coalesce("answer", "status"), reason=pl.coalesce("why", "reason"))
+        .drop("row", "answer", "why")
+    )
+    # What failed says nothing, whatever number came with it.
+    answers_of = pl.col("evidence", "prediction", "probability")
+    return frame.with_columns(pl.when(pl.col("status") == "ok").then(answers_of))
+
+
+class _Padded:
+    """Columns of judgements as arrays [latents, n], one row per latent that occurs, ascending."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self.frame = frame.sort("latent", maintain_order=True)
+        self.latents, first, count = np.unique(self.frame["latent"].to_numpy(), return_index=True, return_counts=True)
+        self.row = np.repeat(np.arange(len(count)), count)
+        self.column = np.arange(self.frame.height) - np.repeat(first, count)
+        self.shape = (len(count), int(count.max(initial=1)))
+        self.asked = self("truth", fill=True, values=np.ones(self.frame.height, bool))
+
+    def __call__(self, name: str, fill: Any = 0, values: np.ndarray | None = None) -> np.ndarray:
+        given = self.frame[name].to_numpy() if values is None else values
+        out = np.full(self.shape, fill if values is None else False, dtype=given.dtype)
+        out[self.row, self.column] = given
+        return out
+
+
+def decided(answered: pl.DataFrame) -> pl.DataFrame:
+    """With `threshold`, and a prediction wherever there is evidence and the judge did not decide itself."""
+    # Without a threshold evidence decides nothing: the judgement stays open and the latent unscored.
+    taus = thresholds(answered).with_columns(pl.col("threshold").fill_nan(None))
+    answered = answered.join(taus, on="latent", how="left", maintain_order="left")
+    return answered.with_columns(prediction=pl.coalesce("prediction", pl.col("evidence") >= pl.col("threshold")))
+
+
+def thresholds(answered: pl.DataFrame) -> pl.DataFrame:
+    """latent, threshold: from select; where it has fewer than 20 per class, drawn towards that of explain."""
+    found: dict[str, pl.DataFrame] = {}
+    for split in ("select", "explain"):
+        part = answered.filter(pl.col("split") == split)
+        padded = _Padded(part)
+        truth = padded("truth")
+        valid = padded.asked & ~np.isnan(padded("evidence", np.nan))
+        tau = statistics.youden_threshold(padded("evidence", np.nan), truth, valid)
+        fewest = np.minimum((truth & valid).sum(1), (~truth & valid).sum(1))
+        found[split] = pl.DataFrame({"latent": padded.latents, "tau": tau, "n": fewest}).with_columns(
+            pl.col("latent").cast(pl.UInt32)
+        )
+    both = found["explain"].join(found["select"], on="latent", how="full", coalesce=True, suffix="_select")
+    value = statistics.shrink(
+        both["tau_select"].fill_null(np.nan).to_numpy(),
+        both["n_select"].fill_null(0).to_numpy(),
+        both["tau"].fill_null(np.nan).to_numpy(),
+    )
+    return both.select("latent").with_columns(threshold=value)
+
+
+def table(answered: pl.DataFrame, key: dict[str, str]) -> pl.DataFrame:
+    """Table `judgements`."""
+    frame = answered.rename({"arm": "negatives"}).with_columns(**{k: pl.lit(v) for k, v in key.items()})
+    return schema.JUDGEMENTS.conform(frame.select(list(schema.JUDGEMENTS.schema)))
+
+
+def scores(answered: pl.DataFrame, latents: pl.Series, arm: str, metric: str, key: dict[str, str]) -> pl.DataFrame:
+    """Table `scores` for one arm: one row per latent of `latents`, from its judgements on the test split.
+
+    `metric` is `balanced_accuracy` (of predictions; a judgement counts if it is decided) or `auroc` (of evidence; a
+    judgement counts if it has any, and columns that need a decision stay empty).
+    """
+    judged = answered.filter(pl.col("arm") == arm, split="test")
+    padded = _Padded(judged)
+    truth, evidence = padded("truth"), padded("evidence", np.nan)
+    known = padded.asked & ~np.isnan(evidence)
+    columns: dict[str, Any]
+    if metric == AUROC:
+        valid = known
+        area = statistics.auroc(truth, evidence, known, padded("document"))
+        value, columns = area, {}
+    else:
+        valid = padded.asked & padded("valid", values=padded.frame["prediction"].is_not_null().to_numpy())
+        area = statistics.auroc(truth, evidence, valid & known, padded("document"))
+        value, columns = _of_decisions(padded, truth, valid)
+    frame = pl.DataFrame(
+        {
+            "latent": padded.latents.astype(np.uint32),
+            "score": value.value,
+            "corrected": statistics.corrected(value.value, statistics.uninformed(metric, truth.mean(1))),
+            "ci_low": value.low,
+            "ci_high": value.high,
+            "n": valid.sum(1),
+            "coverage": statistics.coverage(padded.asked, valid),
+            "auroc": area.value,
+            "auroc_low": area.low,
+            "auroc_high": area.high,
+            **columns,
+        }
+    ).with_columns(pl.selectors.float().fill_nan(None))
+    if "threshold" in judged.columns:
+        frame = frame.join(judged.select("latent", "threshold").unique("latent"), on="latent", how="left")
+    absent = pl.col("score").is_null()
+    lacking = f"no {'answered' if metric == AUROC else 'decided'} judgements of both classes in the arm {arm!r}"
+    found = (
+        pl.DataFrame({"latent": latents})
+        .join(frame, on="latent", how="left")
+        .with_columns(
+            **{name: pl.lit(value) for name, value in key.items()},
+            negatives=pl.lit(arm),
+            split=pl.lit("test"),
+            metric=pl.lit(metric),
+            n=pl.col("n").fill_null(0),
+            coverage=pl.col("coverage").fill_null(0.0),
+            status=pl.when(absent).then(pl.lit("unscored")).otherwise(pl.lit("ok")),
+            reason=pl.when(absent).then(pl.lit(lacking)).otherwise(pl.lit("")),
+        )
+    )
+    unmeasured = [c.name for c in schema.SCORES.columns if c.nullable and c.name not in found.columns]
+    return schema.SCORES.conform(found.with_columns(pl.lit(None).alias(name) for name in unmeasured))
+
+
+def _of_decisions(padded: _Padded, truth: np.ndarray, valid: np.ndarray) -> tuple[statistics.Interval, dict[str, Any]]:
+    """Balanced accuracy with its interval, and the columns that go with it."""
+    # An absent prediction is False here, and masked by `valid`.
+    prediction = padded("prediction", values=padded.frame["prediction"].fill_null(False).to_numpy())
+    counts = statistics.confusion(truth, prediction, valid)
+    rates = statistics.rate_intervals(truth, prediction, valid, padded("document"))
+    recalls = statistics.recall_by_decile(truth, prediction, padded("decile"), valid)
+    accuracy = rates.balanced_accuracy
+    return accuracy, {
+        "balanced_accuracy": accuracy.value,
+        "tpr": counts.tpr,
+        "tnr": counts.tnr,
+        "f1": counts.f1,
+        **{f"recall_decile_{d}": recalls[:, d - 1] for d in range(1, 11)},
+    }
+
+
+def unscored(explained: pl.DataFrame, arms: list[str], metric: str, key: dict[str, str]) -> pl.DataFrame:
+    """Score rows of latents without an explanation, or outside the sample: neither is ever scored."""
+    kept = {*NOT_ELIGIBLE, "not_sampled"}
+    return schema.SCORES.frame(
+        {
+            **key,
+            "latent": latent,
+            "negatives": arm,
+            "split": "test",
+            "status": status if status in kept else "no_explanation",
+            "reason": reason,
+            "metric": metric,
+            "n": 0,
+            "coverage": 0.0,
+        }
+        for latent, status, reason in explained.select("latent", "status", "reason").iter_rows()
+        for arm in arms
+    )
+
+
+def with_specificity(scores: pl.DataFrame, nulls: pl.DataFrame | None) -> pl.DataFrame:
+    """Fills `specificity`: the score minus the same latent's mean score with other latents' explanations."""
+    if nulls is None:
+        return scores
+    on = ["latent", "negatives", "judge", "embedder"]
+    mean = nulls.group_by(on).agg(null=pl.col("score").mean())
+    return (
+        scores.join(mean, on=on, how="left", maintain_order="left")
+        .with_columns(specificity=pl.col("score") - pl.col("null"))
+        .drop("null")
+    )

@@ -1,0 +1,76 @@
+"""Detection: is the latent active in this context? Activating contexts against one stratum of others at a time.
+
+What belongs here: which contexts are asked about, in which arm, in which order. Each stratum of non-activating contexts
+is an arm with questions of its own, since what is judged together shifts answers. Thresholds come from one arm, that of
+the first stratum of `THRESHOLD_ARMS` there is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from latentgloss import schema
+from latentgloss.hashing import counter_hash
+from latentgloss.schema import STRATA
+from latentgloss.scorers.base import COLUMNS, ORDER, PRIOR, Asked, Plan
+
+if TYPE_CHECKING:
+    from latentgloss.corpus import Corpus
+    from latentgloss.work import Work
+
+THRESHOLD_ARMS = tuple(dict.fromkeys(("random", *STRATA)))
+_SHUFFLE = 0x5C0E5
+"""Salt of the order in which contexts are put to a judge."""
+
+
+def plan(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
+    """One arm per stratum of `sampled_negatives`."""
+    contexts, negatives = work.input("sampled_contexts"), work.input("sampled_negatives")
+    length = work.settings.contexts.length
+    # Pinned, not of today's settings; and of all blocks, so that no latent's rows depend on its neighbours.
+    strata = negatives.manifest.recipe["settings"]["negatives"]["strata"]
+    arms = sorted(strata, key=STRATA.index)
+
+    def ask(block: str) -> Asked:
+        both = candidates(contexts.read(schema.CONTEXTS, block), negatives.read(schema.NEGATIVES, block), splits)
+        rows = asked(both, arms)
+        return Asked(rows, corpus.contexts(rows["context"].to_numpy(), length))
+
+    return Plan(arms, {"arms": arms, "splits": list(splits)}, ask)
+
+
+def candidates(contexts: pl.DataFrame, negatives: pl.DataFrame, splits: tuple[str, ...]) -> pl.DataFrame:
+    """Every context to be judged of a block: latent, split, context, stratum, decile, document, truth, place.
+
+    Explain contexts are few and serve as prior for the threshold only. `place` orders a question: a hash, so that
+    neither truth nor stratum can be told from the order.
+    """
+    columns = ["latent", "split", "context", "stratum", "decile", "document", "truth"]
+    few = pl.col("split").is_in(splits), (pl.col("split") != "explain") | (pl.col("order") < PRIOR)
+    positive = contexts.filter(few).with_columns(stratum=pl.lit("activating"), truth=pl.lit(True))
+    negative = negatives.filter(few).with_columns(decile=pl.lit(0, dtype=pl.UInt8), truth=pl.lit(False))
+    frame = pl.concat([positive.select(columns), negative.select(columns)])
+    place = counter_hash(_SHUFFLE, frame["latent"].to_numpy(), frame["context"].to_numpy())
+    return frame.with_columns(place=place)
+
+
+def asked(candidates: pl.DataFrame, arms: list[str]) -> pl.DataFrame:
+    """One row per context and arm, in the order of the questions. Select and explain are asked in one arm only."""
+    rank = pl.col("stratum").replace_strict({arm: i for i, arm in enumerate(THRESHOLD_ARMS)}, default=None)
+    # Per latent: one that is active almost everywhere has no random negatives, and takes the next arm.
+    tuning = (
+        candidates.filter(pl.col("split") != "test", ~pl.col("truth"))
+        .group_by("latent")
+        .agg(tuning=rank.min().replace_strict(dict(enumerate(THRESHOLD_ARMS)), return_dtype=pl.String))
+    )
+    chosen = candidates.join(tuning, on="latent", how="left")
+    frames = [
+        chosen.filter(
+            pl.col("stratum").is_in(["activating", arm]), (pl.col("split") == "test") | (pl.col("tuning") == arm)
+        ).with_columns(arm=pl.lit(arm))
+        for arm in arms
+    ]
+    everything = pl.concat(frames).with_columns(part=pl.lit(0, pl.UInt8), status=pl.lit("ok"), reason=pl.lit(""))
+    return everything.sort(ORDER).select(COLUMNS)

@@ -1,0 +1,106 @@
+"""Fuzzing: are the marked tokens those the latent is active on? A context's own marks against another context's.
+
+What belongs here: the two versions of each activating context, with its own marks and with a donor's, and in which of
+two questions each is asked about: never both in one.
+Method: docs/methods.md, Fuzzing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from latentgloss import schema
+from latentgloss.hashing import counter_hash
+from latentgloss.marks import dense_activations, marks, masked_tokens
+from latentgloss.scorers.base import COLUMNS, ORDER, PRIOR, Asked, Plan
+from latentgloss.scorers.donors import NONE, donors
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
+
+    from latentgloss.corpus import Corpus
+    from latentgloss.work import Work
+
+ARM = "donor"
+NO_DONOR = "no other context of this latent, split and decile to exchange marks with"
+_SHUFFLE, _HALF = 0xF0225, 0xF04A1
+"""Salts of the order within a question, and of which question holds a context's own marks."""
+
+
+class Versions(NamedTuple):
+    """Asked rows, and what is marked in each."""
+
+    rows: pl.DataFrame
+    marks: Bool[np.ndarray, "rows length"]
+    masked: Bool[np.ndarray, "rows length"]
+
+
+def plan(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
+    """One arm. Reads the mask of the activations, since a masked token is never marked."""
+    contexts = work.input("sampled_contexts")
+    length, seed = work.settings.contexts.length, work.settings.fuzzing.seed
+    masked = masked_tokens(work.input("activation_cache"), corpus, length)
+
+    def ask(block: str) -> Asked:
+        sampled = few(contexts.read(schema.CONTEXTS, block), splits)
+        found = versions(sampled, masked[sampled["context"].to_numpy()], seed)
+        return Asked(
+            found.rows,
+            corpus.contexts(found.rows["context"].to_numpy(), length),
+            found.marks,
+            found.masked,
+            references(sampled, corpus, length),
+        )
+
+    return Plan([ARM], {"arms": [ARM], "splits": list(splits), "seed": seed}, ask)
+
+
+def few(contexts: pl.DataFrame, splits: tuple[str, ...]) -> pl.DataFrame:
+    """The contexts asked about: of explain the first `PRIOR` only, as prior for the threshold."""
+    return contexts.filter(
+        pl.col("split").is_in(splits), (pl.col("split") != "explain") | (pl.col("order") < PRIOR)
+    ).sort("latent", "split", "context")
+
+
+def references(contexts: pl.DataFrame, corpus: Corpus, length: int) -> dict[int, np.ndarray]:
+    """Per latent the tokens of its explain contexts: what an executing judge ranks strengths among."""
+    explain = contexts.filter(split="explain").sort("latent", "context")
+    tokens = corpus.contexts(explain["context"].to_numpy(), length)
+    latents, first, n = np.unique(explain["latent"].to_numpy(), return_index=True, return_counts=True)
+    return {int(latent): tokens[i : i + k] for latent, i, k in zip(latents, first, n, strict=True)}
+
+
+def versions(contexts: pl.DataFrame, masked: Bool[np.ndarray, "contexts length"], seed: int) -> Versions:
+    """Both versions of every context (rows of `schema.CONTEXTS`, in any order), in the order of the questions.
+
+    A context without a donor has status `no_donor` in both. Nothing depends on other latents.
+    """
+    activations = dense_activations(contexts, masked.shape[1])
+    own = marks(activations, masked)
+    latent, context, decile = (contexts[name].to_numpy().astype(np.int64) for name in ("latent", "context", "decile"))
+    split = contexts["split"].replace_strict(schema.SPLITS, range(3), return_dtype=pl.Int64).to_numpy()
+    group = (latent * len(schema.SPLITS) + split) * 16 + decile
+    donor = donors(seed, group, latent, context, own, (activations > 0) | masked)
+    missing = donor == NONE
+    half = (counter_hash(seed ^ _HALF, latent, context) >> np.uint64(63)).astype(np.uint8)
+    kept = contexts.select("latent", "split", "context", "decile", "document").with_columns(
+        arm=pl.lit(ARM),
+        status=pl.Series(np.where(missing, "no_donor", "ok")),
+        reason=pl.Series(np.where(missing, NO_DONOR, "")),
+        row=np.arange(contexts.height),
+    )
+    both = pl.concat(
+        kept.with_columns(
+            truth=pl.lit(true),
+            stratum=pl.lit("activating" if true else ARM),
+            part=half if true else 1 - half,
+            place=counter_hash(seed ^ _SHUFFLE, latent, context, int(true)),
+        )
+        for true in (True, False)
+    ).sort(ORDER)
+    row, truth = both["row"].to_numpy(), both["truth"].to_numpy()
+    worn = np.where(truth, row, donor[row])
+    return Versions(both.select(COLUMNS), own[worn] & (worn != NONE)[:, None], masked[row])
