@@ -287,9 +287,9 @@ def contexts(sides: Sides, folder: Path, n_tokens: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=32_768, help="tokens cached per repeat")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--hookpoints", nargs="+", default=["layers.9", "layers.29"])
+    parser.add_argument("--tokens", type=int, default=16_384, help="tokens cached per repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--hookpoints", nargs="*", default=["layers.9", "layers.29"])
     parser.add_argument(
         "--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32], help="batch sizes to try for delphi"
     )
@@ -305,7 +305,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         sides = Sides(root, arguments.threads)
-        batch, rates = tuned(sides, root / "tuning", arguments)
+        batch, rates = tuned(sides, root / "tuning", arguments) if arguments.hookpoints else (0, {})
         print(f"delphi's batch size: {batch} of {rates} tokens/s", file=sys.stderr)
         result: dict[str, Any] = {
             "delphi": {"versions": [*DELPHI, *IMPORTS[:2]], "batch": batch, "tokens_per_s_by_batch": rates},
