@@ -52,17 +52,20 @@ def sample_block(cells: Cells, windows: Windows, settings: ContextSettings) -> d
     """Tables `eligibility` and `contexts` of the latents of `cells`."""
     population = Population.of(cells, windows, settings.seed)
     table = eligibility(cells, windows, population, settings)
+    populations = [population] * len(schema.SPLITS)
+    if settings.pool == "one":  # chance draws each sample by itself
+        populations = [Population.of(cells, windows, settings.seed + 1 + i) for i in range(len(schema.SPLITS))]
     eligible = (table["status"] == "eligible").to_numpy()
     samples = [
         _sample(
-            population,
-            split,
+            populations[number],
+            windows.drawn_from[number],
             eligible,
             "quantile" if split != "explain" else settings.sampler,
             getattr(settings, split),
             per_document=settings.per_document if split == "test" else None,
-        )
-        for split in schema.SPLITS
+        ).with_columns(split=pl.lit(number, pl.UInt8))
+        for number, split in enumerate(schema.SPLITS)
     ]
     return {"eligibility": table, "contexts": _described(cells, windows, pl.concat(samples))}
 
@@ -83,17 +86,19 @@ def eligibility(cells: Cells, windows: Windows, population: Population, settings
     frame = pl.DataFrame(
         {
             "latent": cells.latents,
-            **{f"n_{split}": n[:, number] for number, split in enumerate(schema.SPLITS)},
+            **{f"n_{split}": n[:, source] for split, source in zip(schema.SPLITS, windows.drawn_from, strict=True)},
             "n_test_documents": _documents(population, test),
             "n_dropped_shared": count(cells.activating & windows.shared[cells.window]),
             "n_dropped_identical": count(cells.activating & windows.repeat[cells.window]),
             "firing_rate": n[:, test] / max(n_test_windows, 1),
             "alive": cells.alive,
+            "n_tokens": np.bincount(np.repeat(cells.row, cells.count)[cells.unmasked], minlength=n_latents),
             "silent": n_test_windows - count((windows.usable & (windows.split == test))[cells.window]),
         }
     )
     problems = (
         (~pl.col("alive"), "dead", pl.lit("active on 0 unmasked tokens")),
+        _fewer("n_tokens", settings.min_active_tokens, "rare", "{} active tokens"),
         _fewer("n_explain", settings.min_explain, "rare", "{} activating explain contexts"),
         _fewer("n_test", settings.min_test, "rare", "{} activating test contexts"),
         _fewer("silent", settings.min_test, "dense", "{} non-activating test contexts"),
@@ -119,20 +124,20 @@ def _documents(population: Population, split: int) -> Int64[np.ndarray, " latent
 
 def _sample(
     population: Population,
-    split: str,
+    source: int,
     eligible: Bool[np.ndarray, " latents"],
     sampler: str,
     size: int,
     *,
     per_document: int | None,
 ) -> pl.DataFrame:
-    """The sample of a split, from as few of its windows as decide it.
+    """A sample from the windows of the split `source`, from as few of them as decide it.
 
     Where chance alone orders windows, those whose hash is low come first: about two to three times as many as are
     asked for are looked at, and all of them for latents whose sample would need more.
     """
-    number, n_splits = schema.SPLITS.index(split), len(schema.SPLITS)
-    wanted = eligible[population.group // n_splits] & (population.group % n_splits == number)
+    n_splits = len(schema.SPLITS)
+    wanted = eligible[population.group // n_splits] & (population.group % n_splits == source)
     keep = np.flatnonzero(wanted)
     if sampler not in ("quantile", "random"):
         return draw(population.frame(keep), sampler, size, per_document=per_document)
@@ -142,7 +147,7 @@ def _sample(
     some = _capped(population.frame(low), per_document)
     sample = draw(some, sampler, size)
     taken, left = (_by_decile(frame, len(eligible)) for frame in (sample, some))
-    whole = population.n[number::n_splits] <= most
+    whole = population.n[source::n_splits] <= most
     short = ~whole & ((taken.sum(axis=1) < size) | (left.min(axis=1) < taken.max(axis=1)))
     if not short.any():
         return sample

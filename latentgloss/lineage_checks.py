@@ -108,7 +108,10 @@ def _recipe_inputs(store: Store, m: Manifest) -> list[Check]:
         why = f"made by version {m.recipe['version']} of the stage; this is {stage.version if stage else 'unknown'}"
         return [Check("recipe's inputs", None, why)]
     checks = []
+    settings = m.recipe["settings"]
     for upstream in stage.inputs:
+        if not upstream.used(settings):
+            continue
         found: dict[str, str] = {}
         for pin in m.inputs:
             try:
@@ -116,7 +119,7 @@ def _recipe_inputs(store: Store, m: Manifest) -> list[Check]:
             except StoreError:
                 return []  # named by the check of that pin
             if pinned is not None and pin["stage"] == upstream.stage:
-                found[pin["partition"]] = pinned.content(upstream.parts)
+                found[pin["partition"]] = pinned.content(upstream.parts_used(settings))
         stored = m.recipe["inputs"].get(upstream.stage)
         one = next(iter(found.values())) if len(found) == 1 and isinstance(stored, str) else found
         checks.append(equal(f"recipe's input {upstream.stage}", one, stored))

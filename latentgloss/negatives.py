@@ -254,12 +254,13 @@ class _Groups:
         size, n_splits = len(layout.window), len(schema.SPLITS)
         alive = np.flatnonzero(cells.alive)
         row, split = np.repeat(alive, n_splits), np.tile(np.arange(n_splits), len(alive))
-        low, high = (row * size + layout.edges[split + shift] for shift in (0, 1))
+        source = np.array(layout.windows.drawn_from)[split]
+        low, high = (row * size + layout.edges[source + shift] for shift in (0, 1))
         wanted = np.array([getattr(settings, name) for name in schema.SPLITS])[split]
         touched = layout.place[cells.window] >= 0
         group = cells.row[touched] * n_splits + layout.windows.split[cells.window[touched]]
         n_touched = np.bincount(group, minlength=len(cells.latents) * n_splits)
-        return cls(row, split, low, high, wanted, layout.windows.n_usable[split] - n_touched[row * n_splits + split])
+        return cls(row, split, low, high, wanted, layout.windows.n_usable[source] - n_touched[row * n_splits + source])
 
 
 _Drawn = tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " groups"]]

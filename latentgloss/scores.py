@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from latentgloss.settings import ScorerSettings
     from latentgloss.work import Work
 
-PROFILE = "default"
 MANY = 16
 """Blocks of explanations from which it pays to start processes."""
 BY_BLOCK = ("sampled_contexts", "sampled_negatives")
@@ -70,6 +69,7 @@ def _score(scorer: Scorer, processes: Processes, work: Work) -> None:
             settings={
                 "judges": [judge.identity() for judge in judges],
                 "length": work.settings.contexts.length,
+                "profile": work.settings.profile,
                 "sample": None if chosen is None else _of_block(chosen, block),
                 **plan.identity,
             },
@@ -78,7 +78,7 @@ def _score(scorer: Scorer, processes: Processes, work: Work) -> None:
             **{
                 i.stage: work.input(i.stage).content(i.parts, block if i.stage in BY_BLOCK else None)
                 for i in work.stage.inputs
-                if i.stage != "explanations"
+                if i.stage in work.recipe.inputs and i.stage != "explanations"
             },
         )
 
@@ -234,7 +234,7 @@ def score_block(
             "scorer": scorer.name,
             "judge": judge.name,
             "embedder": judge.embedder,
-            "profile": PROFILE,
+            "profile": asked.profile,
         }
         missing = judgements.unscored(explained.filter(pl.col("status") != "ok"), arms, scorer.metric, key)
         if good.is_empty():

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from latentgloss.errors import SettingsError
 from latentgloss.schema import GRAM
@@ -52,6 +52,11 @@ class ContextSettings(Strict):
     min_explain: int = Field(default=40, ge=1)
     min_test: int = Field(default=30, ge=1)
     min_test_documents: int = Field(default=10, ge=1)
+    min_active_tokens: int = Field(default=0, ge=0)
+    """Unmasked tokens of the whole corpus on which a latent must be active. Profile `paper` only."""
+    pool: Literal["split", "one"] = "split"
+    """`one`: explain, select and test are all drawn from all windows, so that what was shown is also scored. Profile
+    `paper` only."""
 
 
 class NegativeSettings(Strict):
@@ -91,6 +96,11 @@ class ScorerSettings(Strict):
     """Eligible latents that are judged per SAE; None: all. The others are rows of status `not_sampled`."""
 
 
+class FuzzingSettings(ScorerSettings):
+    wrong_marks: Literal["donor", "random"] = "donor"
+    """`random`: wrong examples are non-activating contexts with marks anywhere. Profile `paper` only."""
+
+
 class ReportSettings(Strict):
     seed: int = 0
     resamples: int = Field(default=2000, ge=200)
@@ -110,7 +120,22 @@ class MachineSettings(Strict):
     """Converted model weights."""
 
 
+PAPER: dict[str, dict[str, Any]] = {
+    "contexts": {
+        "pool": "one", "explain": 40, "min_active_tokens": 200,
+        "min_explain": 1, "min_test": 1, "min_test_documents": 1, "per_document": 1_000_000,
+    },
+    "negatives": {"strata": ["random"]},
+    "fuzzing": {"wrong_marks": "random"},
+}  # fmt: skip
+"""What profile `paper` sets: the protocol of Paulo et al. (docs/methods.md, Profile `paper`)."""
+_ONLY_IN_PAPER = (("contexts", "pool"), ("contexts", "min_active_tokens"), ("fuzzing", "wrong_marks"))
+
+
 class Settings(Strict):
+    profile: Literal["default", "paper"] = "default"
+    """`paper`: contexts, negatives and fuzzing as in Paulo et al., to compare with published figures. Each row of its
+    scores says so: it scores what explainers were shown, and its fuzzing can be solved without the explanation."""
     store: str = "data"
     registry: Path = Path("registry")
     corpus: CorpusSettings = CorpusSettings()
@@ -119,11 +144,28 @@ class Settings(Strict):
     negatives: NegativeSettings = NegativeSettings()
     explanations: ExplanationSettings = ExplanationSettings()
     detection: ScorerSettings = ScorerSettings()
-    fuzzing: ScorerSettings = ScorerSettings()
+    fuzzing: FuzzingSettings = FuzzingSettings()
     report: ReportSettings = ReportSettings()
     machine: MachineSettings = MachineSettings()
     folder: Path = Path()
     """Folder of the file; relative paths start here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_profile(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """A profile is nothing but settings: those of `PAPER` together, none of them otherwise."""
+        if data.get("profile") != "paper":
+            alone = [f"{t}.{name}" for t, name in _ONLY_IN_PAPER if name in dict(data.get(t, {}))]
+            if alone:
+                raise ValueError(f'{", ".join(alone)}: only profile = "paper" sets this')
+            return data
+        for table, values in PAPER.items():
+            given = dict(data.get(table, {}))
+            other = [f"{table}.{k} = {given[k]!r}" for k, v in values.items() if k in given and given[k] != v]
+            if other:
+                raise ValueError(f'{", ".join(other)}: profile "paper" sets this itself')
+            data = {**data, table: {**given, **values}}
+        return data
 
     @property
     def store_root(self) -> Path:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from latentgloss import schema
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from latentgloss.schema import Table
     from latentgloss.settings import Settings
 
@@ -34,8 +36,15 @@ class Input:
     also: tuple[tuple[str, str, str], ...] = ()
     """(part, setting, value): this part matters too if the setting, a list, holds the value."""
 
-    def parts_used(self, settings: Settings) -> tuple[str, ...]:
-        return self.parts + tuple(part for part, name, value in self.also if value in _value(settings, name))
+    when: tuple[str, Any] | None = None
+    """(setting, value): read only if the setting has the value."""
+
+    def used(self, settings: Mapping[str, Any]) -> bool:
+        """`settings` as `Stage.settings_used` gives them, or a recipe holds them."""
+        return self.when is None or _among(settings, self.when[0]) == self.when[1]
+
+    def parts_used(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.parts + tuple(part for part, name, value in self.also if value in _among(settings, name))
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,12 @@ class Stage:
     def settings_used(self, settings: Settings) -> dict[str, Any]:
         """The values of `self.settings`, ready for JSON."""
         return {name: _value(settings, name) for name in self.settings}
+
+
+def _among(settings: Mapping[str, Any], dotted: str) -> Any:
+    """One setting of those a stage uses, which may be declared as a whole table."""
+    table, _, name = dotted.partition(".")
+    return settings[dotted] if dotted in settings else settings[table][name]
 
 
 def _value(settings: Settings, dotted: str) -> Any:
@@ -117,7 +132,7 @@ _ALL = (
             # Who a latent's neighbours are.
             Input("activation_cache", ("activations", "masked"), (("latents", "negatives.strata", "neighbour"),)),
         ),
-        settings=("negatives", "contexts.length"),
+        settings=("negatives", "contexts.length", "contexts.pool"),
         tables=(schema.NEGATIVES, schema.STRATA_SHARES),
         doc="Non-activating contexts of each latent, by stratum, with the strata's share of the population.",
     ),
@@ -147,7 +162,7 @@ _ALL = (
             Input("sampled_contexts", ("eligibility", "explain", "select", "test")),
             Input("sampled_negatives", ("explain", "select", "test")),
         ),
-        settings=("detection", "contexts.length"),
+        settings=("profile", "detection", "contexts.length"),
         tables=(schema.JUDGEMENTS, schema.SCORES),
         doc="Is the latent active in this context? Judged from the explanation alone, on the test split.",
     ),
@@ -161,8 +176,9 @@ _ALL = (
             Input("activation_cache", ("masked",)),
             Input("explanations"),
             Input("sampled_contexts", ("eligibility", "explain", "select", "test")),
+            Input("sampled_negatives", ("explain", "select", "test"), when=("fuzzing.wrong_marks", "random")),
         ),
-        settings=("fuzzing", "contexts.length"),
+        settings=("profile", "fuzzing", "contexts.length"),
         tables=(schema.JUDGEMENTS, schema.SCORES),
         doc="Are the marked tokens those the latent is active on? Its own marks against another context's.",
     ),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -97,6 +97,8 @@ class Windows:
     """Holds a whole 13-gram that an earlier split holds too."""
     repeat: Bool[np.ndarray, " windows"]
     """Not shared, but token-identical to another window, which stands for the text."""
+    drawn_from: tuple[int, ...] = tuple(range(len(schema.SPLITS)))
+    """Of each split, the split whose windows its samples are drawn from."""
 
     @classmethod
     def of(cls, corpus: Corpus, length: int) -> Windows:
@@ -118,6 +120,18 @@ class Windows:
         n_documents = np.clip(last - first + 1, 0, 255).astype(np.uint8)
         repeat = _repeats(text_hashes(corpus.tokens.reshape(-1, length)), split, ~shared)
         return cls(length, split, document, n_documents, shared, repeat)
+
+    def in_one_pool(self) -> Windows:
+        """All windows as one pool for every split, as in the paper: nothing is kept apart, nothing dropped."""
+        nothing = np.zeros(len(self.split), dtype=bool)
+        pool = schema.SPLITS.index("test")
+        return replace(
+            self,
+            split=np.full_like(self.split, pool),
+            shared=nothing,
+            repeat=nothing,
+            drawn_from=(pool,) * len(schema.SPLITS),
+        )
 
     @cached_property
     def usable(self) -> Bool[np.ndarray, " windows"]:
@@ -316,6 +330,8 @@ def by_block(
     latents = selected_latents(spec, declared["n_latents"])
     corpus = work.workspace.corpus(resolved)
     windows = Windows.of(corpus, work.settings.contexts.length)
+    if work.settings.contexts.pool == "one":
+        windows = windows.in_one_pool()
     consumed |= {
         "resolved_saes": resolved.content(("cache",)),
         "activation_cache": cache.content(("activations", "masked")),

@@ -168,16 +168,19 @@ class Workspace:
         """
         inputs: dict[str, dict[str, Version]] = {}
         contents: dict[str, Any] = {}
+        settings = stage.settings_used(self.settings)
         for upstream in stage.inputs:
+            if not upstream.used(settings):
+                continue
             versions = self._inputs(stage, STAGES[upstream.stage], partition)
             inputs[upstream.stage] = versions
-            parts = upstream.parts_used(self.settings)
+            parts = upstream.parts_used(settings)
             hashes = {key: version.content(parts) for key, version in versions.items()}
             contents[upstream.stage] = hashes[partition] if list(hashes) == [partition] else hashes
         content = {
             "stage": stage.name,
             "version": stage.version,
-            "settings": stage.settings_used(self.settings),
+            "settings": settings,
             "inputs": contents,
             "external": self._external(stage, partition),
         }

@@ -46,12 +46,14 @@ class Asked:
     masked: Bool[np.ndarray, "rows length"] | None = None
     references: dict[int, UInt32[np.ndarray, "contexts length"]] = field(default_factory=dict)
     """Per latent what a judge may compare with: windows of the explain split."""
+    profile: str = "default"
+    """Whose protocol this is: key in every table."""
 
     def of(self, latents: pl.Series) -> Asked:
         """Those of some latents."""
         keep = self.rows["latent"].is_in(latents.implode()).to_numpy()
         marks, masked = (None if a is None else a[keep] for a in (self.marks, self.masked))
-        return Asked(self.rows.filter(keep), self.tokens[keep], marks, masked, self.references)
+        return Asked(self.rows.filter(keep), self.tokens[keep], marks, masked, self.references, self.profile)
 
     def questions(self, task: Task, texts: dict[int, tuple[str, str | None]]) -> Iterator[Question]:
         """One per latent, arm, split and part; `texts` has explanation and program by latent."""

@@ -36,7 +36,8 @@ def plan(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
     def ask(block: str) -> Asked:
         both = candidates(contexts.read(schema.CONTEXTS, block), negatives.read(schema.NEGATIVES, block), splits)
         rows = asked(both, arms)
-        return Asked(rows, corpus.contexts(rows["context"].to_numpy(), length))
+        tokens = corpus.contexts(rows["context"].to_numpy(), length)
+        return Asked(rows, tokens, profile=work.settings.profile)
 
     return Plan(arms, {"arms": arms, "splits": list(splits)}, ask)
 

@@ -1,7 +1,7 @@
 """Fuzzing: are the marked tokens those the latent is active on? A context's own marks against another context's.
 
 What belongs here: the two versions of each activating context, with its own marks and with a donor's, and in which of
-two questions each is asked about: never both in one.
+two questions each is asked about: never both in one. Beside it the wrong examples of profile `paper`.
 Method: docs/methods.md, Fuzzing.
 """
 
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 ARM = "donor"
 NO_DONOR = "no other context of this latent, split and decile to exchange marks with"
-_SHUFFLE, _HALF = 0xF0225, 0xF04A1
-"""Salts of the order within a question, and of which question holds a context's own marks."""
+ARM_OF_PAPER = "random"
+_SHUFFLE, _HALF, _ANYWHERE = 0xF0225, 0xF04A1, 0xF0A4B
+"""Salts: of the order within a question, of which question holds a context's own marks, of random marks."""
 
 
 class Versions(NamedTuple):
@@ -40,6 +41,8 @@ class Versions(NamedTuple):
 
 def plan(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
     """One arm. Reads the mask of the activations, since a masked token is never marked."""
+    if work.settings.fuzzing.wrong_marks == "random":
+        return _plan_of_paper(work, corpus, splits)
     contexts = work.input("sampled_contexts")
     length, seed = work.settings.contexts.length, work.settings.fuzzing.seed
     masked = masked_tokens(work.input("activation_cache"), corpus, length)
@@ -53,6 +56,7 @@ def plan(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
             found.marks,
             found.masked,
             references(sampled, corpus, length),
+            work.settings.profile,
         )
 
     return Plan([ARM], {"arms": [ARM], "splits": list(splits), "seed": seed}, ask)
@@ -104,3 +108,54 @@ def versions(contexts: pl.DataFrame, masked: Bool[np.ndarray, "contexts length"]
     row, truth = both["row"].to_numpy(), both["truth"].to_numpy()
     worn = np.where(truth, row, donor[row])
     return Versions(both.select(COLUMNS), own[worn] & (worn != NONE)[:, None], masked[row])
+
+
+def _plan_of_paper(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
+    """Profile `paper`: activating contexts with their own marks against random contexts with marks anywhere.
+
+    Both are asked about in one question, and the context alone can give the answer away: for comparison with published
+    figures only.
+    """
+    contexts, negatives = work.input("sampled_contexts"), work.input("sampled_negatives")
+    length, seed = work.settings.contexts.length, work.settings.fuzzing.seed
+    masked = masked_tokens(work.input("activation_cache"), corpus, length)
+
+    def ask(block: str) -> Asked:
+        sampled = few(contexts.read(schema.CONTEXTS, block), splits)
+        others = few(negatives.read(schema.NEGATIVES, block).filter(stratum=ARM_OF_PAPER), splits)
+        rows, marked = against_random(sampled, others, masked, seed)
+        at = rows["context"].to_numpy()
+        shown = references(sampled, corpus, length)
+        return Asked(rows, corpus.contexts(at, length), marked, masked[at], shown, work.settings.profile)
+
+    return Plan([ARM_OF_PAPER], {"arms": [ARM_OF_PAPER], "splits": list(splits), "seed": seed}, ask)
+
+
+def against_random(
+    contexts: pl.DataFrame, negatives: pl.DataFrame, masked: Bool[np.ndarray, "contexts length"], seed: int
+) -> tuple[pl.DataFrame, Bool[np.ndarray, "rows length"]]:
+    """Asked rows and marks: contexts with their own marks, negatives with as many marks as some context has, anywhere.
+
+    `contexts` and `negatives` are rows of those tables by latent; `masked` is of all windows of the corpus. A latent
+    without activating contexts has no rows.
+    """
+    negatives = negatives.filter(pl.col("latent").is_in(contexts["latent"].unique().implode()))
+    own = marks(dense_activations(contexts, masked.shape[1]), masked[contexts["context"].to_numpy()])
+    latent, context = (negatives[name].to_numpy().astype(np.int64) for name in ("latent", "context"))
+    latents, first, n = np.unique(contexts["latent"].to_numpy(), return_index=True, return_counts=True)
+    at = np.searchsorted(latents, latent)
+    drawn = counter_hash(seed ^ _ANYWHERE, latent, context)
+    like = first[at] + (drawn % n[at].astype(np.uint64)).astype(np.int64)
+    key = counter_hash(seed ^ _ANYWHERE, latent[:, None], context[:, None], np.arange(masked.shape[1]))
+    rank = np.where(masked[context], np.uint64(2**64 - 1), key).argsort(axis=1).argsort(axis=1)
+    anywhere = (rank < own.sum(axis=1)[like][:, None]) & ~masked[context]
+    columns = ["latent", "split", "context", "decile", "document"]
+    positive = contexts.select(columns).with_columns(truth=pl.lit(True), stratum=pl.lit("activating"))
+    negative = negatives.with_columns(decile=pl.lit(0, dtype=pl.UInt8)).select(columns)
+    negative = negative.with_columns(truth=pl.lit(False), stratum=pl.lit(ARM_OF_PAPER))
+    both = pl.concat([positive, negative]).with_columns(
+        arm=pl.lit(ARM_OF_PAPER), part=pl.lit(0, dtype=pl.UInt8), status=pl.lit("ok"), reason=pl.lit("")
+    )
+    place = counter_hash(seed ^ _SHUFFLE, both["latent"].to_numpy(), both["context"].to_numpy())
+    both = both.with_columns(place=place, row=np.arange(both.height)).sort(ORDER)
+    return both.select(COLUMNS), np.concatenate([own, anywhere])[both["row"].to_numpy()]
