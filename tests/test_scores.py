@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,6 @@ from latentgloss.protocols import Answer
 from latentgloss.scorers import SCORERS, detection, judge_named
 from latentgloss.scorers.base import Asked
 from latentgloss.settings import ScorerSettings
-from latentgloss.workspace import Workspace
 
 BLOCK = "000000"
 ARMS = ["same_document", "random"]
@@ -328,36 +326,3 @@ def test_latents_outside_the_sample_are_rows_with_a_reason_and_the_report_leaves
     report = workspace.store.current("score_report", tiny.MODEL).read(schema.REPORT)
     rows = report.filter(partition=tiny.SPARSIFY, scorer="fuzzing", explainer="pattern", metric="auroc")
     assert rows["n_scored"].to_list() == [6] and rows["gain"].null_count() == 0
-
-
-# Processes ----------------------------------------------------------------------------------------------------
-
-
-def with_two_workers(workspace, folder, stage):
-    """A copy of a finished workspace in which a stage has not run."""
-    shutil.copytree(workspace.settings.folder, folder)
-    shutil.rmtree(folder / "data" / stage)
-    path = folder / "latentgloss.toml"
-    path.write_text(path.read_text().replace("workers = 1", "workers = 2"))
-    return Workspace.open(path)
-
-
-@pytest.mark.parametrize("stage", ["detection_scores", "fuzzing_scores"])
-def test_results_are_the_same_in_several_processes(world, stage, tmp_path, monkeypatch):
-    *_, workspace = world
-    copy = with_two_workers(workspace, tmp_path / "copy", stage)
-    started = []
-    pool = scores.ProcessPoolExecutor
-    monkeypatch.setattr(scores, "MANY", 2)
-    monkeypatch.setattr(scores, "ProcessPoolExecutor", lambda *a: started.append(a[0]) or pool(*a))
-    assert {o.status for o in tiny.run_all(copy, [stage])} == {"computed"}
-    assert started == [2]  # one pool for both SAEs
-    for sae in tiny.SAES:
-        here, there = (w.store.current(stage, sae).manifest for w in (workspace, copy))
-        assert there.data_version == here.data_version
-
-
-def test_no_process_is_started_where_there_is_little_to_do(world, tmp_path, monkeypatch):
-    copy = with_two_workers(world[3], tmp_path / "copy", "detection_scores")
-    monkeypatch.setattr(scores, "ProcessPoolExecutor", None)
-    assert {o.status for o in tiny.run_all(copy, ["detection_scores"])} == {"computed"}
