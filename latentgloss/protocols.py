@@ -68,10 +68,6 @@ class Judge(Protocol):
     def embedder(self) -> str:
         """The embedding model it asks, or empty; key in every score table."""
 
-    @property
-    def computes(self) -> bool:
-        """Whether its time goes into computing here: then blocks of latents are spread over processes."""
-
     def identity(self) -> dict[str, Any]:
         """Everything that decides its answers; part of the recipe."""
         ...

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 class ExecutedJudge:
     name = "executed"
     embedder = ""
-    computes = True
     version = "1"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
