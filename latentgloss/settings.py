@@ -79,6 +79,16 @@ class DetectionSettings(Strict):
     judges: tuple[str, ...] = ("executed",)
 
 
+class EmbeddingSettings(Strict):
+    embedders: tuple[str, ...] = Field(default=("minilm",), min_length=1)
+    """Names in the registry's `embedders/`; vectors of contexts and explanations are made with each."""
+
+
+class SearchSettings(Strict):
+    embedder: str = "minilm"
+    """Embedder of the search index."""
+
+
 class ReportSettings(Strict):
     seed: int = 0
     resamples: int = Field(default=2000, ge=200)
@@ -92,6 +102,8 @@ class MachineSettings(Strict):
     threads: int | None = Field(default=None, ge=1)
     batch_tokens: int = Field(default=4096, ge=256)
     """Tokens per forward pass."""
+    embedding_batch: int = Field(default=1024, ge=1)
+    """Texts embedded between two writes: what a killed run loses at most."""
     workers: int | None = Field(default=None, ge=1)
     """Processes for explainers that compute; None: one per core."""
     model_cache: Path = Path("~/.cache/latentgloss")
@@ -107,6 +119,8 @@ class Settings(Strict):
     negatives: NegativeSettings = NegativeSettings()
     explanations: ExplanationSettings = ExplanationSettings()
     detection: DetectionSettings = DetectionSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    search: SearchSettings = SearchSettings()
     report: ReportSettings = ReportSettings()
     machine: MachineSettings = MachineSettings()
     folder: Path = Path()

@@ -25,11 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from jaxtyping import UInt32
+
     from latentgloss.corpus import Corpus
+    from latentgloss.embedder import SentenceEmbedder
     from latentgloss.explainers.windows import Vocabulary
+    from latentgloss.lance import LanceTables
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
+    from latentgloss.vectors import ContextVectors, TextVectors
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Workspace:
         self.store = Store(LocalFiles(settings.store_root))
         self._subjects: dict[str, Subject] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
+        self._embedders: dict[str, SentenceEmbedder] = {}
 
     @classmethod
     def open(cls, path: Path | None = None) -> Workspace:
@@ -106,6 +113,51 @@ class Workspace:
             strings = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
             self._vocabularies[model] = Vocabulary(strings)
         return self._vocabularies[model]
+
+    def embedder(self, name: str) -> SentenceEmbedder:
+        """An embedder of the registry, loaded when it first embeds. Raises InputError if there is none of that name."""
+        if name not in self._embedders:
+            from latentgloss.embedder import SentenceEmbedder
+
+            spec, device = self.registry.embedder(name), self.settings.machine.device
+            self._embedders[name] = SentenceEmbedder(spec, self.model_cache, device=device)
+        return self._embedders[name]
+
+    @cached_property
+    def lance(self) -> LanceTables:
+        """Tables of vectors beside the versions of the store."""
+        from latentgloss.lance import FOLDER, LanceTables
+
+        return LanceTables(self.settings.store_root / FOLDER)
+
+    def context_vectors(self, model: str, corpus: Corpus, embedder: str) -> ContextVectors:
+        """Vectors of the contexts of a model's corpus, of `contexts.length` tokens each; made when asked for."""
+        from latentgloss.subject_files import load_tokenizer, tokenizer_identity
+        from latentgloss.vectors import ContextVectors
+
+        spec = self.registry.model(model)
+        tokenizer: list[Any] = []
+
+        def decode(tokens: UInt32[np.ndarray, "n length"]) -> list[str]:
+            if not tokenizer:
+                tokenizer.append(load_tokenizer(spec, self.model_cache))
+            options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+            texts: list[str] = tokenizer[0].batch_decode(tokens.tolist(), **options)
+            return texts
+
+        return ContextVectors(
+            self.lance, self.embedder(embedder), corpus, self.settings.contexts.length, decode,
+            tokenizer_identity(spec, self.model_cache), batch=self.settings.machine.embedding_batch,
+        )  # fmt: skip
+
+    def text_vectors(self, embedder: str, role: Literal["query", "document"]) -> TextVectors:
+        """Vectors of texts (explanations), as what is searched for or what is searched in; made when asked for."""
+        from latentgloss.vectors import TextVectors
+
+        spec = self.registry.embedder(embedder)
+        prefix = spec.query_prefix if role == "query" else spec.document_prefix
+        batch = self.settings.machine.embedding_batch
+        return TextVectors(self.lance, self.embedder(embedder), role, prefix, batch=batch)
 
     def sae(self, spec: SaeSpec) -> SparseCoder:
         """The SAE's weights. Raises SaeError."""
