@@ -37,7 +37,7 @@ class Input:
 class Stage:
     name: str
     noun: str
-    """Which of the six nouns it belongs to: group in the UI, module in the core."""
+    """Which of the nouns it belongs to: group in the UI, module in the core."""
     grain: Grain
     version: str
     inputs: tuple[Input, ...]
@@ -143,6 +143,40 @@ _ALL = (
         doc="Is the latent active in this context? Judged from the explanation alone, on the test split.",
     ),
     Stage(
+        name="context_embeddings",
+        noun="embeddings",
+        grain="model",
+        version="1",
+        inputs=(Input("tokenized_corpus"),),
+        settings=("embedding", "contexts.length"),
+        tables=(),
+        doc="A vector for each distinct window that contexts are sampled from, in LanceDB; this is its record.",
+        pool="gpu",
+    ),
+    Stage(
+        name="explanation_embeddings",
+        noun="embeddings",
+        grain="sae",
+        version="1",
+        inputs=(Input("explanations"),),
+        settings=("embedding",),
+        tables=(),
+        doc="A vector for each distinct explanation, in LanceDB; this is its record.",
+        pool="gpu",
+    ),
+    Stage(
+        name="search_index",
+        noun="embeddings",
+        grain="model",
+        version="1",
+        # Vectors of explanations are here for order alone; scores come last, since the bridge follows its last input.
+        inputs=(Input("activation_cache", ("latents",)), Input("explanations"), Input("explanation_embeddings"),
+                Input("detection_scores", ("scores",))),
+        settings=("search",),
+        tables=(),
+        doc="Explanations of every SAE of a model in one LanceDB table: vectors, full text, scores.",
+    ),
+    Stage(
         name="score_report",
         noun="report",
         grain="model",
@@ -158,7 +192,8 @@ _ALL = (
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 """In an order in which every stage comes after its inputs."""
 
-NOUNS = ("corpus", "activations", "contexts", "explanations", "scores", "report")
+NOUNS = ("corpus", "activations", "contexts", "explanations", "scores", "report", "embeddings")
+"""The six of the flow in order, and what stands beside it."""
 
 
 def downstream(name: str) -> list[str]:

@@ -36,6 +36,8 @@ FORMAT = "1"
 BATCH = 1024
 PIECES = 32
 """Writes after which a table's pieces are joined."""
+CHUNK = 1 << 16
+"""Windows hashed at once."""
 TAKE = 16384
 """Rows read from a table at once."""
 
@@ -199,7 +201,11 @@ class ContextVectors(_Kept):
         return len(np.unique(self._keys(contexts)))
 
     def _keys(self, contexts: Integer[np.ndarray, " n"]) -> Keys:
-        return text_hashes(self.corpus.contexts(contexts, self.length))
+        keys = np.empty(len(contexts), dtype=np.uint64)
+        for first in range(0, len(contexts), CHUNK):  # tokens of all windows at once would be the whole corpus
+            chunk = contexts[first : first + CHUNK]
+            keys[first : first + CHUNK] = text_hashes(self.corpus.contexts(chunk, self.length))
+        return keys
 
 
 class TextVectors(_Kept):

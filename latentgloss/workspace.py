@@ -183,8 +183,6 @@ class Workspace:
 
     def corpus(self, resolved: Version) -> Corpus:
         """The corpus that a `resolved_saes` version pins."""
-        from latentgloss.corpus import Corpus
-
         pin = resolved.json("resolved.json")["corpus"]
         version = self.store.version(pin["stage"], pin["partition"], pin["fingerprint"])
         if version is None:
@@ -193,6 +191,12 @@ class Workspace:
                 expected="the version that resolved_saes pins",
                 todo="materialise tokenized_corpus and resolved_saes again",
             )
+        return self.corpus_of(version)
+
+    def corpus_of(self, version: Version) -> Corpus:
+        """The corpus of a `tokenized_corpus` version. Raises StoreError if a file of it is damaged."""
+        from latentgloss.corpus import Corpus
+
         for name in version.manifest.files:
             version.path(name)
         return Corpus.open(self.store.files.path(version.key))
@@ -275,6 +279,10 @@ class Workspace:
             from latentgloss.scorers import identities as judge_identities
 
             return {"judges": judge_identities(self.settings.detection.judges)}
+        if stage.name in ("context_embeddings", "explanation_embeddings"):
+            return {"embedders": {e: self.embedder(e).identity() for e in self.settings.embedding.embedders}}
+        if stage.name == "search_index":
+            return {"embedder": self.embedder(self.settings.search.embedder).identity()}
         if stage.name == "score_report":
             return {"control": {sae.partition: sae.control for sae in self.registry.saes_of(partition)}}
         return {}
