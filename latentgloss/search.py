@@ -297,7 +297,7 @@ def _arrow(rows: pl.DataFrame, vectors: Float32[np.ndarray, "rows dimension"]) -
 
 def checked_query(text: str) -> str:
     """The query without surrounding white space. Raises InputError if nothing is left, or if it is too long."""
-    text = text.strip()
+    text = text.encode("utf-8", "replace").decode().strip()  # bytes that are no UTF-8 arrive as surrogates
     if not text:
         raise InputError("the query is empty", expected="what the latent should respond to, in words")
     if len(text) > LONGEST:

@@ -18,6 +18,7 @@ from latentgloss.cli import cli
 from latentgloss.cli.output import clean, plain, print_table
 from latentgloss.cli.show import EXPLANATION_KEYS, SCORE_KEYS
 from latentgloss.gc import reachable
+from latentgloss.stages import STAGES
 from latentgloss.store import MANIFEST
 from latentgloss.workspace import Workspace
 
@@ -147,7 +148,8 @@ def test_status_of_a_finished_workspace(finished: Path) -> None:
     found = rows(finished, "status")
     assert {tuple(row) for row in found} == {("asset", "partition", "state", "because")}
     assert {row["state"] for row in found} == {"fresh"}
-    assert len(found) == 2 + 6 * len(tiny.SAES)
+    grains = [stage.grain for stage in STAGES.values()]
+    assert len(found) == grains.count("model") + grains.count("sae") * len(tiny.SAES)
 
 
 def test_status_of_some(finished: Path) -> None:

@@ -84,7 +84,7 @@ def of(stages: list[str], saes: tuple[str, ...] = BOTH) -> set[tuple[str, str]]:
     }
 
 
-LATER = ["explanations", "detection_scores", "score_report"]
+LATER = ["explanations", "detection_scores", "explanation_embeddings", "search_index", "score_report"]
 CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "nothing": (lambda folder: None, set()),
     "batch size": (lambda f: set_settings(f, "batch_tokens = 2048", "batch_tokens = 512"), set()),
@@ -95,7 +95,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "seed of the report": (lambda f: set_settings(f, "resamples = 200", "resamples = 201"), of(["score_report"])),
     "more test contexts": (
         lambda f: set_settings(f, "test = 30", "test = 32"),
-        of(["sampled_contexts", "detection_scores", "score_report"]),
+        of(["sampled_contexts", "detection_scores", "search_index", "score_report"]),
     ),
     "more explain contexts": (
         lambda f: set_settings(f, "explain = 60", "explain = 62"),
@@ -118,8 +118,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "one SAE's weights": (
         change_sae,
-        of([*CACHE, "sampled_contexts", "sampled_negatives", "explanations", "detection_scores"], (SAE,))
-        | of(["score_report"]),
+        of([*CACHE, "sampled_contexts", "sampled_negatives", *LATER], (SAE,)),
     ),
     "the model": (change_model, of([*CACHE, "sampled_contexts", "sampled_negatives", *LATER])),
     "the corpus": (change_corpus, of(list(STAGES))),
@@ -133,8 +132,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "one more latent": (
         one_more_latent,
-        of(["resolved_saes", "sampled_contexts", "sampled_negatives", "explanations", "detection_scores"], (OTHER,))
-        | of(["score_report"]),
+        of(["resolved_saes", "sampled_contexts", "sampled_negatives", *LATER], (OTHER,)),
     ),
 }  # fmt: skip
 
@@ -229,6 +227,8 @@ OTHER_VALUES: dict[str, Any] = {
     "explanations.explainers": ("pattern",),
     "explanations.pattern.rules": 3,
     "detection.judges": ("executed", "executed"),
+    "embedding.embedders": ("tiny", "minilm"),
+    "search.embedder": "minilm",
 }
 """Where adding one gives no valid value."""
 

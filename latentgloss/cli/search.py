@@ -59,7 +59,7 @@ def search(
     (BM25; null in mode vector), density and scores.
 
     \b
-    Examples:
+    Example:
       latentgloss search "raising an error" --min-score 0.8
       latentgloss search "file path" --mode hybrid --hookpoint layers.9 --explainer pattern --json
     """
