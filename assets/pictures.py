@@ -84,8 +84,8 @@ def vectors(version: Version) -> str:
     for name, entry in record.items():
         what = "contexts" if "contexts" in entry else "explanations"
         found |= {f"{name}: {what}": entry[what], f"{name}: vectors": entry["distinct"]}
-    rows = [f"| {_cell(n)} | {e['dimension']} | {_cell(e['table'])} |" for n, e in record.items()]
-    table = "\n".join(["| embedder | dimension | table |", "|---|---|---|", *rows])
+    rows = [f"| {_cell(n)} | {e['dimension']} | {e.get('cut', 0):,} | {_cell(e['table'])} |" for n, e in record.items()]
+    table = "\n".join(["| embedder | dimension | texts cut | table |", "|---|---|---|---|", *rows])
     return f"{_image('texts and distinct vectors', bars(found, 'texts'))}\n\n{table}"
 
 

@@ -60,6 +60,7 @@ def _explanations(work: Work) -> None:
             "dimension": vectors.table.dimension,
             "explanations": len(texts),
             "distinct": len(distinct),
+            "cut": int(sum(n > vectors.embedder.max_tokens for n in vectors.n_tokens(distinct))),
         }
     _leave(work, record, made)
 

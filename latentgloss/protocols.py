@@ -87,6 +87,14 @@ class Embedder(Protocol):
     @property
     def dimension(self) -> int: ...
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are read; the rest is left out."""
+
+    def n_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens per text, before anything is cut."""
+        ...
+
     def documents(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
         """Vectors of unit norm of what is searched in; the vector of a text depends on nothing but the text."""
 

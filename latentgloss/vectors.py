@@ -239,6 +239,10 @@ class TextVectors(_Kept):
         self.ensure(texts)
         return self.table.get(self.keys(texts))
 
+    def n_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text with its prefix; what is beyond the embedder's `max_tokens` is not in the vector."""
+        return self.embedder.n_tokens([self.prefix + text for text in texts])
+
     def keys(self, texts: Sequence[str]) -> Keys:
         """64 bits of the hash of prefix and text."""
         digests = (hashlib.sha256(f"{self.prefix}\0{text}".encode("utf-8", "surrogatepass")) for text in texts)

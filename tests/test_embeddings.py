@@ -78,6 +78,7 @@ def test_every_explanation_has_a_vector_and_nulls_cost_nothing(finished: Workspa
     entry = record(finished, "explanation_embeddings", P)["tiny"]
     rows = finished.store.current("explanations", P).read(schema.EXPLANATIONS).filter(status="ok")  # type: ignore[union-attr]
     assert entry["explanations"] == rows.height
+    assert entry["cut"] == 0
     assert entry["distinct"] == rows.filter(~pl.col("explainer").str.starts_with("null:"))["explanation"].n_unique()
     texts = finished.text_vectors("tiny", "document")
     assert len(texts.table.missing(texts.keys(rows["explanation"].to_list()))) == 0
@@ -86,7 +87,7 @@ def test_every_explanation_has_a_vector_and_nulls_cost_nothing(finished: Workspa
 def test_a_second_embedder_is_added_beside_the_first(own: Workspace) -> None:
     folder = own.settings.folder
     tiny.write_embedder(folder / "other", d=16, seed=9)
-    (folder / "registry/embedders/other.toml").write_text('name = "other"\nsource = "path:../../other"\n')
+    (folder / "registry/embedders/other.toml").write_text('name = "other"\nsource = "path:../../other"\nmax_tokens = 16\n')
     path = folder / "latentgloss.toml"
     path.write_text(path.read_text().replace('embedders = ["tiny"]', 'embedders = ["tiny", "other"]'))
     workspace = Workspace.open(path)
@@ -94,6 +95,8 @@ def test_a_second_embedder_is_added_beside_the_first(own: Workspace) -> None:
     assert not [o.error for o in outcomes if o.error]
     entry = record(workspace, "context_embeddings", "tiny")
     assert {name: e["dimension"] for name, e in entry.items()} == {"tiny": 32, "other": 16}
+    explained = record(workspace, "explanation_embeddings", P)
+    assert explained["tiny"]["cut"] == 0 < explained["other"]["cut"] < explained["other"]["distinct"]
     made = next(o.facts for o in outcomes if o.stage == "context_embeddings")
     assert made["made"] == made["there already"] == entry["other"]["distinct"]
 

@@ -32,6 +32,11 @@ class Hashed:
     def identity(self) -> dict[str, Any]:
         return {"hashed": self.version, "prefix": self.prefix}
 
+    max_tokens = 9
+
+    def n_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text) for text in texts]
+
     def documents(self, texts: Sequence[str]) -> np.ndarray:
         self.asked += texts
         rows = [np.random.default_rng(list(t.encode(errors="replace"))).standard_normal(self.dimension) for t in texts]
