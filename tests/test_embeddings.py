@@ -87,7 +87,9 @@ def test_every_explanation_has_a_vector_and_nulls_cost_nothing(finished: Workspa
 def test_a_second_embedder_is_added_beside_the_first(own: Workspace) -> None:
     folder = own.settings.folder
     tiny.write_embedder(folder / "other", d=16, seed=9)
-    (folder / "registry/embedders/other.toml").write_text('name = "other"\nsource = "path:../../other"\nmax_tokens = 16\n')
+    (folder / "registry/embedders/other.toml").write_text(
+        'name = "other"\nsource = "path:../../other"\nmax_tokens = 16\n'
+    )
     path = folder / "latentgloss.toml"
     path.write_text(path.read_text().replace('embedders = ["tiny"]', 'embedders = ["tiny", "other"]'))
     workspace = Workspace.open(path)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -191,6 +194,30 @@ def test_a_stopped_run_loses_one_batch(tmp_path: Path) -> None:
     assert seen == [4, 8, 12]
     assert of_contexts(tables, embedder, tokens, batch=4).ensure(np.arange(20)) == 8
     assert len(embedder.asked) == 20
+
+
+def test_kill_9_loses_no_batch_that_was_reported(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+import numpy as np
+from pathlib import Path
+from test_vectors import Hashed, LanceTables, of_contexts
+tokens = np.arange(200_000, dtype=np.uint32).reshape(-1, 2)
+of_contexts(LanceTables(Path({str(tmp_path)!r})), Hashed(), tokens, batch=64).ensure(
+    np.arange(len(tokens)), lambda done, total, unit: print(done, flush=True))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        reported = [int(process.stdout.readline()) for _ in range(5)]
+        process.send_signal(signal.SIGKILL)
+        reported += [int(line) for line in process.stdout if line.endswith("\n")]
+    tokens = np.arange(200_000, dtype=np.uint32).reshape(-1, 2)[: reported[-1] + 64]
+    again = Hashed()
+    kept = of_contexts(LanceTables(tmp_path), again, tokens, batch=64)
+    assert reported[-1] <= len(kept.table) < 100_000
+    assert kept.ensure(np.arange(len(tokens))) <= 64
+    np.testing.assert_array_equal(kept.get(np.array([3, 70])), Hashed().documents(["6 7", "140 141"]))
 
 
 def test_texts_are_keyed_by_prefix_and_wording(tmp_path: Path) -> None:
