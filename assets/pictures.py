@@ -78,6 +78,22 @@ def scores(version: Version) -> str:
     return "\n\n".join(parts) or "Nothing was scored."
 
 
+def vectors(version: Version) -> str:
+    record = version.json("vectors.json")
+    found: dict[str, float] = {}
+    for name, entry in record.items():
+        what = "contexts" if "contexts" in entry else "explanations"
+        found |= {f"{name}: {what}": entry[what], f"{name}: vectors": entry["distinct"]}
+    rows = [f"| {_cell(n)} | {e['dimension']} | {e.get('cut', 0):,} | {_cell(e['table'])} |" for n, e in record.items()]
+    table = "\n".join(["| embedder | dimension | texts cut | table |", "|---|---|---|---|", *rows])
+    return f"{_image('texts and distinct vectors', bars(found, 'texts'))}\n\n{table}"
+
+
+def indexed(version: Version) -> str:
+    rows = version.json("index.json")["rows"]
+    return _image("explanations indexed", bars(rows, "explanations")) + "\n\nTo search: `latentgloss search TEXT`."
+
+
 def report(version: Version) -> str:
     frame = version.read(schema.REPORT).sort("partition", "scorer", "explainer", "negatives", "metric")
     head = (

@@ -17,3 +17,10 @@ def fuzzing_scores() -> Runner:
     from latentgloss.scores import score_fuzzing
 
     return score_fuzzing
+
+
+@stage_asset(picture=pictures.scores, checks={"judgements_cover": judgements_cover})
+def embedding_scores() -> Runner:
+    from latentgloss.scores import score_embedding
+
+    return score_embedding

@@ -87,7 +87,7 @@ def stage_asset(
                 code_version=version,
                 pool=stage.pool,
                 owners=OWNERS,
-                kinds={"parquet" if stage.tables else "json", *(["pytorch"] if stage.pool == "gpu" else [])},
+                kinds={_storage(stage), *(["pytorch"] if stage.pool == "gpu" else [])},
                 metadata=_column_schema(stage),
                 check_specs=[
                     dg.AssetCheckSpec(
@@ -98,6 +98,12 @@ def stage_asset(
             )(asset)
 
     return decorate
+
+
+def _storage(stage: Stage) -> str:
+    if stage.noun == "embeddings":
+        return "lancedb"
+    return "parquet" if stage.tables else "json"
 
 
 def _first_line(check: Check) -> str:

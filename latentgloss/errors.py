@@ -53,6 +53,10 @@ class SaeError(LatentglossError):
     """A SAE's files are missing, corrupt, of an unsupported kind, or do not fit the model."""
 
 
+class EmbedderError(LatentglossError):
+    """An embedder cannot be loaded, or stored vectors are another embedder's."""
+
+
 class ExplainerError(LatentglossError):
     """An explainer was called with something no explainer can work from."""
 

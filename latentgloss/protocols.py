@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     from jaxtyping import Bool, Float32, Int64, UInt32
@@ -76,8 +76,37 @@ class Judge(Protocol):
         """One answer per question, in order. A failure is an answer with a status, never an exception."""
 
 
+class Embedder(Protocol):
+    """Turns texts into vectors whose inner product is their similarity."""
+
+    @property
+    def name(self) -> str:
+        """Key in score tables, as in the registry."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides its vectors, free of paths; part of recipes. Loads nothing."""
+        ...
+
+    @property
+    def dimension(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are read; the rest is left out."""
+
+    def n_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens per text, before anything is cut."""
+        ...
+
+    def documents(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
+        """Vectors of unit norm of what is searched in; the vector of a text depends on nothing but the text."""
+
+    def queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
+        """Vectors of unit norm of what is searched for."""
+
+
 class Vectors(Protocol):
-    """Vectors that are kept: of contexts by their number."""
+    """Vectors that are kept (`vectors.py`): of contexts by their number, of texts by their wording."""
 
     def get(self, items: Any) -> Float32[np.ndarray, "items dimension"]:
         """One vector of unit norm per item, in order; what is missing is made and kept."""

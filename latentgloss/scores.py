@@ -149,3 +149,4 @@ def score_block(
 
 score_detection = runner(SCORERS["detection"])
 score_fuzzing = runner(SCORERS["fuzzing"])
+score_embedding = runner(SCORERS["embedding"])

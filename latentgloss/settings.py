@@ -101,6 +101,17 @@ class FuzzingSettings(ScorerSettings):
     """`random`: wrong examples are non-activating contexts with marks anywhere. Profile `paper` only."""
 
 
+class EmbeddingSettings(ScorerSettings):
+    judges: tuple[Literal["cosine"], ...] = ("cosine",)
+    embedders: tuple[str, ...] = Field(default=("minilm",), min_length=1)
+    """Names in the registry's `embedders/`; vectors of contexts and explanations are made with each."""
+
+
+class SearchSettings(Strict):
+    embedder: str = "minilm"
+    """Embedder of the search index."""
+
+
 class ReportSettings(Strict):
     seed: int = 0
     resamples: int = Field(default=2000, ge=200)
@@ -114,6 +125,8 @@ class MachineSettings(Strict):
     threads: int | None = Field(default=None, ge=1)
     batch_tokens: int = Field(default=4096, ge=256)
     """Tokens per forward pass."""
+    embedding_batch: int = Field(default=1024, ge=1)
+    """Texts embedded between two writes: what a killed run loses at most."""
     workers: int | None = Field(default=None, ge=1)
     """Processes for explainers that compute, threads for contexts; None: one per core."""
     model_cache: Path = Path("~/.cache/latentgloss")
@@ -145,6 +158,8 @@ class Settings(Strict):
     explanations: ExplanationSettings = ExplanationSettings()
     detection: ScorerSettings = ScorerSettings()
     fuzzing: FuzzingSettings = FuzzingSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    search: SearchSettings = SearchSettings()
     report: ReportSettings = ReportSettings()
     machine: MachineSettings = MachineSettings()
     folder: Path = Path()

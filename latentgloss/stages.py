@@ -51,7 +51,7 @@ class Input:
 class Stage:
     name: str
     noun: str
-    """Which of the six nouns it belongs to: group in the UI, module in the core."""
+    """Which of the nouns it belongs to: group in the UI, module in the core."""
     grain: Grain
     version: str
     inputs: tuple[Input, ...]
@@ -79,6 +79,9 @@ def _value(settings: Settings, dotted: str) -> Any:
         value = value[key]
     return value
 
+
+_SCORERS = ("detection", "fuzzing", "embedding")
+"""Those with a stage `<scorer>_scores`."""
 
 _ALL = (
     Stage(
@@ -183,12 +186,62 @@ _ALL = (
         doc="Are the marked tokens those the latent is active on? Its own marks against another context's.",
     ),
     Stage(
+        name="embedding_scores",
+        noun="scores",
+        grain="sae",
+        version="1",
+        inputs=(
+            Input("resolved_saes", ("cache",)),
+            Input("explanations"),
+            Input("sampled_contexts", ("eligibility", "test")),
+            Input("sampled_negatives", ("test",)),
+        ),
+        settings=("profile", "embedding", "contexts.length"),
+        tables=(schema.JUDGEMENTS, schema.SCORES),
+        doc="Does the explanation lie nearer to activating contexts than to others, as vectors of an embedder?",
+        pool="gpu",
+    ),
+    Stage(
+        name="context_embeddings",
+        noun="embeddings",
+        grain="model",
+        version="1",
+        inputs=(Input("tokenized_corpus"),),
+        settings=("embedding.embedders", "contexts.length"),
+        tables=(),
+        doc="A vector for each distinct window that contexts are sampled from, in LanceDB; this is its record.",
+        pool="gpu",
+    ),
+    Stage(
+        name="explanation_embeddings",
+        noun="embeddings",
+        grain="sae",
+        version="1",
+        inputs=(Input("explanations"),),
+        settings=("embedding.embedders",),
+        tables=(),
+        doc="A vector for each distinct explanation, in LanceDB; this is its record.",
+        pool="gpu",
+    ),
+    Stage(
+        name="search_index",
+        noun="embeddings",
+        grain="model",
+        version="1",
+        # Vectors of explanations are here for order alone; scores come last, since the bridge follows its last input.
+        inputs=(Input("activation_cache", ("latents",)), Input("explanations"), Input("explanation_embeddings"),
+                *(Input(f"{scorer}_scores", ("scores",)) for scorer in _SCORERS)),
+        settings=("search",),
+        tables=(),
+        doc="Explanations of every SAE of a model in one LanceDB table: vectors, full text, scores.",
+    ),
+    Stage(
         name="score_report",
         noun="report",
         grain="model",
         version="1",
         inputs=(Input("activation_cache", ("latents",)), Input("sampled_contexts", ("eligibility",)),
-                Input("explanations"), Input("detection_scores", ("scores",)), Input("fuzzing_scores", ("scores",))),
+                Input("explanations"), *(Input(f"{scorer}_scores", ("scores",)) for scorer in _SCORERS)),
         settings=("report",),
         tables=(schema.REPORT,),
         doc="Per SAE and explainer: latents alive, eligible, explained, scored; medians with intervals.",
@@ -198,7 +251,8 @@ _ALL = (
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 """In an order in which every stage comes after its inputs."""
 
-NOUNS = ("corpus", "activations", "contexts", "explanations", "scores", "report")
+NOUNS = ("corpus", "activations", "contexts", "explanations", "scores", "report", "embeddings")
+"""The six of the flow in order, and what stands beside it."""
 
 
 def downstream(name: str) -> list[str]:

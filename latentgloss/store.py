@@ -484,7 +484,7 @@ def _packages() -> dict[str, str]:
     from importlib import metadata
 
     found = {}
-    for name in ("latentgloss", "numpy", "polars", "pyarrow", "scipy", "torch", "transformers"):
+    for name in ("latentgloss", "numpy", "polars", "pyarrow", "scipy", "torch", "transformers", "lancedb"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import SubjectError
 from latentgloss.hashing import DigestCache
-from latentgloss.registry import ModelSpec, local_path
+from latentgloss.registry import EmbedderSpec, ModelSpec, local_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[in
 
 def tokenizer_identity(spec: ModelSpec, cache_dir: Path) -> str:
     """sha256 over the files the tokenizer is read from (names and bytes). Converts nothing."""
-    folder = _source_folder(spec, [*_TOKENIZER_FILES, "config.json"])
+    folder = source_folder(spec, [*_TOKENIZER_FILES, "config.json"])
     gguf = _gguf(folder)
     files = [gguf] if gguf else [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     if not files:
@@ -75,7 +75,7 @@ def model_identity(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
 
     Reads files (each once, while it does not change) and loads nothing. Raises SubjectError if there are none.
     """
-    folder = _source_folder(spec, _MODEL_FILES)
+    folder = source_folder(spec, _MODEL_FILES)
     gguf = _gguf(folder)
     files = [gguf] if gguf else sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
     if not any(file.suffix in (".gguf", ".safetensors") for file in files):
@@ -114,7 +114,7 @@ def revision(spec: ModelSpec) -> str | None:
     return rest.partition("@")[2] or None if kind == "hf" else None
 
 
-def _source_folder(spec: ModelSpec, patterns: list[str]) -> Path:
+def source_folder(spec: ModelSpec | EmbedderSpec, patterns: list[str]) -> Path:
     """Folder of the model's own files: a local one, a package's, or a download into Hugging Face's cache."""
     kind, _, rest = spec.source.partition(":")
     if kind == "path" and rest:
@@ -162,13 +162,13 @@ def _gguf(folder: Path) -> Path | None:
 
 
 def _tokenizer_folder(spec: ModelSpec, cache_dir: Path) -> Path:
-    folder = _source_folder(spec, [*_TOKENIZER_FILES, "config.json"])
+    folder = source_folder(spec, [*_TOKENIZER_FILES, "config.json"])
     return _converted(spec.model_copy(update={"rerandomise": None}), cache_dir, folder) if _gguf(folder) else folder
 
 
 def ready_folder(spec: ModelSpec, cache_dir: Path) -> Path:
     """Folder that `from_pretrained` reads as it is: the source, or its conversion."""
-    folder = _source_folder(spec, _MODEL_FILES)
+    folder = source_folder(spec, _MODEL_FILES)
     if _gguf(folder) or spec.rerandomise is not None:
         return _converted(spec, cache_dir, folder)
     if not any(folder.glob("*.safetensors")):

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentgloss import settings as settings_module
-from latentgloss.errors import InputError, MissingInput
+from latentgloss.errors import MissingInput
 from latentgloss.files import LocalFiles
 from latentgloss.hashing import DigestCache
 from latentgloss.registry import Registry, SaeSpec
@@ -25,12 +25,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from jaxtyping import UInt32
+
     from latentgloss.corpus import Corpus
+    from latentgloss.embedder import SentenceEmbedder
     from latentgloss.explainers.windows import Vocabulary
+    from latentgloss.lance import LanceTables
     from latentgloss.protocols import Vectors
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
+    from latentgloss.vectors import ContextVectors, TextVectors
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Workspace:
         self.store = Store(LocalFiles(settings.store_root))
         self._subjects: dict[str, Subject] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
+        self._embedders: dict[str, SentenceEmbedder] = {}
 
     @classmethod
     def open(cls, path: Path | None = None) -> Workspace:
@@ -108,19 +115,68 @@ class Workspace:
             self._vocabularies[model] = Vocabulary(strings)
         return self._vocabularies[model]
 
+    def embedder(self, name: str) -> SentenceEmbedder:
+        """An embedder of the registry, loaded when it first embeds. Raises InputError if there is none of that name."""
+        if name not in self._embedders:
+            from latentgloss.embedder import SentenceEmbedder
+
+            spec, device = self.registry.embedder(name), self.settings.machine.device
+            self._embedders[name] = SentenceEmbedder(spec, self.model_cache, device=device)
+        return self._embedders[name]
+
+    @cached_property
+    def lance(self) -> LanceTables:
+        """Tables of vectors beside the versions of the store."""
+        from latentgloss.lance import FOLDER, LanceTables
+
+        return LanceTables(self.settings.store_root / FOLDER)
+
+    def context_vectors(self, model: str, corpus: Corpus, embedder: str) -> ContextVectors:
+        """Vectors of the contexts of a model's corpus, of `contexts.length` tokens each; made when asked for."""
+        from latentgloss.subject_files import load_tokenizer, tokenizer_identity
+        from latentgloss.vectors import ContextVectors
+
+        spec = self.registry.model(model)
+        tokenizer: list[Any] = []
+
+        def decode(tokens: UInt32[np.ndarray, "n length"]) -> list[str]:
+            if not tokenizer:
+                tokenizer.append(load_tokenizer(spec, self.model_cache))
+            options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+            texts: list[str] = tokenizer[0].batch_decode(tokens.tolist(), **options)
+            return texts
+
+        return ContextVectors(
+            self.lance, self.embedder(embedder), corpus, self.settings.contexts.length, decode,
+            tokenizer_identity(spec, self.model_cache), batch=self.settings.machine.embedding_batch,
+        )  # fmt: skip
+
+    def text_vectors(self, embedder: str, role: Literal["query", "document"]) -> TextVectors:
+        """Vectors of texts (explanations), as what is searched for or what is searched in; made when asked for."""
+        from latentgloss.vectors import TextVectors
+
+        spec = self.registry.embedder(embedder)
+        prefix = spec.query_prefix if role == "query" else spec.document_prefix
+        batch = self.settings.machine.embedding_batch
+        return TextVectors(self.lance, self.embedder(embedder), role, prefix, batch=batch)
+
     def sae(self, spec: SaeSpec) -> SparseCoder:
         """The SAE's weights. Raises SaeError."""
         from latentgloss.saes import open_sae
 
         return open_sae(spec)
 
-    def negatives_embedder(self) -> dict[str, Any]:
-        """Identity of the embedder that says which negatives are `similar`. Raises InputError if there is none."""
-        raise _no_embedder()
+    @property
+    def similar_by(self) -> str:
+        """The embedder that says which negatives are `similar`: one that no scorer uses, if one is registered."""
+        scoring = self.settings.embedding.embedders
+        others = sorted(name for name in self.registry.embedders if name not in scoring)
+        return self.settings.negatives.embedder or next(iter(others), scoring[0])
 
     def negative_vectors(self, resolved: Version) -> Vectors:
         """Its vectors of the contexts of the corpus that `resolved` pins. Raises InputError if there is none."""
-        raise _no_embedder()
+        model = resolved.manifest.partition.split("/")[0]
+        return self.context_vectors(model, self.corpus(resolved), self.similar_by)
 
     def check_resolved(self, resolved: Version) -> None:
         """Raises MissingInput if weights, model or mask are no longer those that `resolved` was made from.
@@ -140,8 +196,6 @@ class Workspace:
 
     def corpus(self, resolved: Version) -> Corpus:
         """The corpus that a `resolved_saes` version pins."""
-        from latentgloss.corpus import Corpus
-
         pin = resolved.json("resolved.json")["corpus"]
         version = self.store.version(pin["stage"], pin["partition"], pin["fingerprint"])
         if version is None:
@@ -150,6 +204,12 @@ class Workspace:
                 expected="the version that resolved_saes pins",
                 todo="materialise tokenized_corpus and resolved_saes again",
             )
+        return self.corpus_of(version)
+
+    def corpus_of(self, version: Version) -> Corpus:
+        """The corpus of a `tokenized_corpus` version. Raises StoreError if a file of it is damaged."""
+        from latentgloss.corpus import Corpus
+
         for name in version.manifest.files:
             version.path(name)
         return Corpus.open(self.store.files.path(version.key))
@@ -229,7 +289,7 @@ class Workspace:
                 "latents": sae.model_dump(mode="json", include={"latents"})["latents"],
             }
         if stage.name == "sampled_negatives" and "similar" in self.settings.negatives.strata:
-            return {"embedder": self.negatives_embedder()}
+            return {"embedder": self.embedder(self.similar_by).identity()}
         if stage.name == "explanations":
             from latentgloss.explainers import identities as explainer_identities
 
@@ -237,7 +297,11 @@ class Workspace:
         if stage.noun == "scores":
             from latentgloss.scorers import identities as judge_identities
 
-            return {"judges": judge_identities(self.settings, stage.name.removesuffix("_scores"))}
+            return {"judges": judge_identities(self, stage.name.removesuffix("_scores"))}
+        if stage.name in ("context_embeddings", "explanation_embeddings"):
+            return {"embedders": {e: self.embedder(e).identity() for e in self.settings.embedding.embedders}}
+        if stage.name == "search_index":
+            return {"embedder": self.embedder(self.settings.search.embedder).identity()}
         if stage.name == "score_report":
             return {"control": {sae.partition: sae.control for sae in self.registry.saes_of(partition)}}
         return {}
@@ -319,14 +383,6 @@ class Workspace:
         finally:
             for work in works:
                 work.close()
-
-
-def _no_embedder() -> InputError:
-    return InputError(
-        "negatives.strata asks for `similar`, and no embedder is registered",
-        expected="an embedder, whose vectors say which contexts are alike",
-        todo="leave `similar` out of negatives.strata",
-    )
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

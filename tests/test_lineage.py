@@ -19,6 +19,7 @@ from latentgloss.errors import InputError, StoreError
 from latentgloss.hashing import file_sha256, json_sha256
 from latentgloss.lineage import trace
 from latentgloss.lineage_nodes import Node
+from latentgloss.stages import STAGES
 from latentgloss.store import MANIFEST, Version, _footer, _parts, _write_parquet
 from latentgloss.workspace import Workspace
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LATENT = 4
+BEHIND_A_SCORE = [name for name in tiny.RUNNERS if STAGES[name].noun not in ("report", "embeddings")]
 DEAD = 1
 P = tiny.SPARSIFY
 BLOCK = f"{LATENT // schema.BLOCK:06d}"
@@ -83,7 +85,7 @@ def test_tree_reaches_documents_and_weights(finished: Path) -> None:
         "activations", "masked", "sae", "model", "tokens", "documents", "document", "source",
     }  # fmt: skip
     stages = {node.id.split("/")[0] for node in tree.walk() if node.kind == "version"}
-    assert stages == set(tiny.RUNNERS) - {"score_report", "fuzzing_scores"}
+    assert stages == set(BEHIND_A_SCORE)
     assert all(node.sha256 for node in tree.walk())
     assert not any(node.checks for node in tree.walk())
 
@@ -188,7 +190,7 @@ def test_a_flipped_byte_in_the_store_is_named(finished: Path, stage: str, file: 
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("stage", [stage for stage in tiny.RUNNERS if stage != "score_report"])
+@pytest.mark.parametrize("stage", BEHIND_A_SCORE)
 def test_a_flipped_byte_in_a_manifest_is_named(finished: Path, stage: str) -> None:
     version = current(finished, stage)
     with flipped(finished / "data" / version.key / MANIFEST):

@@ -84,8 +84,8 @@ def of(stages: list[str], saes: tuple[str, ...] = BOTH) -> set[tuple[str, str]]:
     }
 
 
-SCORES = ["detection_scores", "fuzzing_scores"]
-LATER = ["explanations", *SCORES, "score_report"]
+SCORES = ["detection_scores", "fuzzing_scores", "embedding_scores"]
+LATER = ["explanations", *SCORES, "explanation_embeddings", "search_index", "score_report"]
 CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "nothing": (lambda folder: None, set()),
     "batch size": (lambda f: set_settings(f, "batch_tokens = 2048", "batch_tokens = 512"), set()),
@@ -96,7 +96,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "seed of the report": (lambda f: set_settings(f, "resamples = 200", "resamples = 201"), of(["score_report"])),
     "more test contexts": (
         lambda f: set_settings(f, "test = 30", "test = 32"),
-        of(["sampled_contexts", "detection_scores", "fuzzing_scores", "score_report"]),
+        of(["sampled_contexts", *SCORES, "search_index", "score_report"]),
     ),
     "more explain contexts": (
         lambda f: set_settings(f, "explain = 60", "explain = 62"),
@@ -119,8 +119,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "one SAE's weights": (
         change_sae,
-        of([*CACHE, "sampled_contexts", "sampled_negatives", "explanations", *SCORES], (SAE,))
-        | of(["score_report"]),
+        of([*CACHE, "sampled_contexts", "sampled_negatives", *LATER], (SAE,)),
     ),
     "the model": (change_model, of([*CACHE, "sampled_contexts", "sampled_negatives", *LATER])),
     "the corpus": (change_corpus, of(list(STAGES))),
@@ -134,8 +133,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "one more latent": (
         one_more_latent,
-        of(["resolved_saes", "sampled_contexts", "sampled_negatives", "explanations", *SCORES], (OTHER,))
-        | of(["score_report"]),
+        of(["resolved_saes", "sampled_contexts", "sampled_negatives", *LATER], (OTHER,)),
     ),
 }  # fmt: skip
 
@@ -234,6 +232,8 @@ OTHER_VALUES: dict[str, Any] = {
     "detection.sample": 5,
     "fuzzing.judges": ("executed", "executed"),
     "fuzzing.sample": 5,
+    "embedding.embedders": ("tiny", "minilm"),
+    "search.embedder": "minilm",
 }
 """Where adding one gives no valid value."""
 

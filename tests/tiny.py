@@ -53,6 +53,10 @@ RUNNERS = {
     "explanations": "latentgloss.explanations:explain",
     "detection_scores": "latentgloss.scores:score_detection",
     "fuzzing_scores": "latentgloss.scores:score_fuzzing",
+    "embedding_scores": "latentgloss.scores:score_embedding",
+    "context_embeddings": "latentgloss.embeddings:embed_contexts",
+    "explanation_embeddings": "latentgloss.embeddings:embed_explanations",
+    "search_index": "latentgloss.embeddings:index_explanations",
     "score_report": "latentgloss.report:report_scores",
 }
 """Runner of each stage, as module:function."""
@@ -73,6 +77,12 @@ min_test_documents = 5
 explain = 60
 select = 20
 test = 30
+
+[embedding]
+embedders = ["tiny"]
+
+[search]
+embedder = "tiny"
 
 [report]
 resamples = 200
@@ -127,6 +137,11 @@ def tiny_workspace(tmp_path: Path, n_documents: int = 400, settings: str = SETTI
         registry / "models" / "tiny.toml",
         'name = "tiny"\nsource = "path:../../model"\ndtype = "float32"\n\n[corpus]\n'
         'source = "path:../../corpus/documents.jsonl"\nsequence_length = 64\n',
+    )
+    write_embedder(tmp_path / "embedder")
+    _text(
+        registry / "embedders" / "tiny.toml",
+        'name = "tiny"\nsource = "path:../../embedder"\nmax_tokens = 64\ndtype = "float32"\n',
     )
     register(tmp_path, SPARSIFY, "sparsify")
     register(tmp_path, SAELENS, "saelens", extra="latents = {start = 0, stop = 24}\ncontrol = true\n")
@@ -200,6 +215,62 @@ def write_model(folder: Path, seed: int = 1) -> np.ndarray:
         tensors[f"{prefix}.post_attention_layernorm.weight"] = ones
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return tensors["model.embed_tokens.weight"]
+
+
+def write_embedder(folder: Path, d: int = 32, seed: int = 4) -> None:
+    """A random BERT of one layer as a sentence-transformers model: texts that share words are near each other."""
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    signal, filler = words()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"0123456789", *signal, *filler]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    _json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    shape = {"hidden_size": d, "intermediate_size": d, "num_hidden_layers": 1, "num_attention_heads": 2}
+    _json(
+        folder / "config.json",
+        {"architectures": ["BertModel"], "model_type": "bert", "vocab_size": len(vocabulary), **shape,
+         "max_position_embeddings": 128, "type_vocab_size": 2, "pad_token_id": 0, "dtype": "float32"},
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+
+    def draw(*size: int, scale: float = 0.02) -> np.ndarray:
+        return (scale * rng.standard_normal(size)).astype(np.float32)
+
+    tensors = {
+        "embeddings.word_embeddings.weight": draw(len(vocabulary), d, scale=1.0),
+        "embeddings.position_embeddings.weight": draw(128, d),
+        "embeddings.token_type_embeddings.weight": draw(2, d),
+    }
+    layer = "encoder.layer.0"
+    for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+                 "intermediate.dense", "output.dense"):  # fmt: skip
+        tensors |= {f"{layer}.{name}.weight": draw(d, d), f"{layer}.{name}.bias": np.zeros(d, np.float32)}
+    tensors |= {"pooler.dense.weight": draw(d, d), "pooler.dense.bias": np.zeros(d, np.float32)}
+    for name in ("embeddings", f"{layer}.attention.output", f"{layer}.output"):
+        tensors |= {
+            f"{name}.LayerNorm.weight": np.ones(d, np.float32),
+            f"{name}.LayerNorm.bias": np.zeros(d, np.float32),
+        }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    _json(folder / "sentence_bert_config.json", {"max_seq_length": 128})
+    _json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": d, "pooling_mode_mean_tokens": True})
+    module = "sentence_transformers.models"
+    _json(
+        folder / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": f"{module}.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{module}.Pooling"},
+        ],
+    )
 
 
 def write_sparsify(folder: Path, embeddings: np.ndarray) -> None:

@@ -13,7 +13,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from assets.partitions import apply, changes
-from assets.stage_asset import Runner, sae_files, stage_asset
+from assets.stage_asset import Runner, is_bridge, sae_files, stage_asset
 from latentgloss.errors import SaeError
 from latentgloss.hashing import json_sha256
 from latentgloss.stages import STAGES, Stage
@@ -103,7 +103,10 @@ class Tiny:
         )
 
     def everything(self) -> None:
-        for job, keys in (("tokenized_corpus", ("m1", "m2")), ("saes", SAES), ("score_report", ("m1", "m2"))):
+        models = [s.name for s in STAGES.values() if s.grain == "model"]
+        first = [name for name in models if not is_bridge(STAGES[name])]
+        chain = [*first, "saes", *(name for name in models if name not in first)]
+        for job, keys in ((job, SAES if job == "saes" else ("m1", "m2")) for job in chain):
             assert self.run(job, keys[0], keys[-1]).success
 
     def _runner(self, stage: Stage) -> Callable[[], Runner]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from latentgloss.workspace import Workspace
 
 PACKAGES = (
-    "latentgloss", "numpy", "scipy", "polars", "pyarrow", "pydantic", "torch", "transformers", "safetensors", "dagster",
+    "latentgloss", "numpy", "scipy", "polars", "pyarrow", "pydantic", "torch", "transformers", "safetensors", "lancedb",
+    "sentence-transformers", "dagster",
 )  # fmt: skip
 OPTIONAL = ("dagster",)
 

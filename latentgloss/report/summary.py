@@ -32,6 +32,9 @@ def _report(work: Work) -> None:
     scorers = [name for name in inputs if STAGES[name].noun == "scores"]
     scored = set().union(*(inputs[name] for name in scorers))
     complete = sorted(scored.intersection(*(inputs[name] for name in inputs if name not in scorers)))
+    work.facts = {"partitions": complete}
+    if work.draft.reuse("all", work.recipe.content, (schema.REPORT,)):
+        return
     for partition in complete:
         read = {name: versions[partition] for name, versions in inputs.items() if partition in versions}
         eligibility = read["sampled_contexts"].read(schema.ELIGIBILITY)
@@ -67,7 +70,6 @@ def _report(work: Work) -> None:
         "partition", "metric", "scorer", "negatives", "explainer", "judge", "embedder"
     )
     work.draft.put("all", work.recipe.content, (schema.REPORT,), {"report": table})
-    work.facts = {"partitions": complete}
 
 
 report_scores = one_by_one(_report)

@@ -11,13 +11,14 @@ from latentgloss.errors import SettingsError
 from latentgloss.schema import SPLITS
 from latentgloss.scorers import detection, fuzzing
 from latentgloss.scorers.base import Scorer
+from latentgloss.scorers.cosine import cosine_judge
 from latentgloss.scorers.executed import ExecutedJudge
 
 if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Judge
-    from latentgloss.settings import Settings
     from latentgloss.work import Work
+    from latentgloss.workspace import Workspace
 
 JUDGES: dict[str, type[ExecutedJudge]] = {"executed": ExecutedJudge}
 
@@ -33,9 +34,20 @@ def judges_of_contexts(work: Work, names: tuple[str, ...]) -> list[Judge]:
     return [judge_named(name, vocabulary) for name in names]
 
 
-def identities_of_contexts(settings: Settings, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def identities_of_contexts(workspace: Workspace, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Raises SettingsError for a judge there is none of."""
     return {name: _judge(name).identity() for name in names}
+
+
+def judges_of_vectors(work: Work, names: tuple[str, ...]) -> list[Judge]:
+    """The cosine judge with each embedder of the settings. Raises InputError for an embedder there is none of."""
+    workspace, corpus = work.workspace, work.workspace.corpus(work.input("resolved_saes"))
+    return [cosine_judge(workspace, work.model.name, corpus, name) for name in work.settings.embedding.embedders]
+
+
+def identities_of_vectors(workspace: Workspace, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Raises InputError for an embedder there is none of."""
+    return {name: workspace.embedder(name).identity() for name in workspace.settings.embedding.embedders}
 
 
 def _judge(name: str) -> type[ExecutedJudge]:
@@ -53,11 +65,13 @@ SCORERS: dict[str, Scorer] = {
     for scorer in (
         Scorer("detection", "balanced_accuracy", SPLITS, detection.plan, judges_of_contexts, identities_of_contexts),
         Scorer("fuzzing", "balanced_accuracy", SPLITS, fuzzing.plan, judges_of_contexts, identities_of_contexts),
+        Scorer("embedding", "auroc", ("test",), detection.plan, judges_of_vectors, identities_of_vectors),
     )
 }
 
 
-def identities(settings: Settings, scorer: str) -> dict[str, dict[str, Any]]:
+def identities(workspace: Workspace, scorer: str) -> dict[str, dict[str, Any]]:
     """Per judge of a scorer, everything that decides its answers. Raises SettingsError."""
-    found: dict[str, dict[str, Any]] = SCORERS[scorer].identities(settings, getattr(settings, scorer).judges)
+    judges = getattr(workspace.settings, scorer).judges
+    found: dict[str, dict[str, Any]] = SCORERS[scorer].identities(workspace, judges)
     return found

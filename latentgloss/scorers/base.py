@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from latentgloss.corpus import Corpus
     from latentgloss.protocols import Judge, Task
-    from latentgloss.settings import Settings
     from latentgloss.work import Work
+    from latentgloss.workspace import Workspace
 
 ORDER = ("latent", "arm", "split", "part", "place", "context", "stratum")
 """How asked rows are sorted. Rows alike in the first four make one question."""
@@ -96,7 +96,7 @@ class Scorer:
     plan: Callable[[Work, Corpus, tuple[str, ...]], Plan]
     judges: Callable[[Work, tuple[str, ...]], list[Judge]]
     """Makes the judges that the settings name, from whatever of the partition they need."""
-    identities: Callable[[Settings, tuple[str, ...]], dict[str, dict[str, Any]]]
+    identities: Callable[[Workspace, tuple[str, ...]], dict[str, dict[str, Any]]]
     """Per judge, everything that decides its answers."""
 
     @property

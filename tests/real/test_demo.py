@@ -137,3 +137,12 @@ def test_no_text_is_shared_between_shown_and_scored(demo):
     for window, has_bos in zip(windows, first, strict=True):
         for start in range(1 if has_bos else 0, 20):
             assert window[start : start + 13].tobytes() not in shown
+
+
+def test_search_finds_latents_by_meaning(demo):
+    found = run(str(BIN / "latentgloss"), "search", "raising an error", "--model", "smollm2", "--json")
+    assert found.returncode == 0, found.stderr
+    hits = json.loads(found.stdout)
+    assert len(hits) == 10
+    assert sum(bool(re.search("rais|error|exception", hit["explanation"], re.IGNORECASE)) for hit in hits[:5]) >= 4
+    assert all(0 <= score <= 1 for hit in hits for score in hit["scores"].values())

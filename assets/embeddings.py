@@ -1,0 +1,25 @@
+"""embeddings: vectors of contexts and explanations, and the index people search."""
+
+from assets import pictures
+from assets.stage_asset import Runner, stage_asset
+
+
+@stage_asset(picture=pictures.vectors)
+def context_embeddings() -> Runner:
+    from latentgloss.embeddings import embed_contexts
+
+    return embed_contexts
+
+
+@stage_asset(picture=pictures.vectors)
+def explanation_embeddings() -> Runner:
+    from latentgloss.embeddings import embed_explanations
+
+    return embed_explanations
+
+
+@stage_asset(picture=pictures.indexed)
+def search_index() -> Runner:
+    from latentgloss.embeddings import index_explanations
+
+    return index_explanations

@@ -1,0 +1,148 @@
+"""Precision of the first five hits of `latentgloss search`, judged on contexts nobody was shown.
+
+    python benchmarks/search.py                  queries of demo/queries.toml on the store of the settings file
+
+A *hit* is a latent (the first explanation of it that is found counts). It is *relevant* if, in at least half of its ten
+strongest test contexts (of those there are; at least five), the query's regular expression matches the text from five
+tokens before to five tokens after its strongest token. Neither the explanation nor the search sees test contexts. The
+same test over all eligible latents of the same SAEs is the *base rate*: what five random latents would get.
+
+Reported per mode of search: mean precision at five, mean base rate, and the mean of their paired difference, each with
+a 95 % interval from resampling queries (hits of one query are not independent, and every query has one base rate).
+Control SAEs are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import world
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from latentgloss.workspace import Workspace
+
+AT, TOP, FEWEST, AROUND, HALF = 5, 10, 5, 5, 0.5
+MODES = ("vector", "hybrid", "text")
+QUERIES = world.ROOT / "demo" / "queries.toml"
+
+Texts = dict[tuple[str, int], list[str]]
+"""Per (partition, latent): the text around its strongest token in its strongest test contexts."""
+
+
+def strongest_texts(workspace: Workspace) -> Texts:
+    """Of every eligible latent of every SAE that is no control and has a search index."""
+    import numpy as np
+    import polars as pl
+
+    from latentgloss import schema
+    from latentgloss.subject_files import load_tokenizer
+
+    found: Texts = {}
+    length = workspace.settings.contexts.length
+    for model in workspace.store.partitions("search_index"):
+        tokenizer = load_tokenizer(workspace.registry.model(model), workspace.model_cache)
+        version = workspace.store.current("search_index", model)
+        assert version is not None
+        for partition in version.json("index.json")["rows"]:
+            resolved = workspace.store.current("resolved_saes", partition)
+            sampled = workspace.store.current("sampled_contexts", partition)
+            if workspace.registry.sae(partition).control or resolved is None or sampled is None:
+                continue
+            rows = (
+                sampled.scan(schema.CONTEXTS)
+                .filter(pl.col("split") == "test")
+                .sort("latent", "max_activation", "context", descending=[False, True, False])
+                .group_by("latent", maintain_order=True)
+                .head(TOP)
+                .with_columns(at=pl.col("offsets").list.get(pl.col("activations").list.arg_max()))
+                .collect()
+            )
+            tokens = workspace.corpus(resolved).contexts(rows["context"].to_numpy(), length)
+            at = rows["at"].to_numpy().astype(np.int64)
+            near = [row[max(0, a - AROUND) : a + AROUND + 1].tolist() for row, a in zip(tokens, at, strict=True)]
+            texts = tokenizer.batch_decode(near, clean_up_tokenization_spaces=False)
+            for latent, text in zip(rows["latent"].to_list(), texts, strict=True):
+                found.setdefault((partition, latent), []).append(text)
+    return {key: texts for key, texts in found.items() if len(texts) >= FEWEST}
+
+
+def relevant(texts: list[str], pattern: re.Pattern[str]) -> bool:
+    return sum(pattern.search(text) is not None for text in texts) >= HALF * len(texts)
+
+
+def hits(workspace: Workspace, text: str, mode: Any, explainer: str | None, judged: Texts) -> list[tuple[str, int]]:
+    """The first five latents that can be judged, best first."""
+    from latentgloss.search import open_index
+
+    index, embedder = open_index(workspace)
+    vector = None if mode == "text" else embedder.queries([text])[0]
+    filters = {"explainer": explainer} if explainer else {}
+    found = index.search(text, vector, mode=mode, limit=200, filters=filters)
+    latents = dict.fromkeys((hit.partition, hit.latent) for hit in found)
+    return [key for key in latents if key in judged][:AT]
+
+
+def interval(values: np.ndarray) -> dict[str, float]:
+    """Mean over queries and percentile bootstrap interval."""
+    import numpy as np
+    from scipy import stats
+
+    found = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(0))
+    low, high = found.confidence_interval
+    return {"mean": round(float(values.mean()), 3), "low": round(float(low), 3), "high": round(float(high), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="settings file; default: the nearest one upward")
+    parser.add_argument("--explainer", default="pattern", help="whose explanations are searched; empty: all")
+    arguments = parser.parse_args()
+
+    import numpy as np
+
+    from latentgloss.workspace import Workspace
+
+    workspace = Workspace.open(arguments.config)
+    judged = strongest_texts(workspace)
+    queries = [(q["text"], re.compile(q["pattern"])) for q in tomllib.loads(QUERIES.read_text())["query"]]
+    base = np.array([np.mean([relevant(texts, pattern) for texts in judged.values()]) for _, pattern in queries])
+    per_query: list[dict[str, Any]] = [
+        {"query": text, "base_rate": round(float(b), 3)} for (text, _), b in zip(queries, base, strict=True)
+    ]
+    modes = {}
+    for mode in MODES:
+        precision = []
+        for (text, pattern), row in zip(queries, per_query, strict=True):
+            found = hits(workspace, text, mode, arguments.explainer or None, judged)
+            right = sum(relevant(judged[key], pattern) for key in found)
+            row[mode] = f"{right} of {len(found)}"
+            precision.append(right / AT)  # a search that finds fewer than five gets no credit for those it lacks
+        values = np.array(precision)
+        modes[mode] = {"precision_at_5": interval(values), "above_base_rate": interval(values - base)}
+    world.record(
+        "search",
+        {
+            "embedder": workspace.settings.search.embedder,
+            "explainer": arguments.explainer or "all",
+            "saes": sorted({partition for partition, _ in judged}),
+            "latents_judged": len(judged),
+            "queries": len(queries),
+            "relevant_if": f"pattern within {AROUND} tokens of the strongest, in >= {HALF} of {TOP} test contexts",
+            "base_rate": interval(base),
+            "modes": modes,
+            "per_query": per_query,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

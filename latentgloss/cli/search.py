@@ -1,0 +1,145 @@
+"""`search` and `index`: which latents respond to something, over all SAEs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from latentgloss.cli.output import json_option, open_workspace, print_json, print_json_rows, print_table, unknown
+
+if TYPE_CHECKING:
+    from latentgloss.search import SearchIndex
+
+REBUILD = "`latentgloss index rebuild`"
+
+
+@click.command()
+@click.argument("text")
+@click.option("--model", help="Only latents of this model.")
+@click.option("--hookpoint", help="Only at this hookpoint, such as layers.9.mlp.")
+@click.option("--sae", help="Only of this SAE: its name, or MODEL/HOOKPOINT/SAE.")
+@click.option("--explainer", help="Only explanations by this explainer.")
+@click.option("--min-score", type=click.FloatRange(-1, 1), help="Lowest score that will do; see --scorer.")
+@click.option("--scorer", default="detection", show_default=True, help="Whose score --min-score is about.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="Most hits.")
+@click.option(
+    "--mode",
+    type=click.Choice(["vector", "text", "hybrid"]),
+    default="vector",
+    show_default=True,
+    help="By meaning, by words (BM25), or both fused by rank.",
+)
+@json_option
+@click.pass_context
+def search(
+    ctx: click.Context,
+    text: str,
+    model: str | None,
+    hookpoint: str | None,
+    sae: str | None,
+    explainer: str | None,
+    min_score: float | None,
+    scorer: str,
+    limit: int,
+    mode: str,
+    as_json: bool,
+) -> None:
+    """Latents whose explanation is about TEXT, in every SAE that was indexed, best first.
+
+    Say what the latent responds to, in words of your own: `raising an error` also finds "words such as ValueError".
+    With --mode text the words themselves must be there; nothing in TEXT is an operator, quotes and AND included. Null
+    explanations are not indexed.
+
+    SIMILARITY is the cosine of two vectors: it ranks, and says nothing about how good an explanation is. For that there
+    are scores: of each scorer the lowest over its judges and kinds of negatives, so that --min-score .8 keeps
+    what holds up against all of them.
+
+    JSON: a list of objects with partition, latent, explainer, explanation, similarity (null in mode text), text_score
+    (BM25; null in mode vector), density and scores.
+
+    \b
+    Example:
+      latentgloss search "raising an error" --min-score 0.8
+      latentgloss search "file path" --mode hybrid --hookpoint layers.9 --explainer pattern --json
+    """
+    from latentgloss.search import SCORERS, behind, checked_query, open_index
+
+    workspace = open_workspace(ctx)
+    text = checked_query(text)
+    if scorer not in SCORERS:
+        raise unknown("scorer", scorer, SCORERS)
+    index, embedder = open_index(workspace)
+    index.table()  # before a model is loaded
+    vector = None
+    if mode != "text":
+        (n,) = embedder.n_tokens([embedder.spec.query_prefix + text])
+        if n > embedder.max_tokens:
+            _note(
+                f"the query has {n} tokens; {embedder.name} reads the first {embedder.max_tokens}, the rest is left out"
+            )
+        (vector,) = embedder.queries([text])
+    whole = "partition" if sae and "/" in sae else "sae"
+    given = {"model": model, "hookpoint": hookpoint, whole: sae, "explainer": explainer}
+    filters = {name: value for name, value in given.items() if value is not None}
+    at_least = {} if min_score is None else {scorer: min_score}
+    hits = index.search(text, vector, mode=mode, limit=limit, filters=filters, at_least=at_least)  # type: ignore[arg-type]
+    if not hits:
+        _explain_nothing(index, filters)
+    late = behind(workspace, index)
+    if late:
+        _note(f"the index is not of the current search_index of {', '.join(late)}: {REBUILD} mends that")
+    if as_json:
+        print_json_rows(hit.as_json() for hit in hits)
+        return
+    scorers = [name for name in SCORERS if any(name in hit.scores for hit in hits)]
+    columns = ("PARTITION", "LATENT", "EXPLAINER", "SIMILARITY", *(name.upper() for name in scorers), "EXPLANATION")
+    print_table(
+        columns,
+        (
+            [h.partition, h.latent, h.explainer, h.similarity, *(h.scores.get(s) for s in scorers), h.explanation]
+            for h in hits
+        ),
+    )
+
+
+def _explain_nothing(index: SearchIndex, filters: dict[str, str]) -> None:
+    """Raises InputError if a filter names something the index does not know."""
+    for name, value in filters.items():
+        known = index.known(name)
+        if value not in known:
+            raise unknown("SAE" if name == "partition" else name, value, known, "it may not have been indexed yet")
+
+
+def _note(text: str) -> None:
+    click.echo(f"Note: {text}.", err=True)
+
+
+@click.group()
+def index() -> None:
+    """The search index and the tables of vectors beside it."""
+
+
+@index.command()
+@json_option
+@click.pass_context
+def rebuild(ctx: click.Context, as_json: bool) -> None:
+    """Makes the search index anew from the current explanations and scores, and removes damaged tables of vectors.
+
+    Nothing is lost by it: the index is derived, and vectors are made again when they are needed (those that are there
+    are not computed again). Run it when a command says that a table cannot be read, was made with another embedder, or
+    is behind. JSON: rows (per SAE) and removed (names of tables).
+
+    \b
+    Example:
+      latentgloss index rebuild
+    """
+    from latentgloss import search as core
+
+    rows, removed = core.rebuild(open_workspace(ctx))
+    if as_json:
+        print_json({"rows": rows, "removed": removed})
+        return
+    print_table(("PARTITION", "EXPLANATIONS"), list(rows.items()))
+    for name in removed:
+        click.echo(f"removed {name}: it could not be read; its vectors are made again when needed")

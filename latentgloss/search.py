@@ -1,0 +1,368 @@
+"""The search index: one LanceDB table over the explanations of all SAEs, with vectors, full text and scores.
+
+    search.lance: key, model, hookpoint, sae, partition, latent, explainer, explanation, density, one column per
+                  scorer, vector, version
+
+What belongs here: a row per explanation of status `ok` (nulls left out: another latent's text is no finding), writing
+the rows of one SAE as a whole, and the three ways to search. Everything in it is derived; `rebuild` makes it anew from
+the versions that are current. `version` is the fingerprint of the `search_index` version a row belongs to, so that a
+reader can tell an index that is behind.
+
+A scorer's column holds the *lowest* of an explanation's scores over judges and kinds of negatives: who filters by it
+gets what holds up everywhere. All of them: `latentgloss scores`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import polars as pl
+
+from latentgloss import schema
+from latentgloss.errors import InputError, MissingInput, StoreError
+from latentgloss.registry import split_partition
+from latentgloss.stages import STAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from jaxtyping import Float32
+
+    from latentgloss.embedder import SentenceEmbedder
+    from latentgloss.lance import LanceTables
+    from latentgloss.store import Version
+    from latentgloss.workspace import Workspace
+
+Mode = Literal["vector", "text", "hybrid"]
+NAME, STAGE, FORMAT = "search", "search_index", "1"
+SCORERS = (
+    "detection", "fuzzing", "intruder", "embedding", "surprisal", "simulation", "intervention", "generation",
+)  # fmt: skip
+"""Columns; a scorer that was not run is empty, so that the table's columns never change."""
+FILTERS = ("model", "hookpoint", "sae", "partition", "explainer")
+LONGEST = 2000
+"""Characters of a query."""
+FUSION = 60
+"""Constant of reciprocal rank fusion (Cormack, Clarke & Büttcher, SIGIR 2009)."""
+_TEXT = ("key", "model", "hookpoint", "sae", "partition", "explainer", "explanation", "version")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One explanation found."""
+
+    partition: str
+    latent: int
+    explainer: str
+    explanation: str
+    similarity: float | None
+    """Cosine with the query; None in mode `text`."""
+    text_score: float | None
+    """BM25; None where the words were not searched or not found."""
+    density: float
+    scores: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def explanation_rows(partition: str, inputs: Mapping[str, Version]) -> pl.DataFrame:
+    """Rows of one SAE without vectors: explanations of status `ok`, density, lowest score of each scorer.
+
+    `inputs`: versions of `explanations`, `activation_cache` and of any stages that score, by stage.
+    """
+    model, hookpoint, sae = split_partition(partition)
+    rows = (
+        inputs["explanations"].read(schema.EXPLANATIONS)
+        .filter(pl.col("status") == "ok", ~pl.col("explainer").str.starts_with("null:"))
+        .select("latent", "explainer", "explanation")
+    )  # fmt: skip
+    density = inputs["activation_cache"].scan(schema.LATENTS).select("latent", "density").collect()
+    rows = rows.join(density, on="latent", how="left", validate="m:1")
+    found: set[str] = set()
+    for stage, version in inputs.items():
+        if STAGES[stage].noun == "scores":
+            lowest = (
+                version.scan(schema.SCORES)
+                .filter(pl.col("status") == "ok")
+                .group_by("latent", "explainer", "scorer")
+                .agg(pl.col("score").min())
+                .collect()
+            )
+            for (scorer,), part in sorted(lowest.group_by("scorer")):
+                if scorer in SCORERS:
+                    chosen = part.select("latent", "explainer", pl.col("score").alias(str(scorer)))
+                    rows = rows.join(chosen, on=["latent", "explainer"], how="left")
+                    found.add(str(scorer))
+    return rows.with_columns(
+        *(pl.lit(None, dtype=pl.Float64).alias(name) for name in SCORERS if name not in found),
+        key=pl.format("{}#{}#{}", pl.lit(partition), "latent", "explainer"),
+        model=pl.lit(model),
+        hookpoint=pl.lit(hookpoint),
+        sae=pl.lit(sae),
+        partition=pl.lit(partition),
+    ).sort("latent", "explainer")
+
+
+class SearchIndex:
+    """The table of one store, for one embedder."""
+
+    name = NAME
+
+    def __init__(self, tables: LanceTables, embedder: dict[str, Any]) -> None:
+        """`embedder`: identity of what made the vectors."""
+        self.tables = tables
+        self.facts = {"what": "search", "embedder": embedder, "format": FORMAT}
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self, *, replace: bool) -> Iterator[_Writer]:
+        """The table's only writer. `replace`: one of another embedder, or that cannot be read, is begun anew."""
+        with self.tables.lock(NAME):
+            writer = _Writer(self, replace)
+            yield writer
+            writer.finish()
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def table(self) -> Any:
+        """Raises MissingInput if there is none, StoreError if it is another embedder's or cannot be read."""
+        table = self.tables.open(NAME, self.facts)
+        if table is None:
+            raise MissingInput(
+                "there is no search index yet",
+                expected="the asset search_index of at least one model",
+                todo="materialise it: `dagster asset materialize --select search_index --partition MODEL`",
+            )
+        return table
+
+    def versions(self) -> dict[str, set[str]]:
+        """Per model the versions its rows belong to: one, if the index is in step."""
+        with self.tables.reading(NAME):
+            rows = pl.from_arrow(self.table().search().select(["model", "version"]).to_arrow())
+        assert isinstance(rows, pl.DataFrame)
+        return {m: set(v) for m, v in rows.group_by("model").agg(pl.col("version").unique()).iter_rows()}
+
+    def known(self, column: str) -> list[str]:
+        """Distinct values of one of `FILTERS`."""
+        with self.tables.reading(NAME):
+            found = self.table().search().select([column]).to_arrow()[column].unique().to_pylist()
+        return sorted(found)
+
+    def search(
+        self,
+        text: str,
+        vector: Float32[np.ndarray, " dimension"] | None,
+        *,
+        mode: Mode,
+        limit: int,
+        filters: Mapping[str, str] | None = None,
+        at_least: Mapping[str, float] | None = None,
+    ) -> list[Hit]:
+        """The best `limit` rows. `filters`: equal to; `at_least`: scorer to its lowest score that will do.
+
+        `vector` (the query's) is not needed in mode `text`. Words are looked up one by one: nothing in a query is an
+        operator. Mode `hybrid` fuses the two rankings by reciprocal rank.
+        """
+        table, where = self.table(), _where(filters or {}, at_least or {})
+        deep = max(4 * limit, 100)  # beyond the limit, so that ties are cut by key and not by chance
+        rows: dict[str, dict[str, Any]] = {}
+        ranks: dict[str, float] = {}
+        lists: list[list[dict[str, Any]]] = []
+        with self.tables.reading(NAME):
+            if mode != "text":
+                assert vector is not None
+                query = table.search(vector, vector_column_name="vector").distance_type("cosine")
+                found = _limited(query, where, deep)
+                for row in found:
+                    row["_similarity"] = 1 - row.pop("_distance")
+                lists.append(sorted(found, key=lambda r: (-r["_similarity"], r["key"])))
+            if mode != "vector":
+                from lancedb.query import MatchQuery
+
+                words = MatchQuery(text, "explanation")  # type: ignore[call-arg]  # its defaults are not typed
+                query = table.search(words, query_type="fts")
+                lists.append(sorted(_limited(query, where, deep), key=lambda r: (-r["_score"], r["key"])))
+        for found in lists:
+            for rank, row in enumerate(found):
+                rows[row["key"]] = {**rows.get(row["key"], {}), **row}
+                ranks[row["key"]] = ranks.get(row["key"], 0) + 1 / (FUSION + rank)
+        best = sorted(rows, key=lambda key: (-ranks[key], key))[:limit]
+        return [_hit(rows[key], vector if mode != "text" else None) for key in best]
+
+
+def _limited(query: Any, where: str, limit: int) -> list[dict[str, Any]]:
+    if where:
+        query = query.where(where, prefilter=True)
+    rows: list[dict[str, Any]] = query.limit(limit).to_arrow().to_pylist()
+    return rows
+
+
+def _hit(row: dict[str, Any], vector: Float32[np.ndarray, " dimension"] | None) -> Hit:
+    similarity = row.get("_similarity")
+    if similarity is None and vector is not None:  # found by its words only
+        similarity = float(vector @ np.asarray(row["vector"], dtype=np.float32))
+    return Hit(
+        row["partition"], row["latent"], row["explainer"], row["explanation"],
+        None if similarity is None else round(float(similarity), 6), row.get("_score"), row["density"],
+        {name: row[name] for name in SCORERS if row[name] is not None},
+    )  # fmt: skip
+
+
+def _where(filters: Mapping[str, str], at_least: Mapping[str, float]) -> str:
+    """An SQL condition. Names of columns are ours; values are quoted, so that none of them is read as SQL."""
+    unknown = [name for name in filters if name not in FILTERS] + [name for name in at_least if name not in SCORERS]
+    if unknown:
+        raise InputError(
+            f"{unknown[0]!r} is nothing to filter by", expected=f"one of {', '.join((*FILTERS, *SCORERS))}"
+        )
+    equal = [f"{name} = '" + value.replace("'", "''") + "'" for name, value in sorted(filters.items())]
+    return " AND ".join([*equal, *(f"{name} >= {float(value)!r}" for name, value in sorted(at_least.items()))])
+
+
+class _Writer:
+    """Writes rows SAE by SAE, each in one transaction. Made by `SearchIndex.writing`, which holds the lock."""
+
+    def __init__(self, index: SearchIndex, replace: bool) -> None:
+        self.index, self.tables = index, index.tables
+        try:
+            self.table = self.tables.open(NAME, index.facts)
+        except StoreError:
+            if not replace:
+                raise
+            self.tables.drop(NAME)
+            self.table = None
+
+    def put(
+        self, partition: str, rows: pl.DataFrame, vectors: Float32[np.ndarray, "rows dimension"], version: str
+    ) -> None:
+        """The rows of a SAE are these and no others."""
+        if rows.is_empty():
+            self._delete(f"partition = '{partition}'")
+            return
+        data = _arrow(rows.with_columns(version=pl.lit(version)), vectors)
+        if self.table is None:
+            self.table = self.tables.create(NAME, data.schema, self.index.facts)
+        with self.tables.writing(NAME):
+            (
+                self.table.merge_insert("key")
+                .when_matched_update_all()
+                .when_not_matched_insert_all()
+                .when_not_matched_by_source_delete(f"partition = '{partition}'")
+                .execute(data)
+            )
+
+    def keep_only(self, model: str, partitions: Sequence[str]) -> None:
+        """Removes the rows of the model's other SAEs."""
+        listed = ", ".join(f"'{name}'" for name in partitions)  # validated names: no quote is in them
+        self._delete(f"model = '{model}'" + (f" AND partition NOT IN ({listed})" if listed else ""))
+
+    def _delete(self, where: str) -> None:
+        if self.table is not None:
+            with self.tables.writing(NAME):
+                self.table.delete(where)
+
+    def finish(self) -> None:
+        """Makes the full-text index, or brings it up to the rows."""
+        from lancedb.index import FTS
+
+        if self.table is None:
+            return
+        with self.tables.writing(NAME):
+            if not any(index.columns == ["explanation"] for index in self.table.list_indices()):
+                # Stop words stay: explanations are at times about them.
+                self.table.create_index("explanation", config=FTS(remove_stop_words=False))
+        self.tables.compact(NAME, self.table)
+
+
+def _arrow(rows: pl.DataFrame, vectors: Float32[np.ndarray, "rows dimension"]) -> Any:
+    import pyarrow as pa
+
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
+    columns = {
+        **{name: pa.array(rows[name].to_list(), pa.string()) for name in _TEXT},
+        "latent": pa.array(rows["latent"].to_numpy(), pa.uint32()),
+        **{name: pa.array(rows[name].to_list(), pa.float64()) for name in ("density", *SCORERS)},
+        "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+    }
+    return pa.table(columns)
+
+
+# -- queries and upkeep ----------------------------------------------------------------------------------------------
+
+
+def checked_query(text: str) -> str:
+    """The query without surrounding white space. Raises InputError if nothing is left, or if it is too long."""
+    text = text.encode("utf-8", "replace").decode().strip()  # bytes that are no UTF-8 arrive as surrogates
+    if not text:
+        raise InputError("the query is empty", expected="what the latent should respond to, in words")
+    if len(text) > LONGEST:
+        raise InputError(
+            f"the query has {len(text):,} characters",
+            expected=f"at most {LONGEST:,}",
+            todo="say in a sentence what the latent should respond to",
+        )
+    return text
+
+
+def open_index(workspace: Workspace) -> tuple[SearchIndex, SentenceEmbedder]:
+    """The index and the embedder of the settings, which loads when it first embeds."""
+    embedder = workspace.embedder(workspace.settings.search.embedder)
+    return SearchIndex(workspace.lance, embedder.identity()), embedder
+
+
+def behind(workspace: Workspace, index: SearchIndex) -> list[str]:
+    """Models whose rows are not those of their current `search_index` version, sorted."""
+    there = index.versions()
+    wanted = {model: _current(workspace, model) for model in {*workspace.store.partitions(STAGE), *there}}
+    found = []
+    for model, version in wanted.items():
+        none = version is None or not sum(version.json("index.json")["rows"].values())
+        if there.get(model, set()) != (set() if none or version is None else {version.manifest.fingerprint}):
+            found.append(model)
+    return sorted(found)
+
+
+def rebuild(workspace: Workspace) -> tuple[dict[str, int], list[str]]:
+    """Makes the index anew from the current versions: (rows per SAE, other tables removed since they were damaged).
+
+    Vectors that are missing are made. Raises MissingInput if no model has a `search_index`.
+    """
+    removed = []
+    for name in sorted(path.stem for path in workspace.lance.root.glob("*.lance")):
+        if name != NAME and workspace.lance.exists(name) and workspace.lance.damage(name):
+            with workspace.lance.lock(name):
+                workspace.lance.drop(name)
+            removed.append(name)
+    versions = [v for model in workspace.store.partitions(STAGE) if (v := _current(workspace, model)) is not None]
+    if not versions:
+        raise MissingInput(
+            "no model has a search_index" + (f"; removed damaged tables: {', '.join(removed)}" if removed else ""),
+            todo="materialise it: `dagster asset materialize --select search_index --partition MODEL`",
+        )
+    index, _ = open_index(workspace)
+    vectors = workspace.text_vectors(workspace.settings.search.embedder, "document")
+    rows: dict[str, int] = {}
+    with workspace.lance.lock(NAME):
+        workspace.lance.drop(NAME)
+    with index.writing(replace=True) as table:
+        for version in versions:
+            pinned: dict[str, dict[str, Version]] = {}
+            for pin in version.manifest.inputs:
+                found = workspace.store.version(pin["stage"], pin["partition"], pin["fingerprint"])
+                if found is not None:
+                    pinned.setdefault(pin["partition"], {})[pin["stage"]] = found
+            for partition in version.json("index.json")["rows"]:
+                frame = explanation_rows(partition, pinned[partition])
+                texts = frame["explanation"].to_list()
+                table.put(partition, frame, vectors.get(texts), version.manifest.fingerprint)
+                rows[partition] = frame.height
+    return rows, removed
+
+
+def _current(workspace: Workspace, model: str) -> Version | None:
+    return workspace.store.current(STAGE, model)
