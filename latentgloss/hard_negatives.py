@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 10
 POSITIVES = 100
+_ROWS = 32
+"""Latents whose neighbours are looked at together."""
 _SIMILARITIES = 2**24
 """Similarities held at once: 64 MB."""
 
@@ -112,22 +114,40 @@ def neighbour_stratum(
 
     `claimed`: keys of windows that belong to an earlier stratum.
     """
+    alive = np.flatnonzero(cells.alive)  # dead latents have no strata
+    parts = [
+        _fired_by_neighbours(cells, layout, firing, neighbours, claimed, alive[low : low + _ROWS])
+        for low in range(0, len(alive), _ROWS)
+    ]
+    marked = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+    return Listed(marked >> 8, (marked & 0xF).astype(np.uint8))
+
+
+def _fired_by_neighbours(
+    cells: Cells,
+    layout: Layout,
+    firing: Firing,
+    neighbours: UInt32[np.ndarray, "latents neighbours"],
+    claimed: Int64[np.ndarray, " claimed"],
+    rows: Int64[np.ndarray, " rows"],
+) -> Int64[np.ndarray, " found"]:
+    """Ascending keys of some rows' stratum, each times 256 plus the decile."""
     size, n = len(layout.window), neighbours.shape[1]
-    # Dead latents have no strata.
-    row, nearness = (x.ravel() for x in np.meshgrid(np.flatnonzero(cells.alive), np.arange(n), indexing="ij"))
+    row, nearness = (x.ravel() for x in np.meshgrid(rows, np.arange(n), indexing="ij"))
     at = np.searchsorted(firing.latents, neighbours[row, nearness])
-    token, _ = members(firing.edges[at], (count := firing.edges[at + 1] - firing.edges[at]))
-    place = layout.place[firing.window[token]]
-    key = np.repeat(row, count) * size + place
+    count = firing.edges[at + 1] - firing.edges[at]
+    token, _ = members(firing.edges[at], count)
+    key = np.repeat(row * size, count) + layout.place[firing.window[token]]
     # Sorted with whose it is and its decile below: the nearest neighbour that fires in a window comes first, and
     # before it, as number 0, the latent itself or the stratum it belongs to.
-    low = (np.repeat(nearness + 1, count) << 4) | firing.decile[token]
-    own = layout.place[cells.window]
-    taken = np.concatenate([(cells.row * size + own)[own >= 0], claimed])
-    marked = np.sort(np.concatenate([taken << 8, key << 8 | low]))
-    opens = np.flatnonzero(np.diff(marked >> 8, prepend=-1))
-    found = marked[opens[(marked[opens] & 0xF0) > 0]]
-    return Listed(found >> 8, (found & 0xF).astype(np.uint8))
+    fired = key << 8 | np.repeat(nearness + 1, count) << 4 | firing.decile[token]
+    mine = slice(*np.searchsorted(cells.row, [rows[0], rows[-1] + 1]))
+    own = layout.place[cells.window[mine]]
+    theirs = slice(*np.searchsorted(claimed, [rows[0] * size, (rows[-1] + 1) * size]))
+    marked = np.concatenate([(cells.row[mine] * size + own)[own >= 0] << 8, claimed[theirs] << 8, fired])
+    marked.sort()
+    first = marked[np.flatnonzero(np.diff(marked >> 8, prepend=-1))]
+    return first[(first & 0xF0) > 0]
 
 
 # similar ----------------------------------------------------------------------------------------------------
