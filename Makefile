@@ -44,8 +44,8 @@ $(HOME_READY): dagster.yaml
 demo: $(READY) $(HOME_READY) ## explain and score the latents of the demo's SAEs, print the table
 	@$(PY) demo/run.py
 
-demo-full: $(READY) $(HOME_READY) ## the demo with everything that takes longer: demo/full.toml, in the same store
-	@LATENTGLOSS_CONFIG=demo/full.toml $(PY) demo/run.py
+demo-full: $(READY) $(HOME_READY) ## the demo with everything that takes longer, search included
+	@$(PY) demo/run.py --full
 
 ui: $(READY) $(HOME_READY) ## the Dagster UI on the demo's store, http://127.0.0.1:3000
 	@$(BIN)/dagster dev -w workspace.yaml

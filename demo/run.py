@@ -3,7 +3,8 @@
 Runs the very assets of the Dagster project, in this process and in as few runs as the grains allow, so that a model
 is loaded once and every record is in the Dagster UI. What is fresh computes nothing.
 
-LATENTGLOSS_CONFIG names other settings than the repository's: `make demo-full` takes `demo/full.toml`.
+With `--full`: the settings in `demo/full.toml`, and the search index, for which every explanation is embedded.
+LATENTGLOSS_CONFIG names other settings.
 """
 
 import os
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("LATENTGLOSS_CONFIG", str(ROOT / "latentgloss.toml"))
+FULL = "--full" in sys.argv[1:]
+os.environ.setdefault("LATENTGLOSS_CONFIG", str(ROOT / ("demo/full.toml" if FULL else "latentgloss.toml")))
 os.environ.setdefault("DAGSTER_HOME", str(ROOT / "data" / "dagster"))
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -29,7 +31,7 @@ from rich.table import Table  # noqa: E402
 from latentgloss import schema  # noqa: E402
 from latentgloss.errors import LatentglossError  # noqa: E402
 from latentgloss.registry import BASELINES  # noqa: E402
-from latentgloss.stages import STAGES, Stage  # noqa: E402
+from latentgloss.stages import Stage  # noqa: E402
 from latentgloss.workspace import State, Workspace  # noqa: E402
 
 if TYPE_CHECKING:
@@ -53,22 +55,35 @@ def main() -> int:
         workspace = Workspace.open()
         for path, error in workspace.registry.problems.items():
             console.print(f"left out: {path.name}: {error}", style="red", markup=False, highlight=False)
-        states = workspace.states()
+        stages = _stages()
+        states = _states(workspace, stages)
         with _instance() as instance:
-            if all(s.state == "fresh" for s in states) and _recorded(instance, workspace):
+            if all(s.state == "fresh" for s in states) and _recorded(instance, workspace, stages):
                 console.print(f"Everything is fresh: nothing to compute ({time.monotonic() - began:.1f} s).\n")
             else:
                 _announce(states)
-                _materialise(instance, workspace)
+                _materialise(instance, workspace, stages)
                 console.print(f"Took {time.monotonic() - began:.0f} s.\n", highlight=False)
                 workspace = Workspace.open()
-                states = workspace.states()
+                states = _states(workspace, stages)
     except LatentglossError as e:
         console.print(str(e), style="red", markup=False, highlight=False)
         return 1
     _print_report(workspace)
     _print_next(workspace)
     return _print_failures(workspace, states)
+
+
+def _stages() -> dict[str, list[Stage]]:
+    """What is run: stages by job."""
+    from jobs.jobs import SEARCH, STAGES_OF_JOB
+
+    return {job: stages for job, stages in STAGES_OF_JOB.items() if FULL or job not in SEARCH}
+
+
+def _states(workspace: Workspace, stages: dict[str, list[Stage]]) -> list[State]:
+    names = {stage.name for together in stages.values() for stage in together}
+    return [state for state in workspace.states() if state.asset in names]
 
 
 def _instance() -> "dg.DagsterInstance":
@@ -81,7 +96,7 @@ def _instance() -> "dg.DagsterInstance":
     return dg.DagsterInstance.get()
 
 
-def _recorded(instance: "dg.DagsterInstance", workspace: Workspace) -> bool:
+def _recorded(instance: "dg.DagsterInstance", workspace: Workspace, stages: dict[str, list[Stage]]) -> bool:
     """True if Dagster knows every partition, and has a record of each stage for it."""
     import dagster as dg
 
@@ -89,7 +104,8 @@ def _recorded(instance: "dg.DagsterInstance", workspace: Workspace) -> bool:
 
     return not changes(instance, workspace.registry) and all(
         set(workspace.partitions(stage)) <= instance.get_materialized_partitions(dg.AssetKey(stage.name))
-        for stage in STAGES.values()
+        for together in stages.values()
+        for stage in together
     )
 
 
@@ -98,13 +114,12 @@ def _announce(states: Sequence[State]) -> None:
     console.print(f"{todo} of {len(states)} partitions to bring up to date, {len(states) - todo} are fresh.")
 
 
-def _materialise(instance: "dg.DagsterInstance", workspace: Workspace) -> None:
+def _materialise(instance: "dg.DagsterInstance", workspace: Workspace, jobs: dict[str, list[Stage]]) -> None:
     """All stages over all partitions: one run per grain, and one more for each stage in which something failed."""
     import dagster as dg
 
     from assets.partitions import apply, changes, range_tags, ranges
     from definitions import defs
-    from jobs.jobs import STAGES_OF_JOB
     from sensors.registry import versions
 
     apply(instance, changes(instance, workspace.registry))
@@ -113,7 +128,7 @@ def _materialise(instance: "dg.DagsterInstance", workspace: Workspace) -> None:
     with _bars() as bars:
         resources = {**(defs.resources or {}), "progress": _terminal_progress(bars)}
         here = dg.Definitions(assets=defs.assets, jobs=defs.jobs, resources=resources, executor=defs.executor)
-        for name, stages in STAGES_OF_JOB.items():
+        for name, stages in jobs.items():
             for together in ranges(instance, stages[0].grain, workspace.partitions(stages[0])):
                 remaining = list(stages)
                 while remaining:

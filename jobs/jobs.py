@@ -23,16 +23,30 @@ def _job(name: str, stages: list[Stage], description: str) -> "UnresolvedAssetJo
     )
 
 
-_models = [s for s in STAGES.values() if s.grain == "model"]
+def _stages(grain: str, *, bridge: bool | None = None, embeddings: bool = False) -> list[Stage]:
+    return [
+        s
+        for s in STAGES.values()
+        if s.grain == grain and (s.noun == "embeddings") == embeddings and bridge in (None, is_bridge(s))
+    ]
+
+
 STAGES_OF_JOB: dict[str, list[Stage]] = {
-    "corpora": [s for s in _models if not is_bridge(s)],
-    "saes": [s for s in STAGES.values() if s.grain == "sae"],
-    "reports": [s for s in _models if is_bridge(s)],
+    "corpora": _stages("model", bridge=False),
+    "saes": _stages("sae"),
+    "reports": _stages("model", bridge=True),
+    "context_vectors": _stages("model", bridge=False, embeddings=True),
+    "explanation_vectors": _stages("sae", embeddings=True),
+    "search": _stages("model", bridge=True, embeddings=True),
 }
-"""In the order in which they build on each other."""
+"""In the order in which they build on each other. The last three are what searching takes."""
+SEARCH = ("context_vectors", "explanation_vectors", "search")
 
 JOBS = [
     _job("corpora", STAGES_OF_JOB["corpora"], "Corpus of each model."),
     _job("saes", STAGES_OF_JOB["saes"], "From the activations to the scores of each SAE."),
     _job("reports", STAGES_OF_JOB["reports"], "Report of each model over its SAEs."),
+    _job("context_vectors", STAGES_OF_JOB["context_vectors"], "Vectors of the contexts of each model's corpus."),
+    _job("explanation_vectors", STAGES_OF_JOB["explanation_vectors"], "Vectors of the explanations of each SAE."),
+    _job("search", STAGES_OF_JOB["search"], "Search index over the SAEs of each model."),
 ]
