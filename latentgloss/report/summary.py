@@ -1,8 +1,8 @@
 """Per SAE and explainer: how many latents got how far, the median score with its interval, the gain over a table.
 
-Reads `latents`, `eligibility`, `explanations` and every scorer's `scores`, of every SAE of a model that has them all;
-writes `report`. A median is over scored latents and names them; a gain is paired and over *all eligible* latents, a
-failure counting as chance (docs/methods.md).
+Reads `latents`, `eligibility`, `explanations`, and what scores there are, of every SAE of a model that has any; writes
+`report`. A median is over scored latents and names them; a gain is paired and over *all eligible* latents, a failure
+counting as chance (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 import polars as pl
 
 from latentgloss import schema, statistics
+from latentgloss.stages import STAGES
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
     from latentgloss.work import Work
 
-AUROC = "auroc"
-"""Summarised for every scorer beside the metric its score is."""
+METRICS = ("balanced_accuracy", "auroc")
 BASELINE = "token_table"
 _KEY = ["explainer", "scorer", "judge", "embedder", "profile", "negatives"]
 
@@ -28,14 +28,16 @@ def _report(work: Work) -> None:
     inputs = work.recipe.inputs
     settings = work.settings.report
     rows: list[dict[str, Any]] = []
-    complete = sorted(set.intersection(*(set(versions) for versions in inputs.values())))
+    scorers = [name for name in inputs if STAGES[name].noun == "scores"]
+    scored = set().union(*(inputs[name] for name in scorers))
+    complete = sorted(scored.intersection(*(inputs[name] for name in inputs if name not in scorers)))
     for partition in complete:
-        read = {name: versions[partition] for name, versions in inputs.items()}
+        read = {name: versions[partition] for name, versions in inputs.items() if partition in versions}
         eligibility = read["sampled_contexts"].read(schema.ELIGIBILITY)
         alive = read["activation_cache"].scan(schema.LATENTS).filter(pl.col("count") > 0).select("latent").collect()
         explained = read["explanations"].scan(schema.EXPLANATIONS).filter(status="ok").select("latent", "explainer")
         explained_by = dict(explained.group_by("explainer").len().collect().iter_rows())
-        scores = pl.concat(version.read(schema.SCORES) for name, version in read.items() if name.endswith("_scores"))
+        scores = pl.concat(read[name].read(schema.SCORES) for name in scorers if name in read)
         eligible = eligibility.filter(pl.col("status") == "eligible").select("latent").sort("latent")
         counts = {
             "partition": partition,
@@ -47,10 +49,13 @@ def _report(work: Work) -> None:
         groups = dict(sorted(scores.group_by(_KEY)))
         for key, frame in groups.items():
             baseline = groups.get((BASELINE, *key[1:]))
+            ok = frame.filter(status="ok")
             # Latents left out on purpose are no failures; the sample is the same whatever explains or judges.
             left_out = frame.filter(status="not_sampled")
             judged = eligible.join(left_out, on="latent", how="anti", maintain_order="left")
-            for metric in dict.fromkeys((frame["metric"][0], AUROC)):
+            for metric in METRICS:
+                if ok.height and ok[metric].null_count() == ok.height:
+                    continue  # no metric of this scorer
                 rows.append(
                     {
                         **counts,
@@ -60,9 +65,8 @@ def _report(work: Work) -> None:
                         **_gain(frame, baseline, judged, metric, settings.seed, settings.resamples),
                     }
                 )
-    table = schema.REPORT.frame(rows).sort(
-        "partition", "metric", "scorer", "negatives", "explainer", "judge", "embedder"
-    )
+    order = ("partition", "metric", "scorer", "negatives", "explainer", "judge", "embedder")
+    table = schema.REPORT.frame(rows).sort(order)
     work.draft.put("all", work.recipe.content, (schema.REPORT,), {"report": table})
     work.facts = {"partitions": complete}
 
