@@ -1,7 +1,7 @@
 """The nightly refresh: level-triggered, where automation reacts to events.
 
 It compares recipes (`Workspace.states`: ours, exact) and asks for a run of exactly what is not fresh, in as few runs
-as the partitions allow. The three schedules follow each other, because each grain builds on the one before.
+as the partitions allow. The schedules follow each other, because each grain builds on the one before.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ from resources import WorkspaceResource
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-HOURS = {"corpora": 1, "saes": 2, "reports": 6}
+HOURS = {"corpora": 1, "saes": 2, "reports": 6, "context_vectors": 6, "explanation_vectors": 7, "search": 8}
 
 
 def runs(instance: dg.DagsterInstance, job: str, states: Sequence[State]) -> list[tuple[list[str], list[str]]]:

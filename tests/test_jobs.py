@@ -39,7 +39,10 @@ def test_what_automation_did_not_see_is_found(workspace: Tiny) -> None:
     assert wanted(workspace) == {
         "corpora": [],
         "saes": [(chain, [SAES[1]])],
-        "reports": [(["search_index", "score_report"], ["m1"])],
+        "reports": [(["score_report"], ["m1"])],
+        "context_vectors": [],
+        "explanation_vectors": [(["explanation_embeddings"], [SAES[1]])],
+        "search": [(["search_index"], ["m1"])],
     }
 
 
