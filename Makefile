@@ -20,7 +20,7 @@ export DAGSTER_HOME := $(CURDIR)/data/dagster
 HOME_READY := $(DAGSTER_HOME)/dagster.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test test-demo test-dagster test-kill check format docs bench constraints clean
+.PHONY: help setup demo demo-full ui test test-demo test-dagster test-kill check format docs bench constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ $(HOME_READY): dagster.yaml
 
 demo: $(READY) $(HOME_READY) ## explain and score the latents of the demo's SAEs, print the table
 	@$(PY) demo/run.py
+
+demo-full: $(READY) $(HOME_READY) ## the demo with everything that takes longer: demo/full.toml, in the same store
+	@LATENTGLOSS_CONFIG=demo/full.toml $(PY) demo/run.py
 
 ui: $(READY) $(HOME_READY) ## the Dagster UI on the demo's store, http://127.0.0.1:3000
 	@$(BIN)/dagster dev -w workspace.yaml

@@ -2,13 +2,15 @@
 
 Runs the very assets of the Dagster project, in this process and in as few runs as the grains allow, so that a model
 is loaded once and every record is in the Dagster UI. What is fresh computes nothing.
+
+LATENTGLOSS_CONFIG names other settings than the repository's: `make demo-full` takes `demo/full.toml`.
 """
 
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,7 @@ from rich.table import Table  # noqa: E402
 
 from latentgloss import schema  # noqa: E402
 from latentgloss.errors import LatentglossError  # noqa: E402
+from latentgloss.registry import BASELINES  # noqa: E402
 from latentgloss.stages import STAGES, Stage  # noqa: E402
 from latentgloss.workspace import State, Workspace  # noqa: E402
 
@@ -34,10 +37,14 @@ if TYPE_CHECKING:
 
     from resources.progress import Advance, Progress
 
-console = Console() if sys.stdout.isatty() else Console(width=170)
+_TERMINAL = os.fdopen(os.dup(sys.stdout.fileno()), "w") if sys.stdout.isatty() else None
+"""The terminal itself: while a step runs, Dagster sends what is written to standard output to a file."""
+
+console = Console(file=_TERMINAL) if _TERMINAL else Console(width=170)
 SHOWN_METRIC = "balanced_accuracy"
 GAIN_METRIC = "auroc"
-"""Balanced accuracy over 100 + 100 windows moves in steps of .005: too coarse for a difference."""
+"""Balanced accuracy over 100 + 100 windows moves in steps of .005: too coarse for a difference. Shown, too, where a
+scorer has no balanced accuracy."""
 
 
 def main() -> int:
@@ -183,9 +190,9 @@ def _bar(bars: Bars, label: str) -> "Advance":
     def advance(done: int, total: int | None, unit: str) -> None:
         nonlocal task, began
         if task is None:
-            for other in bars.task_ids:  # one at a time; what came before is printed as a line
-                bars.update(other, visible=False)
             task, began = bars.add_task(label, total=total, rate=""), time.monotonic()
+        for other in bars.task_ids:  # one at a time: the one that moves
+            bars.update(other, visible=False)
         rate = f"{done / (time.monotonic() - began):,.0f} {unit}/s" if time.monotonic() - began > 1 else unit
         bars.update(task, completed=done, total=total, rate=rate, visible=total is None or done < total)
 
@@ -196,42 +203,55 @@ def _bar(bars: Bars, label: str) -> "Advance":
 
 
 def _print_report(workspace: Workspace) -> None:
+    """A row per SAE, scorer and kind of negatives: trained SAEs and baselines together, nulls beside them."""
     reports = [workspace.store.current("score_report", model) for model in sorted(workspace.registry.models)]
     frames = [r.read(schema.REPORT) for r in reports if r is not None]
     both = pl.concat(frames) if frames else schema.REPORT.empty()
-    rows, gains = both.filter(metric=SHOWN_METRIC), both.filter(metric=GAIN_METRIC)
-    if not rows.height:
+    if not both.height:
         console.print("There is no report yet.")
         return
     order = list(workspace.settings.explanations.explainers)
-    explainers = sorted(rows["explainer"].unique(), key=lambda e: (order.index(e) if e in order else len(order), e))
-    table = Table(title=f"Median detection ({SHOWN_METRIC}) over scored latents, 95 % interval")
-    heads = ("SAE", "negatives", "alive", "eligible", "explained", "scored", *explainers, f"{GAIN_METRIC} gain")
-    for head in heads:
-        table.add_column(head, justify="left" if head in ("SAE", "negatives") else "right", overflow="fold")
-    for (partition, negatives), group in rows.group_by("partition", "negatives", maintain_order=True):
-        by = {row["explainer"]: row for row in group.iter_rows(named=True)}
-        first = next(by[e] for e in explainers if e in by)
-        table.add_row(
-            str(partition) + (" (control)" if first["control"] else ""),
-            str(negatives),
-            *(f"{first[name]:,}" for name in ("n_alive", "n_eligible", "n_explained", "n_scored")),
-            *(_interval(by.get(e), "median") for e in explainers),
-            _interval(
-                next(
-                    gains.filter(partition=partition, negatives=negatives, explainer=explainers[0]).iter_rows(
-                        named=True
-                    ),
-                    None,
-                ),
-                "gain",
-            ),
-        )
+    explainers = sorted(both["explainer"].unique(), key=lambda e: (order.index(e) if e in order else len(order), e))
+    table = Table(title="Median score over scored latents, 95 % interval")
+    words = ("SAE", "scorer", "negatives")
+    for head in (*words, "alive", "eligible", "explained", "scored", *explainers, f"{GAIN_METRIC} gain"):
+        table.add_column(head, justify="left" if head in words else "right", overflow="fold")
+    for (partition,), of_sae in both.group_by("partition", maintain_order=True):
+        table.add_section()
+        for number, (scorer, shown, gains) in enumerate(_arms(of_sae)):
+            by = {row["explainer"]: row for row in shown.iter_rows(named=True)}
+            gain = {row["explainer"]: row for row in gains.iter_rows(named=True)}
+            first = next(by[e] for e in explainers if e in by)
+            table.add_row(
+                "" if number else f"{partition}{_kind(workspace, str(partition))}",
+                scorer,
+                first["negatives"],
+                *(f"{first[name]:,}" for name in ("n_alive", "n_eligible", "n_explained", "n_scored")),
+                *(_interval(by.get(e), "median") for e in explainers),
+                _interval(gain.get(explainers[0]), "gain"),
+            )
     console.print(table)
     console.print(
         f"Explained and scored are counts of `{explainers[0]}`. `null:` explains with another latent's text. "
         f"Gain of `{explainers[0]}` over `token_table`: median paired difference over all eligible latents.\n"
     )
+
+
+def _arms(of_sae: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame, pl.DataFrame]]:
+    """Of one SAE's report: what scored and in which metric, rows to show, rows that tell the gain."""
+    key = ["scorer", "judge", "embedder", "profile", "negatives"]
+    several = {s for (s,), rows in of_sae.group_by("scorer") if rows.select("judge", "embedder").n_unique() > 1}
+    for (scorer, judge, embedder, *_), rows in of_sae.group_by(key, maintain_order=True):
+        metric = SHOWN_METRIC if SHOWN_METRIC in rows["metric"] else GAIN_METRIC
+        by = f" by {embedder or judge}" if scorer in several else ""
+        yield f"{scorer}{by}, {metric}", rows.filter(metric=metric), rows.filter(metric=GAIN_METRIC)
+
+
+def _kind(workspace: Workspace, partition: str) -> str:
+    sae = workspace.registry.saes.get(partition)
+    if sae is None:
+        return ""
+    return " (control)" if sae.control else " (baseline)" if sae.format in BASELINES else ""
 
 
 def _interval(row: dict[str, Any] | None, name: str) -> str:

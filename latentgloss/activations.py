@@ -347,7 +347,8 @@ class _Quality:
 def _norms(x: Float[torch.Tensor, "*shape d"]) -> Float32[np.ndarray, " positions"]:
     import torch
 
-    return x.norm(dim=-1, dtype=torch.float32).flatten().cpu().numpy()
+    norms: np.ndarray = x.norm(dim=-1, dtype=torch.float32).flatten().cpu().numpy()
+    return norms
 
 
 def round_to_bfloat16(values: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:

@@ -171,13 +171,13 @@ def resolved_checks(version: Version, resolved: dict[str, Any]) -> list[Check]:
 
 
 def sae_check(workspace: Workspace, partition: str, stored: Any) -> Check:
-    """Digest of a SAE's files."""
-    from latentgloss.saes import sae_file_digest
+    """Digest of a SAE's files, or of a baseline's parameters."""
+    from latentgloss.saes import sae_digest
 
     what = "files of the SAE"
     try:
         spec = workspace.registry.sae(partition)
-        return equal(what, sae_file_digest(spec.format, spec.path), stored)
+        return equal(what, sae_digest(spec), stored)
     except LatentglossError as e:
         return Check(what, False, e.found, _text(stored))
 

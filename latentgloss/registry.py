@@ -12,13 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from latentgloss.errors import InputError, LatentglossError, RegistryError
 from latentgloss.validation import Strict, read_toml, validated
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SUFFIX = "@input"
+
+BASELINES: dict[str, tuple[str, ...]] = {
+    "random_topk": ("d_in", "n_latents", "k", "seed"),
+    "neurons": ("d_in", "k"),
+}
+"""Formats without files, and the parameters that say all there is to them (`latentgloss.saes.baselines`)."""
+_PARAMETERS = tuple(dict.fromkeys(name for names in BASELINES.values() for name in names))
 
 
 def _name(value: str) -> str:
@@ -110,12 +117,35 @@ class SaeSpec(Strict):
     hookpoint: Hookpoint
     name: Name
     format: str
-    source: str
+    source: str | None = None
+    """Where the weights are; baselines have none."""
+    d_in: int | None = Field(default=None, ge=1)
+    """Of a baseline: width of the activations at the hookpoint. Held against the model before anything is cached."""
+    n_latents: int | None = Field(default=None, ge=1)
+    k: int | None = Field(default=None, ge=1)
+    """Of a baseline: the most latents active on a token."""
+    seed: int | None = Field(default=None, ge=0)
     latents: Literal["all"] | LatentSample | LatentRange | list[int] = "all"
     control: bool = False
     l0: float | None = None
     fvu: float | None = None
     folder: Path = Path()
+
+    @model_validator(mode="after")
+    def _weights_are_one_or_the_other(self) -> SaeSpec:
+        """Weights come from `source`, or from the parameters that the baseline takes."""
+        wanted = BASELINES.get(self.format, ("source",))
+        given = {name for name in ("source", *_PARAMETERS) if getattr(self, name) is not None}
+        if missing := [name for name in wanted if name not in given]:
+            raise ValueError(f"format {self.format!r} needs {', '.join(missing)}")
+        if unused := sorted(given - set(wanted)):
+            raise ValueError(f"format {self.format!r} takes {' and '.join(wanted)}, not {', '.join(unused)}")
+        return self
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """What a baseline consists of; empty for SAEs in files."""
+        return {name: getattr(self, name) for name in BASELINES.get(self.format, ())}
 
     @property
     def partition(self) -> str:
@@ -124,11 +154,12 @@ class SaeSpec(Strict):
     @property
     def path(self) -> Path:
         """Folder or file of the weights. Raises RegistryError if `source` is not `path:…`."""
-        return local_path(self.source, self.folder, self.partition)
+        return local_path(self.source or "", self.folder, self.partition)
 
     def declared(self) -> dict[str, Any]:
         """What of this entry decides results: not paths, not figures declared for information."""
-        return self.model_dump(mode="json", include={"model", "hookpoint", "format"})
+        names = {"model", "hookpoint", "format", *_PARAMETERS}
+        return self.model_dump(mode="json", include=names, exclude_none=True)
 
 
 def local_path(source: str, folder: Path, who: str) -> Path:

@@ -161,9 +161,9 @@ class Workspace:
 
     def sae(self, spec: SaeSpec) -> SparseCoder:
         """The SAE's weights. Raises SaeError."""
-        from latentgloss.saes import read_sae
+        from latentgloss.saes import open_sae
 
-        return read_sae(spec.format, spec.path)
+        return open_sae(spec)
 
     def check_resolved(self, resolved: Version) -> None:
         """Raises MissingInput if weights, model or mask are no longer those that `resolved` was made from.
@@ -259,14 +259,14 @@ class Workspace:
                 "tokenizer": tokenizer_identity(model, self.model_cache),
             }
         if stage.name == "resolved_saes":
-            from latentgloss.saes import sae_file_digest
+            from latentgloss.saes import sae_digest
             from latentgloss.subject_files import model_identity
 
             sae = self.registry.sae(partition)
             model = self.registry.model(sae.model)
             return {
                 "sae": sae.declared(),
-                "weights": sae_file_digest(sae.format, sae.path, self.digests.sha256),
+                "weights": sae_digest(sae, self.digests.sha256),
                 "model": model_identity(model, self.model_cache),
                 "mask": model.mask.model_dump(mode="json"),
                 "latents": sae.model_dump(mode="json", include={"latents"})["latents"],

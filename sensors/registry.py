@@ -79,15 +79,15 @@ def versions(
             continue
         if reported.get(sae.partition) != version:
             reported[sae.partition] = version
-            about = {"source": sae.source, "format": sae.format}
+            about = {"source": sae.source or "the registry file", "format": sae.format}
             found.append(records.report(SAE_FILES, sae.partition, version, about))
     return found, reported, unreadable
 
 
 def _version(workspace: Workspace, sae: SaeSpec) -> str:
-    from latentgloss.saes import sae_file_digest
+    from latentgloss.saes import sae_digest
 
-    identity = sae_file_digest(sae.format, sae.path, workspace.digests.sha256)
+    identity = sae_digest(sae, workspace.digests.sha256)
     return json_sha256({"declared": sae.declared(), "weights": identity})
 
 

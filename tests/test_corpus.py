@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from latentgloss.corpus import Corpus, CorpusPlan, CorpusSummary, Document, buil
 from latentgloss.corpus_packing import split_of
 from latentgloss.errors import CorpusError
 from latentgloss.schema import GRAM, SPLITS
+from latentgloss.workspace import Workspace
 
 BOS, SEPARATOR = 1, 0
 PLAN = CorpusPlan(sequence_length=16, separator_id=SEPARATOR, bos_id=BOS)
@@ -325,3 +327,26 @@ def test_contexts_are_numbered_by_position() -> None:
     assert corpus.split_of_context(8).tolist() == np.repeat(corpus.split_of_sequence, 2).tolist()
     with pytest.raises(CorpusError, match="do not divide sequences of 16"):
         corpus.contexts(np.array([0]), 5)
+
+
+@pytest.mark.parametrize(("declared", "token"), [("", 2), ('separator = "<unk>"\n', 0)])
+def test_documents_are_joined_by_the_separator_that_the_model_declares(tmp_path, declared, token):
+    workspace = _with_separator(tmp_path, declared)
+    (outcome,) = tiny.run_all(workspace, ["tokenized_corpus"])
+    corpus = Corpus.open(outcome.version.path("tokens.npy").parent)
+    between = corpus.document_of_position(np.arange(corpus.tokens.size)) < 0
+    between.reshape(corpus.tokens.shape)[:, 0] = False  # BOS
+    assert between.sum() > 100
+    assert set(corpus.tokens.ravel()[between]) == {token}
+
+
+def test_a_separator_that_is_no_token_is_refused(tmp_path):
+    (outcome,) = tiny.run_all(_with_separator(tmp_path, 'separator = "<eot>"\n'), ["tokenized_corpus"])
+    assert "no token '<eot>'" in str(outcome.error)
+
+
+def _with_separator(folder: Path, declared: str) -> Workspace:
+    workspace = tiny.tiny_workspace(folder)
+    with (folder / "registry" / "models" / "tiny.toml").open("a") as file:
+        file.write(declared)  # its last table is [corpus]
+    return Workspace.open(workspace.settings.folder / "latentgloss.toml")

@@ -1,10 +1,14 @@
 """demo/run.py in a process of its own, over the miniature workspace: a SAE that fails, mended, then nothing to do."""
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from latentgloss import schema
 from latentgloss.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,4 +45,31 @@ def test_a_failure_stops_no_other_sae_and_a_fresh_store_computes_nothing(
     again = run(tiny_workspace, tmp_path / "home")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing to compute" in again.stdout
-    assert "Median detection" in again.stdout and "lineage" in again.stdout
+    assert "Median score" in again.stdout and "lineage" in again.stdout
+
+
+def test_every_scorer_has_a_row_in_its_own_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LATENTGLOSS_CONFIG", "DAGSTER_HOME", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "")  # the module sets defaults; they go with this test
+    arms = importlib.import_module("demo.run")._arms
+    key = {"profile": "default", "partition": "m/h/s", "control": False}
+    blank = dict.fromkeys(("n_latents", "n_alive", "n_eligible", "n_explained", "n_scored"), 1)
+    scored = [
+        ("detection", "executed", "", "balanced_accuracy", 0.6),
+        ("detection", "executed", "", "auroc", 0.7),
+        ("detection", "llm", "", "balanced_accuracy", 0.65),
+        ("detection", "llm", "", "auroc", 0.75),
+        ("embedding", "", "minilm", "auroc", 0.8),
+    ]
+    rows = [
+        {**key, **blank, "explainer": "pattern", "scorer": scorer, "judge": judge, "embedder": embedder,
+         "negatives": "random", "metric": metric, "median": median}
+        for scorer, judge, embedder, metric, median in scored
+    ]  # fmt: skip
+    found = [(scorer, shown["median"].to_list(), gains["median"].to_list())
+             for scorer, shown, gains in arms(schema.REPORT.frame(rows))]  # fmt: skip
+    assert found == [
+        ("detection by executed, balanced_accuracy", [0.6], [0.7]),
+        ("detection by llm, balanced_accuracy", [0.65], [0.75]),
+        ("embedding, auroc", [0.8], [0.8]),
+    ]

@@ -25,7 +25,8 @@ def saes() -> None:
 def list_(ctx: click.Context, as_json: bool) -> None:
     """Every declared SAE, and every registry file that cannot be used, with its reason.
 
-    JSON: saes (partition, format, source, latents, control) and problems (where, message, found, expected, todo).
+    JSON: saes (partition, format, source or null, latents, control) and problems (where, message, found, expected,
+    todo).
 
     \b
     Example:
@@ -46,8 +47,8 @@ def list_(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json({"saes": rows, "problems": problems})
         return
-    print_table(("PARTITION", "FORMAT", "LATENTS", "CONTROL", "SOURCE"),
-                ([r["partition"], r["format"], r["latents"], r["control"], r["source"]] for r in rows))  # fmt: skip
+    columns = ("partition", "format", "latents", "control", "source")
+    print_table([name.upper() for name in columns], ([row[name] for name in columns] for row in rows))
     for error in registry.problems.values():
         click.echo(f"cannot be used: {error}", err=True)
 

@@ -1,8 +1,8 @@
 """Per SAE and explainer: how many latents got how far, the median score with its interval, the gain over a table.
 
-Reads `latents`, `eligibility`, `explanations`, `scores` of every SAE of a model that has scores; writes `report`. A
-median is over scored latents and names them; a gain is paired and over *all eligible* latents, a failure counting as
-chance (docs/methods.md).
+Reads `latents`, `eligibility`, `explanations`, and what scores there are, of every SAE of a model that has any; writes
+`report`. A median is over scored latents and names them; a gain is paired and over *all eligible* latents, a failure
+counting as chance (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from latentgloss import schema, statistics
+from latentgloss.stages import STAGES
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -27,17 +28,19 @@ def _report(work: Work) -> None:
     inputs = work.recipe.inputs
     settings = work.settings.report
     rows: list[dict[str, Any]] = []
-    complete = sorted(set.intersection(*(set(versions) for versions in inputs.values())))
+    scorers = [name for name in inputs if STAGES[name].noun == "scores"]
+    scored = set().union(*(inputs[name] for name in scorers))
+    complete = sorted(scored.intersection(*(inputs[name] for name in inputs if name not in scorers)))
     work.facts = {"partitions": complete}
     if work.draft.reuse("all", work.recipe.content, (schema.REPORT,)):
         return
     for partition in complete:
-        read = {name: versions[partition] for name, versions in inputs.items()}
+        read = {name: versions[partition] for name, versions in inputs.items() if partition in versions}
         eligibility = read["sampled_contexts"].read(schema.ELIGIBILITY)
         alive = read["activation_cache"].scan(schema.LATENTS).filter(pl.col("count") > 0).select("latent").collect()
         explained = read["explanations"].scan(schema.EXPLANATIONS).filter(status="ok").select("latent", "explainer")
         explained_by = dict(explained.group_by("explainer").len().collect().iter_rows())
-        scores = read["detection_scores"].read(schema.SCORES)
+        scores = pl.concat(read[name].read(schema.SCORES) for name in scorers if name in read)
         eligible = eligibility.filter(pl.col("status") == "eligible").select("latent").sort("latent")
         counts = {
             "partition": partition,
@@ -49,7 +52,10 @@ def _report(work: Work) -> None:
         groups = dict(sorted(scores.group_by(_KEY)))
         for key, frame in groups.items():
             baseline = groups.get((BASELINE, *key[1:]))
+            ok = frame.filter(status="ok")
             for metric in METRICS:
+                if ok.height and ok[metric].null_count() == ok.height:
+                    continue  # no metric of this scorer
                 rows.append(
                     {
                         **counts,
@@ -59,7 +65,7 @@ def _report(work: Work) -> None:
                         **_gain(frame, baseline, eligible, metric, settings.seed, settings.resamples),
                     }
                 )
-    table = schema.REPORT.frame(rows).sort("partition", "metric", "negatives", "explainer")
+    table = schema.REPORT.frame(rows).sort("partition", "metric", "scorer", "negatives", "explainer")
     work.draft.put("all", work.recipe.content, (schema.REPORT,), {"report": table})
 
 

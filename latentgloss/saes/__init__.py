@@ -1,4 +1,4 @@
-"""SAEs: one reader per format on disk, all giving a `SparseCoder`.
+"""SAEs: one reader per format on disk, and the baselines that need no file, all giving a `SparseCoder`.
 
 What belongs here: which formats there are, which files each consists of, and their digest. Each reader has
 its own module. Formats are documented by their authors' code; the orientation of every tensor, and whether
@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentgloss.errors import SaeError
-from latentgloss.hashing import file_sha256
+from latentgloss.hashing import file_sha256, json_sha256
+from latentgloss.registry import BASELINES
 
 if TYPE_CHECKING:
+    from latentgloss.registry import SaeSpec
     from latentgloss.saes.coder import SparseCoder
 
 FILES: dict[str, tuple[str, ...]] = {
@@ -45,6 +47,29 @@ def _sparsify(folder: Path) -> SparseCoder:
 READERS: dict[str, Callable[[Path], SparseCoder]] = {"saelens": _saelens, "sparsify": _sparsify}
 
 
+BASELINE_VERSION = 1
+"""Raised when `baselines` makes other weights of the same parameters."""
+
+
+def open_sae(spec: SaeSpec) -> SparseCoder:
+    """The SAE of a registry entry, on the CPU, with `weights_sha256` set. Raises SaeError or RegistryError."""
+    if spec.format not in BASELINES:
+        return read_sae(spec.format, spec.path)
+    from latentgloss.saes.baselines import read
+
+    return replace(read(spec), weights_sha256=sae_digest(spec))
+
+
+def sae_digest(spec: SaeSpec, sha256: Callable[[Path], str] = file_sha256) -> str:
+    """What decides the weights of a registry entry: a hash over its files, or over the parameters of a baseline.
+
+    Raises SaeError or RegistryError; `sha256` as in `sae_file_digest`.
+    """
+    if spec.format in BASELINES:
+        return json_sha256({"format": spec.format, "version": BASELINE_VERSION, **spec.parameters})
+    return sae_file_digest(spec.format, spec.path, sha256)
+
+
 def read_sae(format: str, folder: Path) -> SparseCoder:
     """The SAE in a folder, on the CPU, with `weights_sha256` set.
 
@@ -66,10 +91,10 @@ def sae_file_digest(format: str, folder: Path, sha256: Callable[[Path], str] = f
     `sha256` digests one file; give a `DigestCache`'s to read unchanged files only once.
     """
     if format not in FILES:
-        near = difflib.get_close_matches(format, FILES, n=1)
+        near = difflib.get_close_matches(format, [*FILES, *BASELINES], n=1)
         raise SaeError(
             f"unknown SAE format {format!r}" + (f" (did you mean {near[0]!r}?)" if near else ""),
-            expected=f"one of {', '.join(sorted(FILES))}",
+            expected=f"one of {', '.join(sorted([*FILES, *BASELINES]))}",
             todo="correct `format` in the registry",
         )
     digest = hashlib.sha256()

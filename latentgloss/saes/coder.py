@@ -77,8 +77,10 @@ class SparseCoder:
     W_skip: Float[Tensor, "d_out d"] | None = None
     bfloat16_weights: bool = False
     """Whether W_enc was stored in bfloat16, so that bfloat16 products with it lose nothing."""
+    identity: bool = False
+    """Whether W_enc is the identity and both biases are zero: then pre = norm(x), and nothing is multiplied."""
     weights_sha256: str = ""
-    """Digest of the files it was read from (`sae_file_digest`)."""
+    """Digest of what it was read from (`sae_digest`)."""
 
     def __post_init__(self) -> None:
         d, n = self.W_enc.shape
@@ -126,14 +128,16 @@ class SparseCoder:
         not d_in.
         """
         self.check_width(x.shape[1], "the input")
-        bias = self._encoder_bias()
+        bias = None if self.identity else self._encoder_bias()
         exact = self.bfloat16_weights and x.dtype == torch.bfloat16 and self.input_norm == "none"
         rows = max(16, _CHUNK.get(x.device.type, 1 << 20) // self.n_latents)
         parts: list[Sparse] = []
         for start in range(0, len(x), rows):
             chunk, _, _ = self._normalised(x[start : start + rows].float())
-            with _bfloat16_products(exact):
-                pre = torch.addmm(bias, chunk, self.W_enc)
+            pre = chunk
+            if bias is not None:
+                with _bfloat16_products(exact):
+                    pre = torch.addmm(bias, chunk, self.W_enc)
             token, latent, value = self._active(pre)
             parts.append((token + start, latent, value))
         if not parts:

@@ -1,0 +1,333 @@
+"""delphi (`eai-delphi`, EleutherAI) against latentgloss: caching activations and sampling contexts, on one machine.
+
+    python benchmarks/vs_delphi.py            everything, about ten minutes on two cores; `--quick` for a trial
+
+The same converted SmolLM2-135M in bfloat16, the same random TopK SAE (4,096 latents, k = 32, bfloat16, sparsify
+layout), the same tokens, the same number of threads. Each side is a process in an environment of its own; delphi's is
+made on the first run, under `.bench/`, with pinned versions and the same torch and transformers as ours. Repeats are
+interleaved, figures are medians. What delphi is called by: `delphi_side.py`.
+
+- **Caching** is the time from tokens in memory to a cache on disk, without loading: for delphi `LatentCache.run` and
+  `save_splits`; for us the pass of `activation_cache`, in which shards are written. Statistics of latents, which both
+  can make afterwards, are left out. delphi's batch size is the best of those tried; ours is the default.
+- **Contexts** are made from the same activations on both sides: ours, at layer 0, written for delphi by its own
+  `save_splits`. delphi: iterating over `LatentDataset` for all latents of its first split (of five), defaults (40
+  examples to show, 50 to test, 50 that do not activate), without the time to open it. Ours: `sampled_contexts` and
+  `sampled_negatives` of all latents, written to disk; once with as many contexts as delphi's, once with our defaults,
+  which are several times more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever is installed
+
+import world
+from worker import Worker, serve
+
+HERE = Path(__file__).resolve().parent
+LATENTS, K = 4096, 32
+SPLIT = 819
+"""Latents in the first of the five files that delphi writes."""
+ENVIRONMENT = world.ROOT / ".bench" / "delphi-venv"
+DELPHI = ("eai-delphi==0.1.3", "eai-sparsify==1.3.3")
+"""Installed without their dependencies: vLLM, which caching and sampling never import, needs a GPU's torch."""
+IMPORTS = (
+    "torch==2.13.0", "transformers==5.23.0", "numpy", "safetensors", "datasets", "orjson", "simple_parsing",
+    "jaxtyping", "blobfile", "asyncer", "beartype", "natsort", "schedulefree", "accelerate", "einops", "faiss-cpu",
+    "sentence_transformers",
+)  # fmt: skip
+SAME_SIZE = """
+[contexts]
+explain = 40
+select = 0
+test = 50
+[negatives]
+strata = ["random"]
+explain = 1
+select = 0
+test = 50
+"""
+"""As many contexts as delphi samples by default; `explain = 1` is the least that can be asked for."""
+
+
+def environment() -> Path:
+    """Python of delphi's environment, made if it is not there."""
+    python = ENVIRONMENT / "bin" / "python"
+    ready = ENVIRONMENT / ".ready"
+    wanted = "\n".join((*DELPHI, *IMPORTS))
+    if not ready.is_file() or ready.read_text() != wanted:
+        print(f"installing {DELPHI[0]} into {ENVIRONMENT} (once)", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*pip, *IMPORTS], check=True)
+        subprocess.run([*pip, "--no-deps", *DELPHI], check=True)
+        ready.write_text(wanted)
+    return python
+
+
+# -- our side: `python vs_delphi.py _ours` -------------------------------------------------------------------------
+
+
+def _prepare(folder: str, hookpoint: str, n_tokens: int, text: bool = False, caching: bool = False) -> dict[str, Any]:
+    """A workspace up to `resolved_saes` (or `activation_cache`), and what delphi needs of it as files."""
+    import numpy as np
+
+    from latentgloss import activations, schema
+    from latentgloss.corpus import tokenize_corpus
+    from latentgloss.subject_files import ready_folder
+
+    root, partition = Path(folder), f"smollm2/{hookpoint}/bench"
+    workspace = world.workspace(root, hookpoint=hookpoint, n=LATENTS, k=K, tokens=n_tokens, text=text)
+    world.materialise(workspace, "tokenized_corpus", "smollm2", tokenize_corpus)
+    world.materialise(workspace, "resolved_saes", partition, activations.resolve_saes)
+    corpus = workspace.corpus(workspace.store.current("resolved_saes", partition))
+    np.save(root / "tokens.npy", corpus.tokens)
+    (root / "saes").mkdir()
+    (root / "saes" / hookpoint).symlink_to(root / "sae")
+    if caching:
+        version = world.materialise(workspace, "activation_cache", partition, activations.cache_activations).version
+        pairs = version.read(schema.ACTIVATIONS)
+        np.savez(root / "pairs.npz", **{name: pairs[name].to_numpy() for name in ("latent", "position", "activation")})
+    model = ready_folder(workspace.registry.model("smollm2"), workspace.model_cache)
+    return {"tokens": int(corpus.tokens.size), "model": str(model)}
+
+
+def _cache(folder: str, hookpoint: str) -> dict[str, Any]:
+    """The stage `activation_cache`, from nothing on disk."""
+    import shutil
+
+    from latentgloss import activations
+
+    workspace, partition = _workspace(folder), f"smollm2/{hookpoint}/bench"
+    shutil.rmtree(workspace.settings.store_root / "activation_cache", ignore_errors=True)
+    workspace.store._versions.clear()
+    outcome = world.materialise(workspace, "activation_cache", partition, activations.cache_activations)
+    files = outcome.version.manifest.files
+    pairs = {name: f for name, f in files.items() if name.startswith("activations/")}
+    return {
+        "seconds": outcome.facts["pass_seconds"],
+        "stage_seconds": outcome.seconds,
+        "tokens": outcome.facts["tokens"],
+        "pairs": sum(f["rows"] for f in pairs.values()),
+        "bytes": sum(f["bytes"] for f in pairs.values()),
+        "bytes_with_statistics": sum(f["bytes"] for f in files.values()),
+    }
+
+
+def _contexts(folder: str, hookpoint: str, settings: str) -> dict[str, Any]:
+    """The stages `sampled_contexts` and `sampled_negatives` of all latents."""
+    from latentgloss import schema
+    from latentgloss.contexts import sample_contexts
+    from latentgloss.negatives import sample_negatives
+    from latentgloss.workspace import Workspace
+
+    path = Path(folder) / "latentgloss.toml"
+    path.write_text(settings)
+    workspace, partition = Workspace.open(path), f"smollm2/{hookpoint}/bench"
+    sampled = world.materialise(workspace, "sampled_contexts", partition, sample_contexts)
+    negative = world.materialise(workspace, "sampled_negatives", partition, sample_negatives)
+    rows = sampled.version.read(schema.ELIGIBILITY)
+    return {
+        "seconds": sampled.seconds + negative.seconds,
+        "contexts_seconds": sampled.seconds,
+        "negatives_seconds": negative.seconds,
+        "latents": rows.height,
+        "records": int((rows["status"] == "eligible").sum()),
+    }
+
+
+_OPEN: dict[str, Any] = {}
+
+
+def _workspace(folder: str) -> Any:
+    from latentgloss.workspace import Workspace
+
+    if folder not in _OPEN:
+        _OPEN[folder] = Workspace.open(Path(folder) / "latentgloss.toml")
+    return _OPEN[folder]
+
+
+# -- the comparison ------------------------------------------------------------------------------------------------
+
+
+class Sides:
+    """Starts workers of both sides."""
+
+    def __init__(self, log: Path, threads: int) -> None:
+        self.log, self.threads = log, threads
+        self._delphi = environment()
+
+    def ours(self) -> Worker:
+        return Worker([sys.executable, __file__, "_ours"], self.log / "ours.log", self.threads)
+
+    def delphi(self) -> Worker:
+        return Worker([str(self._delphi), str(HERE / "delphi_side.py")], self.log / "delphi.log", self.threads)
+
+
+def prepared(sides: Sides, folder: Path, hookpoint: str, n_tokens: int, **options: bool) -> dict[str, Any]:
+    """`_prepare` in a process of its own, so that it is in nobody's peak of memory."""
+    with sides.ours() as ours:
+        return ours.ask("_prepare", folder=str(folder), hookpoint=hookpoint, n_tokens=n_tokens, **options)
+
+
+def tuned(sides: Sides, folder: Path, arguments: argparse.Namespace) -> tuple[int, dict[int, int]]:
+    """The batch size with which delphi caches fastest, and tokens/s with each that was tried."""
+    hookpoint = arguments.hookpoints[0]
+    made = prepared(sides, folder, hookpoint, arguments.tokens)
+    with sides.delphi() as delphi:
+        rates = {}
+        for batch in (max(arguments.batches), *arguments.batches):  # the first warms up
+            done = delphi.ask("caching", **_for_delphi(folder, hookpoint, made), n_tokens=arguments.tuning, batch=batch)
+            rates[batch] = round(done["tokens"] / done["seconds"])
+    return max(rates, key=lambda batch: rates[batch]), rates
+
+
+def _for_delphi(folder: Path, hookpoint: str, made: dict[str, Any]) -> dict[str, Any]:
+    files = {"saes": str(folder / "saes"), "tokens": str(folder / "tokens.npy"), "out": str(folder / "delphi")}
+    return {"model": made["model"], "hookpoint": hookpoint, **files}
+
+
+def caching(sides: Sides, folder: Path, hookpoint: str, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Interleaved repeats on the same tokens."""
+    made = prepared(sides, folder, hookpoint, arguments.tokens)
+    with sides.ours() as ours, sides.delphi() as delphi:
+        theirs = _for_delphi(folder, hookpoint, made)
+        delphi.ask("caching", **theirs, n_tokens=batch * 256, batch=batch)  # both warm up
+        ours.ask("_cache", folder=str(folder), hookpoint=hookpoint)
+        pairs = []
+        for _ in range(arguments.repeats):
+            d = delphi.ask("caching", **theirs, n_tokens=made["tokens"], batch=batch)
+            o = ours.ask("_cache", folder=str(folder), hookpoint=hookpoint)
+            pairs.append((d, o))
+    d, o = pairs[-1]
+    rates = [(d["tokens"] / d["seconds"], o["tokens"] / o["seconds"]) for d, o in pairs]
+    return {
+        "ratio": round(statistics.median(o / d for d, o in rates), 2),
+        "ratios": [round(o / d, 2) for d, o in rates],
+        "delphi_tokens_per_s": round(statistics.median(d for d, _ in rates)),
+        "ours_tokens_per_s": round(statistics.median(o for _, o in rates)),
+        "delphi_tokens_per_s_without_saving": round(
+            statistics.median(d["tokens"] / d["run_seconds"] for d, _ in pairs)
+        ),
+        "ours_tokens_per_s_with_statistics": round(
+            statistics.median(o["tokens"] / o["stage_seconds"] for _, o in pairs)
+        ),
+        "tokens": {"delphi": d["tokens"], "ours": o["tokens"]},
+        "active_pairs": {"delphi": d["pairs"], "ours": o["pairs"]},
+        "same_pairs": same_pairs(folder, hookpoint),
+        "delphi_bytes_per_active_latent": round(d["bytes"] / d["pairs"], 2),
+        "ours_bytes_per_active_latent": round(o["bytes"] / o["pairs"], 2),
+        "ours_bytes_per_active_latent_with_statistics": round(o["bytes_with_statistics"] / o["pairs"], 2),
+        "peak_rss_mib": {"delphi": d["peak_rss_mib"], "ours": o["peak_rss_mib"]},
+    }
+
+
+def same_pairs(folder: Path, hookpoint: str) -> float:
+    """Share of delphi's active (latent, position) pairs that are ours, too: that both did the same work.
+
+    Not all: delphi compares pre-activations in bfloat16, where the k-th and the next are often equal.
+    """
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    from latentgloss import schema
+
+    version = _workspace(str(folder)).store.current("activation_cache", f"smollm2/{hookpoint}/bench")
+    pairs = version.read(schema.ACTIVATIONS)
+    ours = pairs["position"].to_numpy().astype(np.int64) * LATENTS + pairs["latent"].to_numpy()
+    theirs = []
+    for path in (folder / "delphi" / hookpoint).glob("*.safetensors"):
+        data = load_file(path)
+        row, place, latent = data["locations"].astype(np.int64).T
+        theirs.append((row * data["tokens"].shape[1] + place) * LATENTS + latent + int(path.stem.split("_")[0]))
+    found = np.concatenate(theirs)
+    return round(float(np.isin(found, ours).mean()), 4)
+
+
+def contexts(sides: Sides, folder: Path, n_tokens: int) -> dict[str, Any]:
+    """Both sides on the same activations; a process each, so that peaks of memory are their own."""
+    hookpoint = "layers.0"  # the cheapest to cache; sampling only sees how often latents are active
+    made = prepared(sides, folder, hookpoint, n_tokens, text=True, caching=True)
+    saved = {"out": str(folder / "delphi"), "model": made["model"]}
+    with sides.delphi() as delphi:
+        size = delphi.ask("write", hookpoint=hookpoint, tokens=str(folder / "tokens.npy"),
+                          pairs=str(folder / "pairs.npz"), width=LATENTS, **saved)  # fmt: skip
+    with sides.delphi() as delphi:
+        theirs = delphi.ask("contexts", folder=saved["out"], hookpoint=hookpoint, model=made["model"], latents=SPLIT)
+    with sides.ours() as ours:
+        same = ours.ask("_contexts", folder=str(folder), hookpoint=hookpoint, settings=SAME_SIZE)
+    with sides.ours() as ours:
+        default = ours.ask("_contexts", folder=str(folder), hookpoint=hookpoint, settings="")
+    results = {"delphi": theirs, "ours_same_size": same, "ours_default": default}
+    milliseconds = {name: round(1000 * r["seconds"] / r["latents"], 3) for name, r in results.items()}
+    # Latents that fire too rarely are given up early by both, by rules of their own: the fairer figure leaves them out.
+    kept = {name: round(1000 * r["seconds"] / r["records"], 3) for name, r in results.items()}
+    return {
+        "tokens": made["tokens"],
+        "active_pairs": size["pairs"],
+        "ms_per_latent": milliseconds,
+        "ms_per_latent_with_contexts": kept,
+        "ratio_same_size": round(kept["delphi"] / kept["ours_same_size"], 1),
+        "ratio_default": round(kept["delphi"] / kept["ours_default"], 1),
+        "latents_with_contexts": {name: f"{r['records']} of {r['latents']}" for name, r in results.items()},
+        "delphi_open_seconds": round(theirs["open_seconds"], 2),
+        "delphi_bytes_per_active_latent": round(size["bytes"] / size["pairs"], 2),
+        "peak_rss_mib": {"delphi": theirs["peak_rss_mib"], "ours": default["peak_rss_mib"]},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=32_768, help="tokens cached per repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--hookpoints", nargs="+", default=["layers.9", "layers.29"])
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 4, 8, 16, 32], help="batch sizes to try for delphi"
+    )
+    parser.add_argument("--tuning", type=int, default=8192, help="tokens per batch size that is tried")
+    parser.add_argument("--context-tokens", type=int, nargs="*", default=[100_000, 300_000, 1_000_000])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a trial of a minute or two; records nothing")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.tokens, arguments.repeats, arguments.tuning = 8192, 1, 4096
+        arguments.batches, arguments.context_tokens = [4, 16], [50_000]
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        sides = Sides(root, arguments.threads)
+        batch, rates = tuned(sides, root / "tuning", arguments)
+        print(f"delphi's batch size: {batch} of {rates} tokens/s", file=sys.stderr)
+        result: dict[str, Any] = {
+            "delphi": {"versions": [*DELPHI, *IMPORTS[:2]], "batch": batch, "tokens_per_s_by_batch": rates},
+            "latents": LATENTS,
+            "k": K,
+            "threads": arguments.threads,
+            "caching": {},
+            "contexts": {},
+        }
+        for hookpoint in arguments.hookpoints:
+            result["caching"][hookpoint] = caching(sides, root / hookpoint, hookpoint, batch, arguments)
+            print(f"{hookpoint}: {result['caching'][hookpoint]}", file=sys.stderr)
+        for n_tokens in arguments.context_tokens:
+            result["contexts"][n_tokens] = contexts(sides, root / f"contexts-{n_tokens}", n_tokens)
+            print(f"{n_tokens}: {result['contexts'][n_tokens]}", file=sys.stderr)
+    result["minutes"] = round((time.monotonic() - began) / 60, 1)
+    if not arguments.quick:
+        world.record("vs-delphi", result)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["_ours"]:
+        serve({function.__name__: function for function in (_prepare, _cache, _contexts)})
+    else:
+        main()
