@@ -132,6 +132,8 @@ class SentenceEmbedder:
         """Tokens per text, the model's own special tokens included, before anything is cut."""
         from latentgloss.subject_files import quiet
 
+        if not texts:  # a tokenizer makes nothing of nothing
+            return []
         with quiet():  # the tokenizer warns of what `max_tokens` is about to mend
             return [len(ids) for ids in self._model.tokenizer(list(texts))["input_ids"]]
 

@@ -80,6 +80,7 @@ def test_text_that_is_no_unicode_is_embedded_all_the_same(minilm: SentenceEmbedd
 
 def test_no_texts_give_no_vectors(minilm: SentenceEmbedder) -> None:
     assert minilm.documents([]).shape == (0, 384)
+    assert minilm.n_tokens([]) == []
 
 
 def test_long_texts_are_cut_where_the_registry_says(minilm: SentenceEmbedder, tmp_path: Path) -> None:
