@@ -8,7 +8,8 @@ tokens before to five tokens after its strongest token. Neither the explanation 
 same test over all eligible latents of the same SAEs is the *base rate*: what five random latents would get.
 
 Reported per mode of search: mean precision at five, mean base rate, and the mean of their paired difference, each with
-a 95 % interval from resampling queries (hits of one query are not independent, and every query has one base rate).
+a 95 % interval from resampling queries (hits of one query are not independent, and every query has one base rate). The
+*ceiling* is what a perfect search would get: some queries have fewer than five relevant latents.
 Control SAEs are left out.
 """
 
@@ -114,9 +115,10 @@ def main() -> None:
     workspace = Workspace.open(arguments.config)
     judged = strongest_texts(workspace)
     queries = [(q["text"], re.compile(q["pattern"])) for q in tomllib.loads(QUERIES.read_text())["query"]]
-    base = np.array([np.mean([relevant(texts, pattern) for texts in judged.values()]) for _, pattern in queries])
+    right_ones = np.array([sum(relevant(texts, pattern) for texts in judged.values()) for _, pattern in queries])
+    base = right_ones / len(judged)
     per_query: list[dict[str, Any]] = [
-        {"query": text, "base_rate": round(float(b), 3)} for (text, _), b in zip(queries, base, strict=True)
+        {"query": text, "relevant_latents": int(n)} for (text, _), n in zip(queries, right_ones, strict=True)
     ]
     modes = {}
     for mode in MODES:
@@ -129,7 +131,7 @@ def main() -> None:
         values = np.array(precision)
         modes[mode] = {"precision_at_5": interval(values), "above_base_rate": interval(values - base)}
     world.record(
-        "search",
+        f"search-{arguments.explainer or 'all'}",
         {
             "embedder": workspace.settings.search.embedder,
             "explainer": arguments.explainer or "all",
@@ -138,6 +140,7 @@ def main() -> None:
             "queries": len(queries),
             "relevant_if": f"pattern within {AROUND} tokens of the strongest, in >= {HALF} of {TOP} test contexts",
             "base_rate": interval(base),
+            "ceiling": interval(np.minimum(right_ones, AT) / AT),
             "modes": modes,
             "per_query": per_query,
         },

@@ -6,8 +6,8 @@ on that text alone. Vectors are kept by `vectors.py`; who needs an embedder gets
 **The same whatever the batch.** A matrix product's last digits depend on its shape, so texts that share a batch would
 change each other's vectors. Here every product has one of few shapes: a text is padded to a multiple of 16 tokens,
 and texts of one padded length are computed `TILE` at a time, the last tile filled up with empty texts. Measured: the
-same bits in any order and any company, in float32 and in bfloat16 (tests/test_embedder.py, docs/log.md). Another kind
-of device or another version of torch may still differ in the last digits.
+same bits in any order and company, on one thread and on two, in float32 and in bfloat16 (tests/test_embedder.py).
+Another kind of device or another version of torch may still differ in the last digits.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ _IGNORED = ("data_config.json", "README.md")
 class SentenceEmbedder:
     """`protocols.Embedder` over a sentence-transformers model, loaded when the first vector is asked for."""
 
-    def __init__(self, spec: EmbedderSpec, cache_dir: Path, *, device: str | None = None) -> None:
-        self.spec, self.cache_dir, self.device = spec, cache_dir, device
+    def __init__(
+        self, spec: EmbedderSpec, cache_dir: Path, *, device: str | None = None, threads: int | None = None
+    ) -> None:
+        self.spec, self.cache_dir, self.device, self.threads = spec, cache_dir, device, threads
 
     @property
     def name(self) -> str:
@@ -96,6 +98,8 @@ class SentenceEmbedder:
 
         from latentgloss.subject_files import quiet
 
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             with quiet():
@@ -128,6 +132,8 @@ class SentenceEmbedder:
         """Tokens per text, the model's own special tokens included, before anything is cut."""
         from latentgloss.subject_files import quiet
 
+        if not texts:  # a tokenizer makes nothing of nothing
+            return []
         with quiet():  # the tokenizer warns of what `max_tokens` is about to mend
             return [len(ids) for ids in self._model.tokenizer(list(texts))["input_ids"]]
 

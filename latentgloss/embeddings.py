@@ -18,6 +18,7 @@ import polars as pl
 from latentgloss import schema
 from latentgloss.hashing import json_sha256
 from latentgloss.search import SearchIndex, explanation_rows
+from latentgloss.stages import STAGES
 from latentgloss.windows import Windows
 from latentgloss.work import one_by_one
 
@@ -75,13 +76,15 @@ def _leave(work: Work, record: dict[str, Any], made: int) -> None:
 def _index(work: Work) -> None:
     """Replaces the rows of this model's SAEs, one SAE at a time; those of other models stay."""
     inputs = work.recipe.inputs
-    complete = sorted(set.intersection(*(set(versions) for versions in inputs.values())))
+    needed = [set(versions) for stage, versions in inputs.items() if STAGES[stage].noun != "scores"]
+    complete = sorted(set.intersection(*needed))
     vectors = work.workspace.text_vectors(work.settings.search.embedder, "document")
     index = SearchIndex(work.workspace.lance, vectors.embedder.identity())
     rows = {}
     with index.writing(replace=True) as table:
         for done, partition in enumerate(complete):
-            frame = explanation_rows(partition, {stage: versions[partition] for stage, versions in inputs.items()})
+            read = {stage: versions[partition] for stage, versions in inputs.items() if partition in versions}
+            frame = explanation_rows(partition, read)
             table.put(partition, frame, vectors.get(frame["explanation"].to_list()), work.draft.fingerprint)
             rows[partition] = frame.height
             work.progress(done + 1, len(complete), "SAEs")

@@ -120,8 +120,10 @@ class Workspace:
         if name not in self._embedders:
             from latentgloss.embedder import SentenceEmbedder
 
-            spec, device = self.registry.embedder(name), self.settings.machine.device
-            self._embedders[name] = SentenceEmbedder(spec, self.model_cache, device=device)
+            spec, machine = self.registry.embedder(name), self.settings.machine
+            self._embedders[name] = SentenceEmbedder(
+                spec, self.model_cache, device=machine.device, threads=machine.threads
+            )
         return self._embedders[name]
 
     @cached_property

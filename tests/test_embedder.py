@@ -42,6 +42,20 @@ def test_a_text_has_the_same_vector_bit_for_bit_in_any_company(minilm: SentenceE
         np.testing.assert_array_equal(minilm.documents([given[i]])[0], together[i])
 
 
+def test_the_number_of_threads_does_not_matter(minilm: SentenceEmbedder) -> None:
+    import torch
+
+    given, before = texts(12, seed=3), torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            found.append(minilm.documents(given))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(*found)
+
+
 def test_float32_is_close_to_sentence_transformers_own_encode_and_bfloat16_to_float32(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -66,6 +80,7 @@ def test_text_that_is_no_unicode_is_embedded_all_the_same(minilm: SentenceEmbedd
 
 def test_no_texts_give_no_vectors(minilm: SentenceEmbedder) -> None:
     assert minilm.documents([]).shape == (0, 384)
+    assert minilm.n_tokens([]) == []
 
 
 def test_long_texts_are_cut_where_the_registry_says(minilm: SentenceEmbedder, tmp_path: Path) -> None:
