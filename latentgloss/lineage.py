@@ -25,7 +25,6 @@ from latentgloss.errors import InputError, LatentglossError, MissingInput, Store
 from latentgloss.hashing import frame_sha256, json_sha256
 from latentgloss.lineage_checks import Check
 from latentgloss.lineage_nodes import Node, Reader
-from latentgloss.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,7 +220,7 @@ class _Walk(Reader):
         wanted = wanted.unique()
         found: dict[str, pl.DataFrame | None] = dict.fromkeys(_SAMPLES)
         opened: list[Version] = []
-        read = {i.stage for i in STAGES[owner.manifest.stage].inputs}  # not every scorer asks about negatives
+        read = {pin["stage"] for pin in owner.manifest.inputs}  # not every scorer asks about negatives
         kinds = {k: t for k, t in _SAMPLES.items() if f"sampled_{k}" in read}
         for kind, table in kinds.items():
             node = Node(kind, f"{self.partition}#{latent} {role}")

@@ -142,7 +142,8 @@ PAPER: dict[str, dict[str, Any]] = {
     "fuzzing": {"wrong_marks": "random"},
 }  # fmt: skip
 """What profile `paper` sets: the protocol of Paulo et al. (docs/methods.md, Profile `paper`)."""
-_ONLY_IN_PAPER = (("contexts", "pool"), ("contexts", "min_active_tokens"), ("fuzzing", "wrong_marks"))
+_OTHERWISE = {("contexts", "pool"): "split", ("contexts", "min_active_tokens"): 0, ("fuzzing", "wrong_marks"): "donor"}
+"""What no other profile may set otherwise."""
 
 
 class Settings(Strict):
@@ -170,7 +171,7 @@ class Settings(Strict):
     def _of_profile(cls, data: dict[str, Any]) -> dict[str, Any]:
         """A profile is nothing but settings: those of `PAPER` together, none of them otherwise."""
         if data.get("profile") != "paper":
-            alone = [f"{t}.{name}" for t, name in _ONLY_IN_PAPER if name in dict(data.get(t, {}))]
+            alone = [f"{t}.{k}" for (t, k), v in _OTHERWISE.items() if dict(data.get(t, {})).get(k, v) != v]
             if alone:
                 raise ValueError(f'{", ".join(alone)}: only profile = "paper" sets this')
             return data

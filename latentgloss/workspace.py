@@ -168,17 +168,20 @@ class Workspace:
 
         return open_sae(spec)
 
-    @property
-    def similar_by(self) -> str:
-        """The embedder that says which negatives are `similar`: one that no scorer uses, if one is registered."""
-        scoring = self.settings.embedding.embedders
-        others = sorted(name for name in self.registry.embedders if name not in scoring)
-        return self.settings.negatives.embedder or next(iter(others), scoring[0])
+    def negatives_embedder(self) -> dict[str, Any]:
+        """Name and identity of the embedder that says which negatives are `similar`. Raises InputError, EmbedderError.
+
+        Other than the scorers', if there is another: what is hard for an embedder must not be chosen by itself.
+        """
+        scorers = self.settings.embedding.embedders
+        others = sorted(set(self.registry.embedders) - set(scorers))
+        name = self.settings.negatives.embedder or (others or scorers)[0]
+        return {"name": name, "identity": self.embedder(name).identity()}
 
     def negative_vectors(self, resolved: Version) -> Vectors:
-        """Its vectors of the contexts of the corpus that `resolved` pins. Raises InputError if there is none."""
-        model = resolved.manifest.partition.split("/")[0]
-        return self.context_vectors(model, self.corpus(resolved), self.similar_by)
+        """Its vectors of the contexts of the corpus that `resolved` pins."""
+        model = self.registry.sae(resolved.manifest.partition).model
+        return self.context_vectors(model, self.corpus(resolved), self.negatives_embedder()["name"])
 
     def check_resolved(self, resolved: Version) -> None:
         """Raises MissingInput if weights, model or mask are no longer those that `resolved` was made from.
@@ -291,7 +294,7 @@ class Workspace:
                 "latents": sae.model_dump(mode="json", include={"latents"})["latents"],
             }
         if stage.name == "sampled_negatives" and "similar" in self.settings.negatives.strata:
-            return {"embedder": self.embedder(self.similar_by).identity()}
+            return {"embedder": self.negatives_embedder()}
         if stage.name == "explanations":
             from latentgloss.explainers import identities as explainer_identities
 

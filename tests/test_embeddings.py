@@ -147,7 +147,7 @@ def test_the_index_holds_each_explanation_with_its_lowest_score(finished: Worksp
     expected = scores.filter(latent=latent, explainer="pattern")["score"].min()
     (found,) = mine.filter(latent=latent, explainer="pattern")["detection"]
     assert found == expected
-    assert mine["fuzzing"].null_count() == mine.height
+    assert mine["intruder"].null_count() == mine.height
 
 
 def test_indexing_twice_changes_nothing(own: Workspace) -> None:

@@ -23,7 +23,6 @@ from latentgloss.negatives import (
     negatives_with,
     permuted,
     sample_block,
-    sample_negatives,
 )
 from latentgloss.settings import NegativeSettings
 
@@ -269,12 +268,6 @@ def test_what_decides_a_stratum_is_in_its_recipe_only_where_it_is_asked_for(tmp_
         recipes[strata[0]] = ("embedder" in recipe["external"], cache)
     assert [embedder for embedder, _ in recipes.values()] == [False, False, True]
     assert recipes["same_document"][1] == recipes["similar"][1] != recipes["neighbour"][1]
-
-
-def test_similar_without_an_embedder_is_an_error_of_the_partition(tmp_path: Path) -> None:
-    workspace = make_workspace(tmp_path, world_of(0), [4], {"negatives": {"strata": ["similar"]}})
-    (outcome,) = workspace.materialise("sampled_negatives", [SAE], sample_negatives)
-    assert "no embedder is registered" in str(outcome.error)
 
 
 def test_the_stage_writes_what_the_functions_return(tmp_path: Path) -> None:

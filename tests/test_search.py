@@ -79,7 +79,7 @@ def test_filters(finished: Path) -> None:
     ):
         assert kept, option
         assert hits(finished, WORD, option, value, "--limit", "1000") == kept
-    assert hits(finished, WORD, "--min-score", "0.1", "--scorer", "fuzzing") == []
+    assert hits(finished, WORD, "--min-score", "0.1", "--scorer", "intruder") == []
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,16 @@ def test_the_table_says_what_people_need(finished: Path) -> None:
     result = run(finished, "search", WORD, "--limit", "3")
     assert result.exit_code == 0
     head, *lines = result.stdout.splitlines()
-    assert head.split() == ["PARTITION", "LATENT", "EXPLAINER", "SIMILARITY", "DETECTION", "EXPLANATION"]
+    assert head.split() == [
+        "PARTITION",
+        "LATENT",
+        "EXPLAINER",
+        "SIMILARITY",
+        "DETECTION",
+        "FUZZING",
+        "EMBEDDING",
+        "EXPLANATION",
+    ]
     assert len(lines) == 3
     assert result.stderr == ""
 

@@ -232,10 +232,22 @@ OTHER_VALUES: dict[str, Any] = {
     "detection.sample": 5,
     "fuzzing.judges": ("executed", "executed"),
     "fuzzing.sample": 5,
+    "fuzzing.wrong_marks": "random",
+    "embedding.judges": ("cosine", "cosine"),
+    "embedding.sample": 5,
     "embedding.embedders": ("tiny", "minilm"),
+    "profile": "paper",
+    "contexts.pool": "one",
     "search.embedder": "minilm",
 }
 """Where adding one gives no valid value."""
+
+
+def with_another(table, path, value):
+    """A copy of the settings with another value in one place, whether or not it may be set there by itself."""
+    old = getattr(table, path[0])
+    new = with_another(old, path[1:], value) if path[1:] else (value or old + 1)
+    return table.model_copy(update={path[0]: new})
 
 
 @pytest.mark.parametrize("setting", [s for s in leaves(settings_module.Settings()) if not s.startswith(NOT_CONTENT)])
@@ -251,13 +263,8 @@ def test_every_setting_is_declared_by_the_stages_that_use_it(setting):
 @pytest.mark.parametrize("setting", [s for s in leaves(settings_module.Settings()) if not s.startswith(NOT_CONTENT)])
 def test_a_setting_makes_stale_exactly_the_stages_that_declare_it(finished, setting):
     workspace = Workspace.open(finished / "latentgloss.toml")
-    data = workspace.settings.model_dump()
-    *path, last = setting.split(".")
-    table = data
-    for key in path:
-        table = table[key]
-    table[last] = OTHER_VALUES.get(setting) or table[last] + 1
-    states = Workspace(settings_module.Settings.model_validate(data)).states()
+    changed_settings = with_another(workspace.settings, setting.split("."), OTHER_VALUES.get(setting))
+    states = Workspace(changed_settings).states()
     changed = {s.asset for s in states if f"settings.{setting.split('.')[0]}" in s.because}
     declared = {
         stage.name
