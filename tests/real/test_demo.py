@@ -16,6 +16,8 @@ import polars as pl
 import pytest
 
 from latentgloss import schema
+from latentgloss.embeddings import embed_explanations, index_explanations
+from latentgloss.stages import STAGES
 from latentgloss.workspace import Workspace
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
@@ -45,21 +47,22 @@ def test_a_second_run_computes_nothing_and_says_so(demo):
     again = run(sys.executable, "demo/run.py")
     assert again.returncode == 0
     assert "nothing to compute" in again.stdout
-    assert all(state.state == "fresh" for state in demo.states())
+    of_search = {name for name, stage in STAGES.items() if stage.noun == "embeddings"}  # `make demo-full`
+    assert all(state.state == "fresh" for state in demo.states() if state.asset not in of_search)
 
 
 def test_the_pattern_beats_the_token_table_on_every_trained_sae(demo):
-    rows = (
-        report(demo).filter(explainer="pattern").filter(pl.col("partition").str.ends_with("/topk2048"), control=False)
-    )
+    rows = report(demo).filter(explainer="pattern", scorer="detection", control=False)
+    rows = rows.filter(pl.col("partition").str.ends_with("/topk2048"))
     assert rows["partition"].n_unique() == 4
     for metric in ("auroc", "balanced_accuracy"):
         assert (rows.filter(metric=metric)["gain_low"] > 0).all()
 
 
 def test_nulls_are_at_chance_and_the_control_is_close_to_it(demo):
-    rows = report(demo).filter(metric="auroc")
+    rows = report(demo).filter(pl.col("scorer") != "embedding", metric="auroc")
     assert rows.filter(explainer="null:pattern")["median"].is_between(0.49, 0.51).all()
+    rows = rows.filter(scorer="detection")
     patterns = rows.filter(explainer="pattern")
     rerandomised = patterns.filter(pl.col("partition").str.starts_with("smollm2-rerandomised/"))["median"].max()
     assert rerandomised < 0.6 < patterns.filter(control=False)["median"].min()
@@ -67,7 +70,7 @@ def test_nulls_are_at_chance_and_the_control_is_close_to_it(demo):
 
 def test_random_directions_score_below_the_sae_and_far_fewer_of_them_can_be_scored(demo):
     """They score well all the same: a direction of a trained model is no noise. What is lost is how many are of use."""
-    rows = report(demo).filter(metric="auroc", explainer="pattern", negatives="random")
+    rows = report(demo).filter(metric="auroc", explainer="pattern", scorer="detection", negatives="random")
     by = {row["partition"]: row for row in rows.iter_rows(named=True)}
     trained, random = by[SAE], by["smollm2/layers.9/random2048"]
     assert 0.6 < random["median"] < trained["median_low"]
@@ -139,7 +142,21 @@ def test_no_text_is_shared_between_shown_and_scored(demo):
             assert window[start : start + 13].tobytes() not in shown
 
 
+def test_every_scorer_scored_every_sae(demo):
+    rows = report(demo).filter(explainer="pattern")
+    assert set(rows["scorer"]) == {"detection", "fuzzing", "embedding"}
+    assert set(rows.group_by("scorer").agg(pl.col("partition").n_unique())["partition"]) == {len(demo.registry.saes)}
+    assert rows.filter(pl.col("n_scored") == 0).is_empty()
+    assert rows.select("median", "median_low", "median_high").null_count().sum_horizontal().item() == 0
+
+
 def test_search_finds_latents_by_meaning(demo):
+    """Over one SAE: `make demo-full` makes the index of all of them."""
+    for stage, partition, runner in (
+        ("explanation_embeddings", SAE, embed_explanations),
+        ("search_index", "smollm2", index_explanations),
+    ):
+        assert [outcome.error for outcome in demo.materialise(stage, [partition], runner)] == [None]
     found = run(str(BIN / "latentgloss"), "search", "raising an error", "--model", "smollm2", "--json")
     assert found.returncode == 0, found.stderr
     hits = json.loads(found.stdout)
