@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL, OLD, NEW = "smollm2", "smollm2/layers.9/topk2048", "smollm2/layers.9/sixth"
 SAE_STAGES = [stage.name for stage in STAGES.values() if stage.grain == "sae"]
 TOKENS = 20_000
-PATIENCE = 420.0
-"""Seconds for the sixth chain: seven ticks of 15 s, seven starts of a process, and the work itself."""
+PATIENCE = 540.0
+"""Seconds for the sixth chain: eight ticks of 15 s, a dozen starts of a process, and the work itself."""
 
 STATUS = """
 query ($asset: [String!]!) {
@@ -44,8 +44,8 @@ query ($asset: [String!]!) {
 
 
 def small_workspace(folder: Path) -> Workspace:
-    """The demo's registry with a small corpus, its own store, and weights where they are."""
-    shutil.copytree(ROOT / "registry", folder / "registry")
+    """The demo's trained SAEs over a small corpus, some of their latents, a store of its own, weights where they are."""
+    shutil.copytree(ROOT / "registry", folder / "registry", ignore=shutil.ignore_patterns("*random*", "*neurons*"))
     for path in (folder / "registry").rglob("*.toml"):
         text = path.read_text()
         original = ROOT / path.relative_to(folder)
@@ -55,6 +55,7 @@ def small_workspace(folder: Path) -> Workspace:
 
         text = re.sub(r'^source = "path:(.*?)"', absolute, text, flags=re.MULTILINE)
         text = re.sub(r"^tokens = .*\n", "", text, flags=re.MULTILINE)
+        text = text.replace('latents = "all"', "latents = {sample = 256}")
         path.write_text(text.replace("[corpus]\n", f"[corpus]\ntokens = {TOKENS}\n"))
     (folder / "latentgloss.toml").write_text(
         "[contexts]\nexplain = 60\nselect = 20\ntest = 40\nmin_explain = 10\nmin_test = 10\nmin_test_documents = 3\n"
@@ -146,7 +147,7 @@ def test_a_sixth_sae_runs_its_chain_and_nothing_else(tmp_path: Path) -> None:
         "PYTHONWARNINGS": "ignore",
     }
 
-    made = subprocess.run([sys.executable, "demo/run.py"], cwd=ROOT, env=env, capture_output=True, text=True)
+    made = subprocess.run([sys.executable, "demo/run.py", "--full"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout + made.stderr
     before = versions(workspace)
     assert {key.split("/")[0] for key in before} == set(STAGES)
@@ -178,8 +179,8 @@ def test_a_sixth_sae_runs_its_chain_and_nothing_else(tmp_path: Path) -> None:
         reported = Workspace.open(folder / "latentgloss.toml").store
 
         def finished() -> bool:
-            report = reported.current("score_report", MODEL)
-            done = report is not None and any(pin["partition"] == NEW for pin in report.manifest.inputs)
+            last = [reported.current(stage, MODEL) for stage in ("score_report", "search_index")]
+            done = all(found and any(pin["partition"] == NEW for pin in found.manifest.inputs) for found in last)
             return done and NEW in partitions(port, "detection_scores") and quiet(port)
 
         wait(f"the chain of {NEW}", finished, PATIENCE, logs, web, daemon)
@@ -190,7 +191,7 @@ def test_a_sixth_sae_runs_its_chain_and_nothing_else(tmp_path: Path) -> None:
     after = versions(workspace)
     assert before.items() <= after.items(), "a version of another SAE was written again"
     added = {key.rsplit("/", 1)[0] for key in after.keys() - before.keys()}
-    assert added == {f"{stage}/{NEW}" for stage in SAE_STAGES} | {f"score_report/{MODEL}"}
+    assert added == {f"{stage}/{NEW}" for stage in SAE_STAGES} | {f"score_report/{MODEL}", f"search_index/{MODEL}"}
     assert {s.state for s in Workspace.open(folder / "latentgloss.toml").states()} == {"fresh"}
 
 
