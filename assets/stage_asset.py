@@ -130,9 +130,9 @@ def _deps(stage: Stage) -> list[dg.AssetDep]:
 def _automation(stage: Stage) -> dg.AutomationCondition:
     if not is_bridge(stage):
         return automation.refresh(stage)
-    # What is finished last is what a bridge follows: a report the scores, of every scorer.
-    last = STAGES[stage.inputs[-1].stage].noun
-    return automation.bridge(*(i.stage for i in stage.inputs if STAGES[i.stage].noun == last))
+    # What is finished last is what a bridge follows: a report the scores, of every scorer; the index its vectors, too.
+    last = {STAGES[stage.inputs[-1].stage].noun, stage.noun}
+    return automation.bridge(*(i.stage for i in stage.inputs if STAGES[i.stage].noun in last))
 
 
 def _column_schema(stage: Stage) -> dict[str, Any]:

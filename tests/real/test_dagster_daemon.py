@@ -44,8 +44,8 @@ query ($asset: [String!]!) {
 
 
 def small_workspace(folder: Path) -> Workspace:
-    """The demo's trained SAEs over a small corpus, some of their latents, a store of its own, weights where they are."""
-    shutil.copytree(ROOT / "registry", folder / "registry", ignore=shutil.ignore_patterns("*random*", "*neurons*"))
+    """The demo's trained SAEs, some of their latents, a small corpus, a store of its own; weights where they are."""
+    shutil.copytree(ROOT / "registry", folder / "registry", ignore=shutil.ignore_patterns("*random2048*", "*neurons*"))
     for path in (folder / "registry").rglob("*.toml"):
         text = path.read_text()
         original = ROOT / path.relative_to(folder)
