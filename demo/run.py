@@ -241,7 +241,8 @@ def _print_report(workspace: Workspace) -> None:
                 "" if number else f"{partition}{_kind(workspace, str(partition))}",
                 scorer,
                 first["negatives"],
-                *(f"{first[name]:,}" for name in ("n_alive", "n_eligible", "n_scored")),
+                *(f"{first[name]:,}" for name in ("n_alive", "n_eligible")),
+                f"{first['n_scored']:,}" + ("" if first["n_asked"] == first["n_eligible"] else " sampled"),
                 *(_interval(by.get(e), "median") for e in explainers),
                 _interval(gain.get(explainers[0]), "gain"),
             )

@@ -42,7 +42,7 @@ SHARD = 65_536
 """Positions per shard, rounded down to whole sequences. Constant: shards are content, not machine settings."""
 
 SINK_SAMPLE = 16
-"""Sequences at the start of the corpus over which the median norm is taken (attention sinks are relative to it)."""
+"""Sequences at the start of the corpus, at most, over which the median norm is taken (sinks are relative to it)."""
 
 BINS = 20
 """Bins of a latent's histogram."""
@@ -213,10 +213,15 @@ class _Pass:
         """
         length = self.corpus.tokens.shape[1]
         missing = [hookpoint for hookpoint in norms if hookpoint not in self.sinks]
-        sample = {hookpoint: norms[hookpoint][: SINK_SAMPLE * length] for hookpoint in missing}
+        n = min(SINK_SAMPLE, max(1, SHARD // length))  # no more than the first shard holds
+        sample = {hookpoint: norms[hookpoint][: n * length] for hookpoint in missing}
         if missing and start > 0:
-            found = self.subject.activations(np.asarray(self.corpus.tokens[:SINK_SAMPLE]), missing)
-            sample = {hookpoint: _norms(x) for hookpoint, x in found.items()}
+            # In the same batches, so that the same numbers are found.
+            parts = [
+                self.subject.activations(np.asarray(self.corpus.tokens[first : first + self.batch]), missing)
+                for first in range(0, n, self.batch)
+            ]
+            sample = {h: np.concatenate([_norms(part[h]) for part in parts])[: n * length] for h in missing}
         for hookpoint, values in sample.items():
             median = float(np.median(values.reshape(-1, length)[:, 1:]))
             self.sinks[hookpoint] = self.mask.sink_norm * median

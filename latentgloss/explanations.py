@@ -74,6 +74,7 @@ def explain(works: Sequence[Work]) -> Iterator[Work]:
 
 
 def _explain(work: Work, pool: Executor | None) -> None:
+    work.check_windows()
     contexts, negatives = work.input("sampled_contexts"), work.input("sampled_negatives")
     resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
     corpus = work.workspace.corpus(resolved)

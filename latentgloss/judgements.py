@@ -17,6 +17,9 @@ from latentgloss import schema, statistics
 if TYPE_CHECKING:
     from latentgloss.protocols import Answer
 
+FEWEST = 10
+"""Counted judgements of each class that a score takes, where more were asked for and lost."""
+
 NOT_ELIGIBLE = ("dead", "rare", "dense", "one_document")
 BALANCED_ACCURACY, AUROC = "balanced_accuracy", "auroc"
 
@@ -147,8 +150,18 @@ def scores(answered: pl.DataFrame, latents: pl.Series, arm: str, metric: str, ke
     ).with_columns(pl.selectors.float().fill_nan(None))
     if "threshold" in judged.columns:
         frame = frame.join(judged.select("latent", "threshold").unique("latent"), on="latent", how="left")
+    # What was lost (no donor, no answer) must not leave a number made of a handful.
+    lost = [(valid & cls).sum(1) < np.minimum(FEWEST, (padded.asked & cls).sum(1)) for cls in (truth, ~truth)]
+    few = pl.DataFrame({"latent": padded.latents.astype(np.uint32), "few": lost[0] | lost[1]})
+    measures = [name for name in frame.columns if name not in ("latent", "n", "coverage", "threshold")]
+    frame = (
+        frame.join(few, on="latent")
+        .with_columns(pl.when(~pl.col("few")).then(pl.col(name)).alias(name) for name in measures)
+        .drop("few")
+    )
     absent = pl.col("score").is_null()
-    lacking = f"no {'answered' if metric == AUROC else 'decided'} judgements of both classes in the arm {arm!r}"
+    word = "answered" if metric == AUROC else "decided"
+    lacking = f"fewer than {FEWEST} {word} judgements of a class in the arm {arm!r}, of more that were asked for"
     found = (
         pl.DataFrame({"latent": latents})
         .join(frame, on="latent", how="left")

@@ -110,7 +110,7 @@ def _recipe_inputs(store: Store, m: Manifest) -> list[Check]:
     checks = []
     settings = m.recipe["settings"]
     for upstream in stage.inputs:
-        if not upstream.used(settings):
+        if not upstream.used(settings) or (upstream.optional and upstream.stage not in m.recipe["inputs"]):
             continue
         found: dict[str, str] = {}
         for pin in m.inputs:

@@ -39,6 +39,7 @@ def runner(scorer: Scorer) -> Callable[[Sequence[Work]], Iterator[Work]]:
 
 
 def _score(scorer: Scorer, work: Work) -> None:
+    work.check_windows()
     explanations = work.input("explanations")
     settings: ScorerSettings = getattr(work.settings, scorer.name)
     plan = scorer.plan(work, work.workspace.corpus(work.input("resolved_saes")), scorer.splits)
@@ -113,7 +114,7 @@ def score_block(
     """
     if chosen is not None:
         out = ~pl.col("status").is_in(judgements.NOT_ELIGIBLE) & ~pl.col("latent").is_in(chosen.tolist())
-        why = pl.lit(f"not among the {len(chosen)} latents sampled")
+        why = pl.lit("not in the scorer's sample of latents")
         explained = explained.with_columns(
             status=pl.when(out).then(pl.lit("not_sampled")).otherwise("status"),
             reason=pl.when(out).then(why).otherwise("reason"),

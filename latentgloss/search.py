@@ -24,7 +24,7 @@ import polars as pl
 from latentgloss import schema
 from latentgloss.errors import InputError, MissingInput, StoreError
 from latentgloss.registry import split_partition
-from latentgloss.stages import STAGES
+from latentgloss.stages import STAGES, made_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -84,7 +84,8 @@ def explanation_rows(partition: str, inputs: Mapping[str, Version]) -> pl.DataFr
     rows = rows.join(density, on="latent", how="left", validate="m:1")
     found: set[str] = set()
     for stage, version in inputs.items():
-        if STAGES[stage].noun == "scores":
+        # Scores of other explanations than these are not theirs.
+        if STAGES[stage].noun == "scores" and made_from(version, inputs["explanations"]):
             lowest = (
                 version.scan(schema.SCORES)
                 .filter(pl.col("status") == "ok")
@@ -136,7 +137,8 @@ class SearchIndex:
             raise MissingInput(
                 "there is no search index yet",
                 expected="the asset search_index of at least one model",
-                todo="materialise it: `dagster asset materialize --select search_index --partition MODEL`",
+                todo="materialise it: `dagster asset materialize --select search_index --partition MODEL`; if it was "
+                "and its table is gone, run `latentgloss index rebuild`",
             )
         return table
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from latentgloss.schema import Table
     from latentgloss.settings import Settings
+    from latentgloss.store import Version
 
 Grain = Literal["model", "sae"]
 Pool = Literal["gpu", "llm"]
@@ -38,13 +39,15 @@ class Input:
 
     when: tuple[str, Any] | None = None
     """(setting, value): read only if the setting has the value."""
+    optional: bool = False
+    """Read if it is there; of several such inputs one at least must be."""
 
     def used(self, settings: Mapping[str, Any]) -> bool:
         """`settings` as `Stage.settings_used` gives them, or a recipe holds them."""
-        return self.when is None or _among(settings, self.when[0]) == self.when[1]
+        return self.when is None or among(settings, self.when[0]) == self.when[1]
 
     def parts_used(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        return self.parts + tuple(part for part, name, value in self.also if value in _among(settings, name))
+        return self.parts + tuple(part for part, name, value in self.also if value in among(settings, name))
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Stage:
         return {name: _value(settings, name) for name in self.settings}
 
 
-def _among(settings: Mapping[str, Any], dotted: str) -> Any:
+def among(settings: Mapping[str, Any], dotted: str) -> Any:
     """One setting of those a stage uses, which may be declared as a whole table."""
     table, _, name = dotted.partition(".")
     return settings[dotted] if dotted in settings else settings[table][name]
@@ -230,7 +233,7 @@ _ALL = (
         version="1",
         # Vectors of explanations are here for order alone; scores come last, since the bridge follows its last input.
         inputs=(Input("activation_cache", ("latents",)), Input("explanations"), Input("explanation_embeddings"),
-                *(Input(f"{scorer}_scores", ("scores",)) for scorer in _SCORERS)),
+                *(Input(f"{scorer}_scores", ("scores",), optional=True) for scorer in _SCORERS)),
         settings=("search",),
         tables=(),
         doc="Explanations of every SAE of a model in one LanceDB table: vectors, full text, scores.",
@@ -241,7 +244,7 @@ _ALL = (
         grain="model",
         version="1",
         inputs=(Input("activation_cache", ("latents",)), Input("sampled_contexts", ("eligibility",)),
-                Input("explanations"), *(Input(f"{scorer}_scores", ("scores",)) for scorer in _SCORERS)),
+                Input("explanations"), *(Input(f"{scorer}_scores", ("scores",), optional=True) for scorer in _SCORERS)),
         settings=("report",),
         tables=(schema.REPORT,),
         doc="Per SAE and explainer: latents alive, eligible, explained, scored; medians with intervals.",
@@ -253,6 +256,19 @@ STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
 
 NOUNS = ("corpus", "activations", "contexts", "explanations", "scores", "report", "embeddings")
 """The six of the flow in order, and what stands beside it."""
+
+
+def made_from(version: Version, upstream: Version) -> bool:
+    """Whether a version was made from the content of this version of one of its inputs.
+
+    What is current of two stages need not belong together: the later one may not have been computed again yet.
+    """
+    recipe = version.manifest.recipe
+    return all(
+        recipe["inputs"].get(i.stage) == upstream.content(i.parts_used(recipe["settings"]))
+        for i in STAGES[version.manifest.stage].inputs
+        if i.stage == upstream.manifest.stage and i.used(recipe["settings"])
+    )
 
 
 def downstream(name: str) -> list[str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from latentgloss.errors import LatentglossError
+from latentgloss.errors import LatentglossError, MissingInput
 from latentgloss.files import disk_full, is_disk_full
+from latentgloss.stages import among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -80,6 +81,23 @@ class Work:
         """The pinned version of an input of the same partition (or of its model)."""
         (version,) = self.recipe.inputs[stage].values()
         return version
+
+    def check_windows(self) -> None:
+        """Raises MissingInput if contexts were cut or drawn by other settings than today's: their numbers would lie."""
+        today = {f"contexts.{name}": getattr(self.settings.contexts, name) for name in ("length", "pool")}
+        for versions in self.recipe.inputs.values():
+            for version in versions.values():
+                made = version.manifest.recipe["settings"]
+                if version.manifest.stage not in ("sampled_contexts", "sampled_negatives"):
+                    continue
+                changed = {k: among(made, k) for k, v in today.items() if among(made, k) != v}
+                if changed:
+                    raise MissingInput(
+                        f"{version.manifest.stage} of {self.partition} was made with "
+                        + ", ".join(f"{k} = {v}" for k, v in changed.items()),
+                        expected=", ".join(f"{k} = {today[k]}" for k in changed),
+                        todo=f"materialise {version.manifest.stage} again, then this stage",
+                    )
 
     def block_recipe(self, settings: dict[str, Any] | None = None, **consumed: Any) -> dict[str, Any]:
         """Recipe of one block: the stage, the settings that matter to it, and hashes of the rows it consumes."""

@@ -237,11 +237,23 @@ class Workspace:
         for upstream in stage.inputs:
             if not upstream.used(settings):
                 continue
-            versions = self._inputs(stage, STAGES[upstream.stage], partition)
+            try:
+                versions = self._inputs(stage, STAGES[upstream.stage], partition)
+            except MissingInput:
+                if upstream.optional:
+                    continue
+                raise
             inputs[upstream.stage] = versions
             parts = upstream.parts_used(settings)
             hashes = {key: version.content(parts) for key, version in versions.items()}
             contents[upstream.stage] = hashes[partition] if list(hashes) == [partition] else hashes
+        optional = [i.stage for i in stage.inputs if i.optional]
+        if optional and not inputs.keys() & optional:
+            raise MissingInput(
+                f"none of {', '.join(optional)} of {partition} has been materialised",
+                expected=f"one of them before {stage.name}",
+                todo=f"materialise {optional[0]} first",
+            )
         content = {
             "stage": stage.name,
             "version": stage.version,

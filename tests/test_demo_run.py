@@ -53,7 +53,7 @@ def test_every_scorer_has_a_row_in_its_own_metric(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, "")  # the module sets defaults; they go with this test
     arms = importlib.import_module("demo.run")._arms
     key = {"profile": "default", "partition": "m/h/s", "control": False}
-    blank = dict.fromkeys(("n_latents", "n_alive", "n_eligible", "n_explained", "n_scored"), 1)
+    blank = dict.fromkeys(("n_latents", "n_alive", "n_eligible", "n_explained", "n_asked", "n_scored"), 1)
     scored = [
         ("detection", "executed", "", "balanced_accuracy", 0.6),
         ("detection", "executed", "", "auroc", 0.7),

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from latentgloss import schema, statistics
-from latentgloss.stages import STAGES
+from latentgloss.stages import STAGES, made_from
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 AUROC = "auroc"
 """Summarised for every scorer beside the metric its score is."""
 BASELINE = "token_table"
+_SCORED = ("explanations", "sampled_contexts")
+"""What scores must have been made from to be reported beside it."""
 _KEY = ["explainer", "scorer", "judge", "embedder", "profile", "negatives"]
 
 
@@ -32,7 +34,8 @@ def _report(work: Work) -> None:
     scorers = [name for name in inputs if STAGES[name].noun == "scores"]
     scored = set().union(*(inputs[name] for name in scorers))
     complete = sorted(scored.intersection(*(inputs[name] for name in inputs if name not in scorers)))
-    work.facts = {"partitions": complete}
+    behind: list[str] = []
+    work.facts = {"partitions": complete, "scores_behind": behind}
     if work.draft.reuse("all", work.recipe.content, (schema.REPORT,)):
         return
     for partition in complete:
@@ -41,7 +44,11 @@ def _report(work: Work) -> None:
         alive = read["activation_cache"].scan(schema.LATENTS).filter(pl.col("count") > 0).select("latent").collect()
         explained = read["explanations"].scan(schema.EXPLANATIONS).filter(status="ok").select("latent", "explainer")
         explained_by = dict(explained.group_by("explainer").len().collect().iter_rows())
-        scores = pl.concat(read[name].read(schema.SCORES) for name in scorers if name in read)
+        # Scores of other explanations or contexts than these are not theirs; they come when they are computed again.
+        late = [n for n in scorers if n in read and not all(made_from(read[n], read[of]) for of in _SCORED)]
+        behind += [f"{name} of {partition}" for name in late]
+        current = [read[name].read(schema.SCORES) for name in scorers if name in read and name not in late]
+        scores = pl.concat([schema.SCORES.empty(), *current])
         eligible = eligibility.filter(pl.col("status") == "eligible").select("latent").sort("latent")
         counts = {
             "partition": partition,
@@ -62,6 +69,7 @@ def _report(work: Work) -> None:
                         **counts,
                         **dict(zip(_KEY, key, strict=True)),
                         "n_explained": explained_by.get(key[0], 0),
+                        "n_asked": judged.height,
                         **_summary(frame, judged, metric, settings.seed, settings.resamples),
                         **_gain(frame, baseline, judged, metric, settings.seed, settings.resamples),
                     }

@@ -11,7 +11,7 @@ from latentgloss.errors import SettingsError
 from latentgloss.schema import SPLITS
 from latentgloss.scorers import detection, fuzzing
 from latentgloss.scorers.base import Scorer
-from latentgloss.scorers.cosine import cosine_judge
+from latentgloss.scorers.cosine import CosineJudge, cosine_judge
 from latentgloss.scorers.executed import ExecutedJudge
 
 if TYPE_CHECKING:
@@ -45,9 +45,11 @@ def judges_of_vectors(work: Work, names: tuple[str, ...]) -> list[Judge]:
     return [cosine_judge(workspace, work.model.name, corpus, name) for name in work.settings.embedding.embedders]
 
 
-def identities_of_vectors(workspace: Workspace, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def identities_of_vectors(workspace: Workspace, judges: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Raises InputError for an embedder there is none of."""
-    return {name: workspace.embedder(name).identity() for name in workspace.settings.embedding.embedders}
+    judge = {"judge": CosineJudge.name, "version": CosineJudge.version}
+    names = workspace.settings.embedding.embedders
+    return {name: {**judge, "embedder": workspace.embedder(name).identity()} for name in names}
 
 
 def _judge(name: str) -> type[ExecutedJudge]:
@@ -65,7 +67,7 @@ SCORERS: dict[str, Scorer] = {
     for scorer in (
         Scorer("detection", "balanced_accuracy", SPLITS, detection.plan, judges_of_contexts, identities_of_contexts),
         Scorer("fuzzing", "balanced_accuracy", SPLITS, fuzzing.plan, judges_of_contexts, identities_of_contexts),
-        Scorer("embedding", "auroc", ("test",), detection.plan, judges_of_vectors, identities_of_vectors),
+        Scorer("embedding", "auroc", ("test",), detection.plan_of_vectors, judges_of_vectors, identities_of_vectors),
     )
 }
 

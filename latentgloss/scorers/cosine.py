@@ -52,7 +52,8 @@ class CosineJudge:
         queries = dict(zip(texts, self._explanations.get(texts), strict=True))
         ends = np.cumsum([len(n) for n in numbers])
         for question, chosen in zip(asked, np.split(place, ends[:-1]), strict=True):
-            evidence = documents[chosen] @ queries[question.explanation]
+            # Row by row in float64: a product of matrices would round by a row's place among the others.
+            evidence = (documents[chosen].astype(np.float64) * queries[question.explanation]).sum(axis=1)
             yield Answer(evidence.astype(np.float32), None, None, None)
 
 

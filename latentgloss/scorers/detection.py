@@ -42,6 +42,21 @@ def plan(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
     return Plan(arms, {"arms": arms, "splits": list(splits)}, ask)
 
 
+def plan_of_vectors(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
+    """As `plan`, without the stratum `similar` where one of the scorer's own embedders chose it: no fair question."""
+    made = plan(work, corpus, splits)
+    chosen = work.input("sampled_negatives").manifest.recipe["external"].get("embedder", {}).get("identity")
+    own = [work.workspace.embedder(name).identity() for name in work.settings.embedding.embedders]
+    arms = [arm for arm in made.arms if arm != "similar" or chosen not in own]
+
+    def ask(block: str) -> Asked:
+        everything = made.ask(block)
+        keep = everything.rows["arm"].is_in(arms).to_numpy()
+        return Asked(everything.rows.filter(keep), everything.tokens[keep], profile=everything.profile)
+
+    return made if arms == made.arms else Plan(arms, {**made.identity, "arms": arms}, ask)
+
+
 def candidates(contexts: pl.DataFrame, negatives: pl.DataFrame, splits: tuple[str, ...]) -> pl.DataFrame:
     """Every context to be judged of a block: latent, split, context, stratum, decile, document, truth, place.
 

@@ -1,0 +1,77 @@
+"""What is current of several stages need not belong together: later stages must see it, and say so."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from latentgloss import schema, settings
+from latentgloss.workspace import Workspace
+from tests import tiny
+
+SCORES = ("detection_scores", "fuzzing_scores", "embedding_scores")
+BEFORE_SCORES = [stage for stage in tiny.RUNNERS if stage not in (*SCORES, "search_index", "score_report")]
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("belonging")
+    workspace = tiny.tiny_workspace(folder)
+    assert not [o.error for o in tiny.run_all(workspace) if o.error]
+    return folder
+
+
+@pytest.fixture
+def folder(computed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(computed, tmp_path / "copy"))
+
+
+def reset(folder: Path, old: str, new: str) -> Workspace:
+    path = folder / settings.FILE
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    return Workspace.open(path)
+
+
+@pytest.mark.parametrize("stage", [*SCORES, "explanations"])
+def test_contexts_cut_by_other_settings_are_refused(folder: Path, stage: str) -> None:
+    """Their numbers would be read as those of other windows."""
+    workspace = reset(folder, "length = 16", "length = 32")
+    outcomes = tiny.run_all(workspace, [stage])
+    assert {o.status for o in outcomes} == {"failed"}
+    assert all("was made with contexts.length = 16" in str(o.error) for o in outcomes)
+
+
+def test_scores_of_other_explanations_are_not_reported_beside_these(folder: Path) -> None:
+    workspace = reset(folder, "[report]", "[explanations.pattern]\nrules = 2\n[report]")
+    assert not [o.error for o in tiny.run_all(workspace, ["explanations", "detection_scores"]) if o.error]
+    (report, *_) = tiny.run_all(workspace, ["score_report"])
+    assert report.error is None and report.version is not None
+    assert set(report.version.read(schema.REPORT)["scorer"]) == {"detection"}
+    behind = {f"{stage} of {sae}" for stage in ("fuzzing_scores", "embedding_scores") for sae in tiny.SAES}
+    assert set(report.facts["scores_behind"]) == behind
+    (index,) = tiny.run_all(workspace, ["search_index"])
+    assert index.error is None
+    table = workspace.lance.open("search", _facts(workspace)).search().to_arrow()
+    assert table["fuzzing"].null_count == len(table)
+    assert table["detection"].null_count < len(table)
+
+
+def _facts(workspace: Workspace) -> dict[str, object]:
+    from latentgloss.search import SearchIndex
+
+    return SearchIndex(workspace.lance, workspace.embedder(workspace.settings.search.embedder).identity()).facts
+
+
+def test_one_scorer_is_enough_for_a_report_and_none_is_not(tmp_path: Path) -> None:
+    workspace = tiny.tiny_workspace(tmp_path)
+    assert not [o.error for o in tiny.run_all(workspace, BEFORE_SCORES) if o.error]
+    (none,) = tiny.run_all(workspace, ["score_report"])
+    assert "none of detection_scores, fuzzing_scores, embedding_scores" in str(none.error)
+    assert not [o.error for o in tiny.run_all(workspace, ["fuzzing_scores"]) if o.error]
+    (report,) = tiny.run_all(workspace, ["score_report"])
+    assert report.error is None and report.version is not None
+    assert set(report.version.read(schema.REPORT)["scorer"]) == {"fuzzing"}
