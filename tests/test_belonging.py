@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
-from latentgloss import schema, settings
+from latentgloss import judgements, schema, settings
 from latentgloss.workspace import Workspace
 from tests import tiny
 
@@ -75,3 +77,34 @@ def test_one_scorer_is_enough_for_a_report_and_none_is_not(tmp_path: Path) -> No
     (report,) = tiny.run_all(workspace, ["score_report"])
     assert report.error is None and report.version is not None
     assert set(report.version.read(schema.REPORT)["scorer"]) == {"fuzzing"}
+
+
+def test_a_handful_of_judgements_left_of_many_is_no_score() -> None:
+    n, counted = 40, 3
+    truth = np.tile([True, False], n // 2)
+    rows = pl.DataFrame(
+        {
+            "latent": pl.Series([0] * n + [1] * n, dtype=pl.UInt32),
+            "arm": "donor",
+            "split": "test",
+            "decile": pl.Series(np.where(truth, 5, 0).tolist() * 2, dtype=pl.UInt8),
+            "document": pl.Series(range(2 * n), dtype=pl.UInt32),
+            "truth": truth.tolist() * 2,
+            "evidence": pl.Series([float(t) for t in truth] * 2, dtype=pl.Float32),
+            "prediction": truth.tolist() * 2,
+        }
+    )
+    lost = (pl.col("latent") == 1) & (pl.int_range(pl.len()).over("latent") >= 2 * counted)
+    rows = rows.with_columns(pl.when(~lost).then(pl.col("evidence", "prediction")))
+    key = {"explainer": "e", "scorer": "fuzzing", "judge": "j", "embedder": "", "profile": "default"}
+    whole, few = judgements.scores(
+        rows, pl.Series([0, 1], dtype=pl.UInt32), "donor", "balanced_accuracy", key
+    ).iter_rows(named=True)
+    assert (whole["status"], whole["score"]) == ("ok", 1.0)
+    assert (few["status"], few["score"], few["auroc"], few["n"]) == ("unscored", None, None, 2 * counted)
+    assert "fewer than 10 decided judgements" in few["reason"]
+    asked = rows.filter(pl.int_range(pl.len()).over("latent") < 2 * counted)
+    (_, all_there) = judgements.scores(asked, pl.Series([0, 1], dtype=pl.UInt32), "donor", "balanced_accuracy", key)[
+        "status"
+    ]
+    assert all_there == "ok", "few were asked for, none was lost"
