@@ -149,6 +149,13 @@ class SearchIndex:
         assert isinstance(rows, pl.DataFrame)
         return {m: set(v) for m, v in rows.group_by("model").agg(pl.col("version").unique()).iter_rows()}
 
+    def unscored(self, scorer: str) -> tuple[int, int]:
+        """Rows without a score of a scorer, and rows."""
+        _where({}, {scorer: 0.0})
+        with self.tables.reading(NAME):
+            table = self.table()
+            return table.count_rows(f"{scorer} IS NULL"), table.count_rows()
+
     def known(self, column: str) -> list[str]:
         """Distinct values of one of `FILTERS`."""
         with self.tables.reading(NAME):
@@ -233,8 +240,9 @@ class _Writer:
         self.index, self.tables = index, index.tables
         try:
             self.table = self.tables.open(NAME, index.facts)
-        except StoreError:
-            if not replace:
+        except StoreError as e:
+            # Another embedder's, or damaged when looked at again: what cannot be read just now may be in order.
+            if not replace or (e.__cause__ is not None and self.tables.damage(NAME) is None):
                 raise
             self.tables.drop(NAME)
             self.table = None

@@ -79,7 +79,12 @@ def test_filters(finished: Path) -> None:
     ):
         assert kept, option
         assert hits(finished, WORD, option, value, "--limit", "1000") == kept
-    assert hits(finished, WORD, "--min-score", "0.1", "--scorer", "intruder") == []
+
+
+def test_a_scorer_that_scored_nothing_is_said(finished: Path) -> None:
+    result = run(finished, "search", WORD, "--min-score", "0.1", "--scorer", "intruder")
+    assert result.exit_code == 1
+    assert "no explanation in the index has a score of intruder" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from latentgloss.cli.output import json_option, open_workspace, print_json, print_json_rows, print_table, unknown
+from latentgloss.errors import InputError
 
 if TYPE_CHECKING:
     from latentgloss.search import SearchIndex
@@ -83,6 +84,16 @@ def search(
     given = {"model": model, "hookpoint": hookpoint, whole: sae, "explainer": explainer}
     filters = {name: value for name, value in given.items() if value is not None}
     at_least = {} if min_score is None else {scorer: min_score}
+    for name in at_least:
+        missing, rows = index.unscored(name)
+        if missing == rows:
+            raise InputError(
+                f"no explanation in the index has a score of {name}",
+                expected=f"the assets {name}_scores and then search_index",
+                todo="materialise them, or name another --scorer",
+            )
+        if missing:
+            _note(f"{missing:,} of {rows:,} explanations have no score of {name} and are left out")
     hits = index.search(text, vector, mode=mode, limit=limit, filters=filters, at_least=at_least)  # type: ignore[arg-type]
     if not hits:
         _explain_nothing(index, filters)
