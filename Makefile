@@ -20,7 +20,7 @@ export DAGSTER_HOME := $(CURDIR)/data/dagster
 HOME_READY := $(DAGSTER_HOME)/dagster.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full ui test test-demo test-dagster test-kill check format docs bench bench-delphi constraints clean
+.PHONY: help setup demo demo-full ui test test-demo test-dagster test-kill check format docs bench bench-search bench-delphi constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,11 @@ docs: $(READY) ## write the generated pages: docs/data_dictionary.md
 
 bench: $(READY) $(HOME_READY) ## the figures in benchmarks/, measured on this machine
 	@for name in caching memory contexts imports; do $(PY) benchmarks/pipeline.py $$name || exit 1; done
+	@$(PY) benchmarks/contexts_scale.py
+
+bench-search: demo-full ## precision of search and work of embedding, on the store of make demo-full
+	@$(PY) benchmarks/search.py
+	@$(PY) benchmarks/embedding.py work
 
 bench-delphi: $(READY) ## delphi against this, in an environment of its own (.bench/, about 1 GB; ten minutes)
 	@$(PY) benchmarks/vs_delphi.py
