@@ -43,7 +43,7 @@ def _score(scorer: Scorer, work: Work) -> None:
     explanations = work.input("explanations")
     settings: ScorerSettings = getattr(work.settings, scorer.name)
     plan = scorer.plan(work, work.workspace.corpus(work.input("resolved_saes")), scorer.splits)
-    judges = scorer.judges(work, settings.judges)
+    judges = scorer.judges(work, settings)
     chosen = sampled(work.input("sampled_contexts").read(schema.ELIGIBILITY), settings)
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})

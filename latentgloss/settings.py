@@ -89,20 +89,24 @@ class ExplanationSettings(Strict):
 class ScorerSettings(Strict):
     """What every scorer has."""
 
-    judges: tuple[str, ...] = ("executed",)
     seed: int = 0
     """Draws the sample of latents and, in fuzzing, the donors of wrong marks."""
     sample: int | None = Field(default=None, ge=1)
     """Eligible latents that are judged per SAE; None: all. The others are rows of status `not_sampled`."""
 
 
-class FuzzingSettings(ScorerSettings):
+class JudgedSettings(ScorerSettings):
+    """Of scorers whose judges are chosen by name."""
+
+    judges: tuple[str, ...] = ("executed",)
+
+
+class FuzzingSettings(JudgedSettings):
     wrong_marks: Literal["donor", "random"] = "donor"
     """`random`: wrong examples are non-activating contexts with marks anywhere. Profile `paper` only."""
 
 
 class EmbeddingSettings(ScorerSettings):
-    judges: tuple[Literal["cosine"], ...] = ("cosine",)
     embedders: tuple[str, ...] = Field(default=("minilm",), min_length=1)
     """Names in the registry's `embedders/`; vectors of contexts and explanations are made with each."""
 
@@ -157,7 +161,7 @@ class Settings(Strict):
     contexts: ContextSettings = ContextSettings()
     negatives: NegativeSettings = NegativeSettings()
     explanations: ExplanationSettings = ExplanationSettings()
-    detection: ScorerSettings = ScorerSettings()
+    detection: JudgedSettings = JudgedSettings()
     fuzzing: FuzzingSettings = FuzzingSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     search: SearchSettings = SearchSettings()

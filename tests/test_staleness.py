@@ -233,7 +233,6 @@ OTHER_VALUES: dict[str, Any] = {
     "fuzzing.judges": ("executed", "executed"),
     "fuzzing.sample": 5,
     "fuzzing.wrong_marks": "random",
-    "embedding.judges": ("cosine", "cosine"),
     "embedding.sample": 5,
     "embedding.embedders": ("tiny", "minilm"),
     "profile": "paper",

@@ -17,6 +17,7 @@ from latentgloss.scorers.executed import ExecutedJudge
 if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Judge
+    from latentgloss.settings import EmbeddingSettings, JudgedSettings
     from latentgloss.work import Work
     from latentgloss.workspace import Workspace
 
@@ -28,28 +29,27 @@ def judge_named(name: str, vocabulary: Vocabulary) -> Judge:
     return _judge(name)(vocabulary)
 
 
-def judges_of_contexts(work: Work, names: tuple[str, ...]) -> list[Judge]:
+def judges_of_contexts(work: Work, settings: JudgedSettings) -> list[Judge]:
     """Judges that need nothing but the model's vocabulary. Raises SettingsError for a judge there is none of."""
     vocabulary = work.workspace.vocabulary(work.model.name)
-    return [judge_named(name, vocabulary) for name in names]
+    return [judge_named(name, vocabulary) for name in settings.judges]
 
 
-def identities_of_contexts(workspace: Workspace, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def identities_of_contexts(workspace: Workspace, settings: JudgedSettings) -> dict[str, dict[str, Any]]:
     """Raises SettingsError for a judge there is none of."""
-    return {name: _judge(name).identity() for name in names}
+    return {name: _judge(name).identity() for name in settings.judges}
 
 
-def judges_of_vectors(work: Work, names: tuple[str, ...]) -> list[Judge]:
+def judges_of_vectors(work: Work, settings: EmbeddingSettings) -> list[Judge]:
     """The cosine judge with each embedder of the settings. Raises InputError for an embedder there is none of."""
     workspace, corpus = work.workspace, work.workspace.corpus(work.input("resolved_saes"))
-    return [cosine_judge(workspace, work.model.name, corpus, name) for name in work.settings.embedding.embedders]
+    return [cosine_judge(workspace, work.model.name, corpus, name) for name in settings.embedders]
 
 
-def identities_of_vectors(workspace: Workspace, judges: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def identities_of_vectors(workspace: Workspace, settings: EmbeddingSettings) -> dict[str, dict[str, Any]]:
     """Raises InputError for an embedder there is none of."""
     judge = {"judge": CosineJudge.name, "version": CosineJudge.version}
-    names = workspace.settings.embedding.embedders
-    return {name: {**judge, "embedder": workspace.embedder(name).identity()} for name in names}
+    return {name: {**judge, "embedder": workspace.embedder(name).identity()} for name in settings.embedders}
 
 
 def _judge(name: str) -> type[ExecutedJudge]:
@@ -74,6 +74,6 @@ SCORERS: dict[str, Scorer] = {
 
 def identities(workspace: Workspace, scorer: str) -> dict[str, dict[str, Any]]:
     """Per judge of a scorer, everything that decides its answers. Raises SettingsError."""
-    judges = getattr(workspace.settings, scorer).judges
-    found: dict[str, dict[str, Any]] = SCORERS[scorer].identities(workspace, judges)
+    settings = getattr(workspace.settings, scorer)
+    found: dict[str, dict[str, Any]] = SCORERS[scorer].identities(workspace, settings)
     return found

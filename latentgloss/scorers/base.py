@@ -94,9 +94,9 @@ class Scorer:
     splits: tuple[str, ...]
     """What is asked about. A threshold is chosen if `select` is among them; only `test` is scored."""
     plan: Callable[[Work, Corpus, tuple[str, ...]], Plan]
-    judges: Callable[[Work, tuple[str, ...]], list[Judge]]
-    """Makes the judges that the settings name, from whatever of the partition they need."""
-    identities: Callable[[Workspace, tuple[str, ...]], dict[str, dict[str, Any]]]
+    judges: Callable[[Work, Any], list[Judge]]
+    """Makes the judges that the scorer's settings name, from whatever of the partition they need."""
+    identities: Callable[[Workspace, Any], dict[str, dict[str, Any]]]
     """Per judge, everything that decides its answers."""
 
     @property
