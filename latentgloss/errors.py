@@ -57,6 +57,10 @@ class EmbedderError(LatentglossError):
     """An embedder cannot be loaded, or stored vectors are another embedder's."""
 
 
+class LanguageModelError(LatentglossError):
+    """A language model cannot be reached, lacks what is asked of it, or its budget is spent."""
+
+
 class ExplainerError(LatentglossError):
     """An explainer was called with something no explainer can work from."""
 

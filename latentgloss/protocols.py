@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     from jaxtyping import Bool, Float32, Int64, UInt32
@@ -110,6 +110,91 @@ class Vectors(Protocol):
 
     def get(self, items: Any) -> Float32[np.ndarray, "items dimension"]:
         """One vector of unit norm per item, in order; what is missing is made and kept."""
+
+
+Capability = Literal["choice", "json_schema", "logprobs", "prompt_logprobs", "seed"]
+"""What a language model can do beyond answering with text."""
+
+
+@dataclass(frozen=True)
+class Message:
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that decides a reply, beside the model's identity: with it, the key of the reply cache."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int
+    """Most tokens of the reply."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    choice: tuple[str, ...] | None = None
+    """The reply is one of these (capability `choice`)."""
+    json_schema: Mapping[str, Any] | None = None
+    """The reply is JSON that fits (capability `json_schema`)."""
+    logprobs: int = 0
+    """Alternatives per token of the reply whose log probability is wanted (capability `logprobs`)."""
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """One token of a reply. Natural logarithms."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+    """Most probable tokens at this place with theirs, descending."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A model's answer to one request, or why there is none."""
+
+    status: Literal["ok", "truncated", "refused", "llm_error", "unsupported", "over_budget"]
+    """`truncated`: cut at `max_tokens`, with the text so far."""
+    reason: str = ""
+    text: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    """Of those, the ones the server did not compute again, where it says so."""
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    """Price when it was paid for; a reply from the cache keeps it."""
+    from_cache: bool = False
+    """It had been paid for before."""
+
+
+class LanguageModel(Protocol):
+    """Answers requests."""
+
+    @property
+    def name(self) -> str:
+        """Key in score tables, as in settings."""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]: ...
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides its replies, free of addresses and keys; part of recipes. Asks nobody."""
+        ...
+
+    def count_tokens(self, requests: Sequence[Request]) -> list[int] | None:
+        """Prompt tokens per request as the model will count them; None if its tokenizer is not at hand."""
+        ...
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """One reply per request, in order. `requests` is read only as far ahead as can be in flight.
+
+        A failure is a reply with a status. Raises LanguageModelError only where nothing more can be answered (the
+        server is gone, the budget is spent); what had arrived by then is in the reply cache.
+        """
+        ...
 
 
 class Predictor(Protocol):
