@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
+from latentgloss.attention import implementation
 from latentgloss.errors import SubjectError
 from latentgloss.registry import ModelSpec
 from latentgloss.subject_files import (
@@ -243,14 +244,18 @@ def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None)
 
     `device` defaults to CUDA where there is one. Raises SubjectError if files are missing or cannot be read.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = ready_folder(spec, cache_dir)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, spec.dtype)
     with quiet(), readable(spec, folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype), local_files_only=True)
+        attention = implementation(AutoConfig.from_pretrained(folder, local_files_only=True), dtype, device)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, attn_implementation=attention
+        )
         tokenizer = tokenizer_in(folder)
     identity = model_identity(spec, cache_dir)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cpu":
         _keep_freed_memory()
     return Subject(model, tokenizer, identity, device)
