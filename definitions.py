@@ -3,14 +3,18 @@
 Loading it imports no model library: runners are imported inside assets, when they run.
 """
 
-import dagster as dg
+from latentgloss.memory import keep_freed_memory
 
-import assets
-from jobs.jobs import JOBS
-from jobs.refresh import SCHEDULES
-from resources import Progress, WorkspaceResource
-from sensors.automation import automation_sensor
-from sensors.registry import registry_sensor
+keep_freed_memory()  # before any thread has an arena of its own
+
+import dagster as dg  # noqa: E402
+
+import assets  # noqa: E402
+from jobs.jobs import JOBS  # noqa: E402
+from jobs.refresh import SCHEDULES  # noqa: E402
+from resources import Progress, WorkspaceResource  # noqa: E402
+from sensors.automation import automation_sensor  # noqa: E402
+from sensors.registry import registry_sensor  # noqa: E402
 
 defs = dg.Definitions(
     # include_specs: without it an AssetSpec becomes an unpartitioned stub.

@@ -30,8 +30,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever is installed
 
-import world
-from worker import Worker, serve
+from latentgloss.memory import keep_freed_memory
+
+keep_freed_memory()  # as definitions.py does, first of all
+
+import world  # noqa: E402
+from worker import Worker, serve  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 LATENTS, K = 4096, 32

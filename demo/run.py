@@ -22,6 +22,10 @@ os.environ.setdefault("LATENTGLOSS_CONFIG", str(ROOT / ("demo/full.toml" if FULL
 os.environ.setdefault("DAGSTER_HOME", str(ROOT / "data" / "dagster"))
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
+from latentgloss.memory import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()  # before any thread has an arena of its own
+
 import polars as pl  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn  # noqa: E402

@@ -92,10 +92,13 @@ def eligibility(cells: Cells, windows: Windows, population: Population, settings
             "n_dropped_identical": count(cells.activating & windows.repeat[cells.window]),
             "firing_rate": n[:, test] / max(n_test_windows, 1),
             "alive": cells.alive,
-            "n_tokens": np.bincount(np.repeat(cells.row, cells.count)[cells.unmasked], minlength=n_latents),
             "silent": n_test_windows - count((windows.usable & (windows.split == test))[cells.window]),
         }
     )
+    n_tokens: Int64[np.ndarray, " latents"] = np.full(n_latents, settings.min_active_tokens)
+    if settings.min_active_tokens:  # going through every token is worth it only if somebody asks
+        n_tokens = np.bincount(np.repeat(cells.row, cells.count)[cells.unmasked], minlength=n_latents)
+    frame = frame.with_columns(n_tokens=n_tokens)
     problems = (
         (~pl.col("alive"), "dead", pl.lit("active on 0 unmasked tokens")),
         _fewer("n_tokens", settings.min_active_tokens, "rare", "{} active tokens"),
@@ -116,7 +119,8 @@ def _fewer(column: str, least: int, status: str, words: str) -> tuple[pl.Expr, s
 
 def _documents(population: Population, split: int) -> Int64[np.ndarray, " latents"]:
     """Distinct documents among each latent's windows of a split."""
-    here = np.flatnonzero(population.group % len(schema.SPLITS) == split)
+    wanted = np.arange(len(population.n)) % len(schema.SPLITS) == split
+    here = np.flatnonzero(wanted[population.group])
     row = population.group[here] // len(schema.SPLITS)
     pairs = distinct(row << 32 | population.cells.document[population.cell[here]])
     return np.bincount(pairs >> 32, minlength=len(population.cells.latents))
@@ -137,8 +141,9 @@ def _sample(
     asked for are looked at, and all of them for latents whose sample would need more.
     """
     n_splits = len(schema.SPLITS)
-    wanted = eligible[population.group // n_splits] & (population.group % n_splits == source)
-    keep = np.flatnonzero(wanted)
+    wanted = np.zeros(len(population.n), dtype=bool)
+    wanted[source::n_splits] = eligible
+    keep = np.flatnonzero(wanted[population.group])
     if sampler not in ("quantile", "random"):
         return draw(population.frame(keep), sampler, size, per_document=per_document)
     most = int(enough(np.array([size]))[0])

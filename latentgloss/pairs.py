@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-AT_ONCE = 2**24
-"""Pairs read in one go, about: 200 MB."""
+AT_ONCE = 2**23
+"""Pairs read in one go, about: 100 MB. While the first are read, whoever computes waits."""
 
 _COLUMNS = list(schema.ACTIVATIONS.schema)
 

@@ -11,9 +11,7 @@ out; with `@input` appended, what the module takes in.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import difflib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 
 from latentgloss.attention import implementation
 from latentgloss.errors import SubjectError
+from latentgloss.memory import keep_freed_memory
 from latentgloss.registry import ModelSpec
 from latentgloss.subject_files import (
     load_tokenizer,
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["INPUT", "Subject", "load_subject", "load_tokenizer", "tokenizer_identity"]
 
 INPUT = "@input"
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Parameters of `mallopt` (malloc.h)."""
 
 
 class _Stop(Exception):
@@ -226,19 +222,6 @@ def _hooked(modules: dict[str, nn.Module], keep: Callable[[str, Any], None]) -> 
         yield
 
 
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep what tensors free for the next ones; elsewhere does nothing.
-
-    A forward pass frees and takes back the same tens of megabytes in every layer. By default they go back to the
-    system now and then, and return page by page: up to 30 page faults per token, a fifth of the pass. The peak stays
-    what it was. Both thresholds are set, since setting one ends the automatic choice of the other.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
-        mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-
-
 def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None) -> Subject:
     """The subject model, ready to run; the first load of a GGUF file converts it once (about 25 s for 135M).
 
@@ -257,5 +240,5 @@ def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None)
         tokenizer = tokenizer_in(folder)
     identity = model_identity(spec, cache_dir)
     if device == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     return Subject(model, tokenizer, identity, device)

@@ -26,6 +26,7 @@ from jaxtyping import Bool, Float32, Int64, UInt8, UInt32, UInt64
 from latentgloss import schema
 from latentgloss.errors import InputError, SettingsError
 from latentgloss.hashing import counter_hash
+from latentgloss.memory import keep_freed_memory
 from latentgloss.pairs import Shards
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
 
@@ -219,10 +220,13 @@ class Cells:
         rows[latents - np.uint32(low)] = np.arange(len(latents))
         # Latents outside the range wrap around or lie beyond it: the last entry is nobody's.
         row = rows[np.minimum(active["latent"].to_numpy() - np.uint32(low), len(rows) - 1)]
-        order = np.argsort(row, kind="stable")[: int((row < len(latents)).sum())]
-        row, position = row[order], active["position"].to_numpy()[order]
-        opens = np.ones(len(row), dtype=bool)
-        np.not_equal(row[1:], row[:-1], out=opens[1:])
+        n_tokens = np.bincount(row, minlength=len(latents))[: len(latents)]
+        order = np.argsort(row, kind="stable")[: int(n_tokens.sum())]
+        row = np.repeat(np.arange(len(latents), dtype=row.dtype), n_tokens)
+        position = active["position"].to_numpy()[order]
+        opens = np.zeros(len(row) + 1, dtype=bool)
+        opens[np.cumsum(n_tokens) - n_tokens] = True
+        opens = opens[:-1]
         if not (opens[1:] | (position[1:] > position[:-1])).all():  # shards come by position, and that is in order
             again = np.lexsort((position, row))
             order, position = order[again], position[again]
@@ -344,6 +348,7 @@ def by_block(
             due.append((name, recipe, chosen))
     if not due:
         return windows
+    keep_freed_memory()
     blocks = [chosen for _, _, chosen in due]
     shards = Shards(cache.tables(schema.ACTIVATIONS.name))
     workers = work.settings.machine.workers or os.cpu_count() or 1
