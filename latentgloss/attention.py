@@ -55,7 +55,8 @@ def _products_of_bfloat16() -> Iterator[None]:
 
     Queries, keys and values come in bfloat16, so that of what goes in only the softmax is rounded.
     """
-    flags: Any = torch.backends.mkldnn.matmul
+    backend: Any = torch.backends.mkldnn
+    flags = backend.matmul
     before = flags.fp32_precision
     flags.fp32_precision = "bf16"
     try:

@@ -53,7 +53,12 @@ def negatives_with(vectors: Callable[[Work], Vectors]) -> Callable[[Sequence[Wor
 
 def _negatives(vectors: Callable[[Work], Vectors], work: Work) -> None:
     settings = work.settings.negatives
-    windows = by_block(work, lambda source: Strata.of(work, source, vectors).sample, **_consumed(work))
+    windows = by_block(
+        work,
+        lambda source: Strata.of(work, source, vectors).sample,
+        strengths="neighbour" in settings.strata,  # in deciles of the neighbour's activation
+        **_consumed(work),
+    )
     shares = work.draft.scan(schema.STRATA_SHARES)
     short = pl.col("sampled") < pl.col("split").replace_strict(
         {split: getattr(settings, split) for split in schema.SPLITS}, return_dtype=pl.UInt32

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 AT_ONCE = 2**23
 """Pairs read in one go, about: 100 MB. While the first are read, whoever computes waits."""
 
-_COLUMNS = list(schema.ACTIVATIONS.schema)
-
 
 @dataclass(frozen=True)
 class _Footer:
@@ -54,7 +52,9 @@ class _Footer:
 class Shards:
     """The shards of a cache, in order of position."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], *, strengths: bool = True) -> None:
+        """`strengths`: read the column `activation`, too, a third of the work."""
+        self._columns = [name for name in schema.ACTIVATIONS.schema if strengths or name != "activation"]
         self._footers = [footer for footer in map(_Footer.of, paths) if len(footer.low)]
 
     def below(self, latents: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
@@ -78,14 +78,15 @@ class Shards:
             if not len(groups):
                 continue
             with pq.ParquetFile(footer.path, metadata=footer.metadata) as file:
-                table = file.read_row_groups(groups.tolist(), columns=_COLUMNS, use_threads=False)
-            frame = pl.DataFrame({name: _array(table, name) for name in _COLUMNS})
+                table = file.read_row_groups(groups.tolist(), columns=self._columns, use_threads=False)
+            frame = pl.DataFrame({name: _array(table, name) for name in self._columns})
             latent = frame["latent"].to_numpy()
             bounds = zip(np.searchsorted(latent, low), np.searchsorted(latent, high), strict=True)
             for parts, (a, b) in zip(found, bounds, strict=True):
                 if a < b:
                     parts.append(frame[int(a) : int(b)])
-        return [pl.concat(parts) if parts else schema.ACTIVATIONS.empty() for parts in found]
+        none = schema.ACTIVATIONS.empty().select(self._columns)
+        return [pl.concat(parts) if parts else none for parts in found]
 
     def sweep(self, blocks: Sequence[UInt32[np.ndarray, " _"]]) -> Iterator[tuple[int, pl.DataFrame]]:
         """(index, pairs) of each block of latents (ascending, disjoint), with as few readings as memory allows.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float32, Int64, UInt8, UInt32, UInt64
+from jaxtyping import Bool, Float32, Int64, Shaped, UInt8, UInt32, UInt64
 
 from latentgloss import schema
 from latentgloss.errors import InputError, SettingsError
@@ -185,7 +185,7 @@ def _repeats(
 class Cells:
     """Where the latents of a block are active: one *cell* per (latent, window), sorted by both.
 
-    A cell is *activating* if its maximum over unmasked tokens is above zero. A cell that is active on masked tokens
+    A cell is *activating* if the latent is active on an unmasked token of it. A cell that is active on masked tokens
     only is neither activating nor non-activating.
     """
 
@@ -193,16 +193,16 @@ class Cells:
     row: Int64[np.ndarray, " cells"]
     """Index into `latents`."""
     window: Int64[np.ndarray, " cells"]
-    maximum: Float32[np.ndarray, " cells"]
-    """Largest activation on an unmasked token; 0 if there is none."""
-    document: UInt32[np.ndarray, " cells"]
-    """Document of the strongest unmasked token (the first of several); the window's if there is none."""
     first: Int64[np.ndarray, " cells"]
     """The cell's tokens are `position[first : first + count]`, masked ones included."""
     count: Int64[np.ndarray, " cells"]
     position: UInt32[np.ndarray, " tokens"]
-    activation: Float32[np.ndarray, " tokens"]
     unmasked: Bool[np.ndarray, " tokens"]
+    windows: Windows
+    corpus: Corpus
+    _order: Int64[np.ndarray, " tokens"]
+    _activation: Float32[np.ndarray, " pairs"] | None
+    """As read, if it was; `_order` puts it beside `position`."""
 
     @classmethod
     def of(
@@ -214,12 +214,7 @@ class Cells:
         corpus: Corpus,
     ) -> Cells:
         """From rows of `schema.ACTIVATIONS` in any order; those of other latents are left out."""
-        low = int(latents[0]) if len(latents) else 0
-        width = int(latents[-1]) - low + 2 if len(latents) else 1
-        rows = np.full(width, len(latents), dtype=_small(len(latents)))
-        rows[latents - np.uint32(low)] = np.arange(len(latents))
-        # Latents outside the range wrap around or lie beyond it: the last entry is nobody's.
-        row = rows[np.minimum(active["latent"].to_numpy() - np.uint32(low), len(rows) - 1)]
+        row = _rows(latents, active["latent"].to_numpy())
         n_tokens = np.bincount(row, minlength=len(latents))[: len(latents)]
         order = np.argsort(row, kind="stable")[: int(n_tokens.sum())]
         row = np.repeat(np.arange(len(latents), dtype=row.dtype), n_tokens)
@@ -230,35 +225,70 @@ class Cells:
         if not (opens[1:] | (position[1:] > position[:-1])).all():  # shards come by position, and that is in order
             again = np.lexsort((position, row))
             order, position = order[again], position[again]
-        activation = active["activation"].to_numpy()[order]
         window = position // np.uint32(windows.length)
         opens[1:] |= window[1:] != window[:-1]
         first = np.flatnonzero(opens)
         count = np.diff(first, append=len(row))
-        unmasked = ~masked[position]
-        value = np.where(unmasked, activation, np.float32(0))
-        maximum = np.maximum.reduceat(value, first) if len(first) else np.empty(0, dtype=np.float32)
         row, window = row[first].astype(np.int64), window[first].astype(np.int64)
-        document = windows.document[window]
-        # Only a window of several documents leaves open whose the strongest token is.
-        several = np.flatnonzero((windows.n_documents[window] > 1) & (maximum > 0))
-        if len(several):
-            token, edges = members(first[several], count[several])
-            here = value[token]
-            is_maximum = np.flatnonzero(here == np.repeat(maximum[several], count[several]))  # at least one per cell
-            token = token[is_maximum[np.searchsorted(is_maximum, edges[:-1])]]
-            found = corpus.document_of_position(position[token])
-            document[several] = np.where(found >= 0, found, document[several])
-        return cls(latents, row, window, maximum, document, first, count, position, activation, unmasked)
+        activation = active["activation"].to_numpy() if "activation" in active.columns else None
+        return cls(latents, row, window, first, count, position, ~masked[position], windows, corpus, order, activation)
 
-    @property
+    @cached_property
     def activating(self) -> Bool[np.ndarray, " cells"]:
-        return self.maximum > 0
+        masked = np.flatnonzero(~self.unmasked)  # few: so this is quicker than looking for the maximum
+        cell = np.searchsorted(self.first, masked, side="right") - 1
+        whole: Bool[np.ndarray, " cells"] = np.bincount(cell, minlength=len(self.first)) < self.count
+        return whole
+
+    @cached_property
+    def activation(self) -> Float32[np.ndarray, " tokens"]:
+        """Above zero."""
+        assert self._activation is not None, "this stage said that it asks only where latents are active"
+        activation: Float32[np.ndarray, " tokens"] = self._activation[self._order]
+        return activation
+
+    @cached_property
+    def maximum(self) -> Float32[np.ndarray, " cells"]:
+        """Largest activation on an unmasked token; 0 if there is none."""
+        if not len(self.first):
+            return np.empty(0, dtype=np.float32)
+        maximum: Float32[np.ndarray, " cells"] = np.maximum.reduceat(
+            np.where(self.unmasked, self.activation, np.float32(0)), self.first
+        )
+        return maximum
+
+    @cached_property
+    def document(self) -> UInt32[np.ndarray, " cells"]:
+        """Document of the strongest unmasked token (the first of several); the window's if there is none."""
+        document: UInt32[np.ndarray, " cells"] = self.windows.document[self.window]
+        # Only a window of several documents leaves open whose the strongest token is.
+        several = np.flatnonzero((self.windows.n_documents[self.window] > 1) & self.activating)
+        if len(several):
+            token, edges = members(self.first[several], self.count[several])
+            value = np.where(self.unmasked[token], self.activation[token], np.float32(0))
+            # At least one per cell.
+            is_maximum = np.flatnonzero(value == np.repeat(self.maximum[several], self.count[several]))
+            token = token[is_maximum[np.searchsorted(is_maximum, edges[:-1])]]
+            found = self.corpus.document_of_position(self.position[token])
+            document[several] = np.where(found >= 0, found, document[several])
+        return document
 
     @property
     def alive(self) -> Bool[np.ndarray, " latents"]:
         """Latents that fire on some unmasked token of the corpus."""
         return np.bincount(self.row[self.activating], minlength=len(self.latents)) > 0
+
+
+def _rows(latents: UInt32[np.ndarray, " latents"], of: UInt32[np.ndarray, " pairs"]) -> Shaped[np.ndarray, " pairs"]:
+    """Index in `latents` (ascending) of each pair's latent; their number for a latent that is not among them."""
+    low = latents[0] if len(latents) else np.uint32(0)
+    width = int(latents[-1] - low) + 1 if len(latents) else 0
+    if width == len(latents) and len(of) and of.min() >= low and of.max() - low < width:
+        return (of - low).astype(_small(width - 1))
+    rows = np.full(width + 1, len(latents), dtype=_small(len(latents)))
+    rows[latents - low] = np.arange(len(latents))
+    # Latents outside the range wrap around or lie beyond it: the last entry is nobody's.
+    return rows[np.minimum(of - low, np.uint32(width))]
 
 
 def _small(n: int) -> type[np.unsignedinteger[Any]]:
@@ -319,13 +349,18 @@ def blocks_of(latents: UInt32[np.ndarray, " latents"]) -> list[UInt32[np.ndarray
 
 
 def by_block(
-    work: Work, prepare: Callable[[Source], Callable[[Cells], Mapping[str, pl.DataFrame]]], **consumed: Any
+    work: Work,
+    prepare: Callable[[Source], Callable[[Cells], Mapping[str, pl.DataFrame]]],
+    *,
+    strengths: bool = True,
+    **consumed: Any,
 ) -> Windows:
     """Writes one block of the work's tables per 256 latent ids; returns the windows for their counts.
 
     `prepare` is called once, and only if some block has to be computed; what it returns gives a block's tables.
     A block's recipe holds the block's own latents, so that one more latent leaves the other blocks as they are, and
-    what else is `consumed`. Raises InputError if the SAE has no such latents, and what `Windows.of` raises.
+    what else is `consumed`. Without `strengths` cells know where latents are active, not how strongly. Raises
+    InputError if the SAE has no such latents, and what `Windows.of` raises.
     """
     resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
     declared = resolved.json("resolved.json")
@@ -350,7 +385,7 @@ def by_block(
         return windows
     keep_freed_memory()
     blocks = [chosen for _, _, chosen in due]
-    shards = Shards(cache.tables(schema.ACTIVATIONS.name))
+    shards = Shards(cache.tables(schema.ACTIVATIONS.name), strengths=strengths)
     workers = work.settings.machine.workers or os.cpu_count() or 1
     source = Source(corpus, windows, _masked(cache, corpus), shards, blocks, workers)
     compute = prepare(source)
