@@ -1,6 +1,7 @@
 """delphi (`eai-delphi`, EleutherAI) against latentgloss: caching activations and sampling contexts, on one machine.
 
-    python benchmarks/vs_delphi.py            everything, about ten minutes on two cores; `--quick` for a trial
+    python benchmarks/vs_delphi.py                     everything, a quarter of an hour on two cores; `--quick`: a trial
+    python benchmarks/vs_delphi.py --hookpoints        contexts only (`--context-tokens`: caching only)
 
 The same converted SmolLM2-135M in bfloat16, the same random TopK SAE (4,096 latents, k = 32, bfloat16, sparsify
 layout), the same tokens, the same number of threads. Each side is a process in an environment of its own; delphi's is
@@ -20,11 +21,11 @@ interleaved, figures are medians. What delphi is called by: `delphi_side.py`.
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,6 @@ def _prepare(folder: str, hookpoint: str, n_tokens: int, text: bool = False, cac
 
 def _cache(folder: str, hookpoint: str) -> dict[str, Any]:
     """The stage `activation_cache`, from nothing on disk."""
-    import shutil
-
     from latentgloss import activations
 
     workspace, partition = _workspace(folder), f"smollm2/{hookpoint}/bench"
@@ -137,6 +136,8 @@ def _contexts(folder: str, hookpoint: str, settings: str) -> dict[str, Any]:
     path = Path(folder) / "latentgloss.toml"
     path.write_text(settings)
     workspace, partition = Workspace.open(path), f"smollm2/{hookpoint}/bench"
+    for stage in ("sampled_contexts", "sampled_negatives"):  # or the second repeat would find the first one's
+        shutil.rmtree(workspace.settings.store_root / stage, ignore_errors=True)
     sampled = world.materialise(workspace, "sampled_contexts", partition, sample_contexts)
     negative = world.materialise(workspace, "sampled_negatives", partition, sample_negatives)
     rows = sampled.version.read(schema.ELIGIBILITY)
@@ -315,31 +316,27 @@ def main() -> None:
     if arguments.quick:
         arguments.tokens, arguments.repeats, arguments.tuning = 8192, 1, 4096
         arguments.batches, arguments.context_tokens, arguments.context_repeats = [4, 16], [50_000], 1
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         sides = Sides(root, arguments.threads)
-        batch, rates = tuned(sides, root / "tuning", arguments) if arguments.hookpoints else (0, {})
-        print(f"delphi's batch size: {batch} of {rates} tokens/s", file=sys.stderr)
-        result: dict[str, Any] = {
-            "delphi": {"versions": [*DELPHI, *IMPORTS[:2]], "batch": batch, "tokens_per_s_by_batch": rates},
-            "latents": LATENTS,
-            "k": K,
-            "threads": arguments.threads,
-            "caching": {},
-            "contexts": {},
-        }
-        for hookpoint in arguments.hookpoints:
-            result["caching"][hookpoint] = caching(sides, root / hookpoint, hookpoint, batch, arguments)
-            print(f"{hookpoint}: {result['caching'][hookpoint]}", file=sys.stderr)
-        for n_tokens in arguments.context_tokens:
-            result["contexts"][n_tokens] = contexts(
-                sides, root / f"contexts-{n_tokens}", n_tokens, arguments.context_repeats
-            )
-            print(f"{n_tokens}: {result['contexts'][n_tokens]}", file=sys.stderr)
-    result["minutes"] = round((time.monotonic() - began) / 60, 1)
-    if not arguments.quick:
-        world.record("vs-delphi", result)
+        about = {"delphi": [*DELPHI, *IMPORTS[:2]], "latents": LATENTS, "k": K, "threads": arguments.threads}
+        if arguments.hookpoints:
+            batch, rates = tuned(sides, root / "tuning", arguments)
+            print(f"delphi's batch size: {batch} of {rates} tokens/s", file=sys.stderr)
+            at: dict[str, Any] = {}
+            for hookpoint in arguments.hookpoints:
+                at[hookpoint] = caching(sides, root / hookpoint, hookpoint, batch, arguments)
+                print(f"{hookpoint}: {at[hookpoint]}", file=sys.stderr)
+            tuning = {"batch": batch, "tokens_per_s_by_batch": rates}
+            if not arguments.quick:
+                world.record("vs-delphi-caching", {**about, **tuning, "at": at})
+        if arguments.context_tokens:
+            of: dict[int, Any] = {}
+            for n_tokens in arguments.context_tokens:
+                of[n_tokens] = contexts(sides, root / f"contexts-{n_tokens}", n_tokens, arguments.context_repeats)
+                print(f"{n_tokens}: {of[n_tokens]}", file=sys.stderr)
+            if not arguments.quick:
+                world.record("vs-delphi-contexts", {**about, "tokens": of})
 
 
 if __name__ == "__main__":
