@@ -83,7 +83,9 @@ def of_prompt(question: Integer[np.ndarray, " rows"], truth: Bool[np.ndarray, " 
     return np.column_stack([(total[prompt] - truth) / np.maximum(others, 1), others]).astype(float)
 
 
-def _places(question: Integer[np.ndarray, " rows"]) -> tuple[Integer[np.ndarray, " rows"], Integer[np.ndarray, " rows"]]:
+def _places(
+    question: Integer[np.ndarray, " rows"],
+) -> tuple[Integer[np.ndarray, " rows"], Integer[np.ndarray, " rows"]]:
     start = np.flatnonzero(np.diff(question, prepend=question[:1] - 1))
     size = np.diff(start, append=len(question))
     return np.arange(len(question)) - np.repeat(start, size), np.repeat(size, size)
@@ -93,7 +95,7 @@ def _logistic(x: Features, y: Bool[np.ndarray, " rows"]) -> Callable[[Features],
     """Logits of a ridge-penalised logistic regression, by Newton's method."""
     centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-9
 
-    def design(x: Features) -> Features:
+    def design(x: Features) -> Float64[np.ndarray, "rows weights"]:
         return np.column_stack([np.ones(len(x)), (x - centre) / scale])
 
     z, weights = design(x), np.zeros(x.shape[1] + 1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,7 +133,9 @@ def uniform(question: Question, salt: int) -> Float64[np.ndarray, " contexts"]:
     return counter_hash(key, question.latent, asked) / np.float64(2**64)
 
 
-def of_rates(sensitivity: float, specificity: float, icc: float = 0.0, document: Documents | None = None) -> type[_Judge]:
+def of_rates(
+    sensitivity: float, specificity: float, icc: float = 0.0, document: Documents | None = None
+) -> type[_Judge]:
     """A judge that says yes to what the text is true of with probability `sensitivity`, no to the rest with `specificity`.
 
     `icc`: correlation of its errors within a document, for which it must be told the `document` of each context. An
@@ -166,7 +169,7 @@ def failing(base: type[_Judge], on_yes: float, on_no: float) -> type[_Judge]:
     """
 
     class Failing(base):  # type: ignore[misc, valid-type]
-        name = f"failing-{base.name}"
+        name = f"failing-{on_yes:g}-{on_no:g}-{base.name}"
 
         def answer(self, question: Question) -> Answer:
             given = super().answer(question)
@@ -179,6 +182,22 @@ def failing(base: type[_Judge], on_yes: float, on_no: float) -> type[_Judge]:
             return Answer(given.evidence, given.prediction, None, None, status, reason)
 
     return Failing
+
+
+def shifted(base: type[_Judge]) -> type[_Judge]:
+    """A judge to whom every mark is shown one token late."""
+
+    class Shifted(base):  # type: ignore[misc, valid-type]
+        name = f"shifted-{base.name}"
+
+        def answer(self, question: Question) -> Answer:
+            marks = question.marks
+            if marks is not None:
+                late = np.roll(marks, 1, axis=1)
+                marks = late if question.masked is None else late & ~question.masked
+            return super().answer(replace(question, marks=marks))
+
+    return Shifted
 
 
 # Explainers -------------------------------------------------------------------------------------------------
@@ -276,4 +295,3 @@ def installed(*judges: type[_Judge], explainers: dict[str, type[Explainer]] | No
             del JUDGES[name]
         for name in made:
             del EXPLAINERS[name]
-

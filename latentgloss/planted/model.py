@@ -26,7 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
 from latentgloss.planted.rules import SINK, SPECIAL, STEP, activations, ids, n_latents, rules, vocabulary
 
-D_MODEL, TOKEN_NORM, OFFSET_NORM, SINK_NORM, NEAR = 128, 0.4, 2.0, 400.0, 0.4
+D_MODEL, TOKEN_NORM, OFFSET_NORM, SINK_NORM, NEAR = 128, 0.4, 6.0, 400.0, 0.4
 THRESHOLD = 0.2
 """Of the SAE's latents: far above rounding, far below any activation."""
 RULES_VERSION = 1
@@ -36,7 +36,9 @@ RULES_VERSION = 1
 class PlantedConfig(PreTrainedConfig):
     model_type = "planted"
 
-    def __init__(self, vocab_size: int = 8, hidden_size: int = D_MODEL, rules_version: int = RULES_VERSION, **more: Any):
+    def __init__(
+        self, vocab_size: int = 8, hidden_size: int = D_MODEL, rules_version: int = RULES_VERSION, **more: Any
+    ):
         super().__init__(**more)
         self.vocab_size, self.hidden_size, self.rules_version = vocab_size, hidden_size, rules_version
 

@@ -47,7 +47,9 @@ def documents(n: int, seed: int = 0) -> list[str]:
         found.append(words)
         if rng.random() < COPIES:
             other = rng.random(len(words)) < REPLACED
-            found.append([FILLERS[int(rng.integers(len(FILLERS)))] if o else w for w, o in zip(words, other, strict=True)])
+            found.append(
+                [FILLERS[int(rng.integers(len(FILLERS)))] if o else w for w, o in zip(words, other, strict=True)]
+            )
     for kind, (n_documents, times) in CLUSTERED.items():
         (clustered,) = _words_of(kind)
         found += [[w for _ in range(times) for w in (*draw(24), clustered)] for _ in range(n_documents)]

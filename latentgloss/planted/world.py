@@ -16,9 +16,7 @@ MODEL, SAE = "planted", "planted/layers.1/rules"
 DOCUMENTS = 1600
 """About 325,000 tokens: every eligible latent has more than a hundred test windows."""
 
-SETTINGS = """\
-store = "data"
-
+MACHINE = """\
 [machine]
 device = "cpu"
 threads = 1
@@ -31,7 +29,7 @@ model_cache = "cache"
 def planted_workspace(folder: Path, settings: str = "", n_documents: int = DOCUMENTS) -> Workspace:
     """Writes everything a run needs below `folder` and opens it. Nothing is computed.
 
-    `settings`: further lines of latentgloss.toml. What was written elsewhere needs `model.register` in each process.
+    `settings`: latentgloss.toml but for its `[machine]`. What was written elsewhere needs `model.register` in each process.
     """
     from latentgloss.planted import model
 
@@ -45,7 +43,7 @@ def planted_workspace(folder: Path, settings: str = "", n_documents: int = DOCUM
         f'name = "{MODEL}"\nsource = "path:../../model"\ndtype = "float32"\n\n[corpus]\nsource = "path:../../corpus.jsonl"\n',
     )
     declare(folder, SAE)
-    _write(folder / "latentgloss.toml", settings + SETTINGS if "[" not in settings else SETTINGS + settings)
+    _write(folder / "latentgloss.toml", f"{settings}\n{MACHINE}")
     return Workspace.open(folder / "latentgloss.toml")
 
 
