@@ -1,8 +1,8 @@
 """Attackers: what can be told of the truth without the meaning of an explanation. It must be nothing.
 
 What belongs here: what each attacker sees (features of what is asked, never of the explanation), and `attack`, which
-learns on some latents what it makes of others. A feature that alone tells anything is a leak: a judge that happens to lean
-on it scores above .5 with any explanation.
+learns on some latents what it makes of others. A feature that alone tells anything is a leak: a judge that happens to
+lean on it is off .5 with any explanation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def attack(
 ) -> tuple[float, float]:
     """Mean AUROC within latents, and its standard error, of a logistic regression learnt on the other latents.
 
-    `fold` says which are learnt from together (default: every fourth latent): latents that fire in the same windows must
+    `fold` says which are learnt from together (default: every fourth latent): those that fire in the same windows must
     not learn from each other. An AUROC below .5 is as much of a leak as one above.
     """
     fold = np.unique(latent, return_inverse=True)[1] % FOLDS if fold is None else fold

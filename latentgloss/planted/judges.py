@@ -1,8 +1,8 @@
 """Judges of known skill, and explainers of known truth.
 
-What belongs here: judges that answer from the *text* of an explanation, by looking up what it means (`rules.labels`), so
-that a null or a wrong text is judged by what it says; judges that know nothing; and explainers that say of each latent
-what its rule's labels say. `installed` makes the stages know them by name for as long as it lasts.
+What belongs here: judges that answer from the *text* of an explanation, by looking up what it means (`rules.labels`),
+so that a null or a wrong text is judged by what it says; judges that know nothing; and explainers that say of each
+latent what its rule's labels say. `installed` makes the stages know them by name for as long as it lasts.
 
 Evidence. Detection: the strongest token of the window, max_t f_t. Fuzzing: mean f over the marked tokens - mean f over
 the others, masked tokens in neither.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,7 +137,7 @@ def uniform(question: Question, salt: int) -> Float64[np.ndarray, " contexts"]:
 def of_rates(
     sensitivity: float, specificity: float, icc: float = 0.0, document: Documents | None = None
 ) -> type[_Judge]:
-    """A judge that says yes to what the text is true of with probability `sensitivity`, no to the rest with `specificity`.
+    """A judge that errs: yes to what the text is true of at rate `sensitivity`, no to the rest at `specificity`.
 
     `icc`: correlation of its errors within a document, for which it must be told the `document` of each context. An
     error is drawn for the document with probability √icc, else for the context alone.
@@ -249,11 +250,11 @@ class Memoriser:
 
 
 def _passages(text: str) -> Label:
-    """True of every token of a window that shares 13 tokens in a row, or half of its tokens in their order, with one."""
+    """True of what shares 13 tokens in a row with a passage, and of windows that share half of their bigrams."""
     numbers = ids()
     passages = [[numbers[w] for w in p.split()] for p in text.removeprefix(PASSAGES).split(" | ")]
     grams = {tuple(p[i : i + GRAM]) for p in passages for i in range(len(p) - GRAM + 1)}
-    pairs = [set(zip(p, p[1:], strict=False)) for p in passages]
+    pairs = [set(pairwise(p)) for p in passages]
 
     def means(seen: Seen) -> Float32[np.ndarray, "n length"]:
         out = np.zeros(seen.tokens.shape, dtype=np.float32)
@@ -261,7 +262,7 @@ def _passages(text: str) -> Label:
             for i in range(len(window) - GRAM + 1):
                 if tuple(window[i : i + GRAM]) in grams:
                     row[i : i + GRAM] = 1
-            mine = set(zip(window, window[1:], strict=False))
+            mine = set(pairwise(window))
             if any(2 * len(mine & theirs) >= len(mine) for theirs in pairs):
                 row[:] = 1
         return out

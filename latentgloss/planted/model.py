@@ -1,13 +1,14 @@
 """The subject model whose activations are planted, and the SAE that reads them back exactly.
 
 What belongs here: a transformers model of three layers, loaded like any other once `register` was called, and the SAE's
-files, whole or damaged (`MUTATIONS`). The model computes every rule from the tokens; layer 1 writes each onto a direction
-of its own. Beside them the residual stream holds an offset, a little of every token, and on `SINK` something huge.
+files, whole or damaged (`MUTATIONS`). The model computes every rule from the tokens; layer 1 writes each onto a
+direction of its own. Beside them the residual stream holds an offset, a little of every token, and on `SINK` something
+huge.
 
     layers.0   offset + token          layers.1   layers.0 + Σ a_r d_r          layers.2   (layers.1) M, M random
 
-The token's part is orthogonal to all d_r, so W_enc = pinv(D) gives the activations back, though directions of rules that
-are easily confused are not orthogonal (cosine .4).
+The token's part is orthogonal to all d_r, so W_enc = pinv(D) gives the activations back, though directions of rules
+that are easily confused are not orthogonal (cosine .4).
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def _toggled(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
 MUTATIONS: dict[str, Callable[[dict[str, Tensor], dict[str, Any]], None]] = {
     "scale": _scaled, "transpose": _transposed, "b_dec": _toggled
 }  # fmt: skip
-"""Damage to a SAE that leaves its files readable. A wrong layer is the registry's: hookpoint `layers.0` or `layers.2`."""
+"""Damage to a SAE that leaves its files readable. A wrong layer is the registry's: `layers.0` or `layers.2`."""
 
 
 def write_mutated(source: Path, folder: Path, mutation: str) -> None:

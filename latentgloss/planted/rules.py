@@ -83,7 +83,7 @@ class Seen:
         return np.maximum.reduce([self.before(p, n) for n in range(first, last + 1)])
 
     def beyond(self, p: Float32[np.ndarray, "n length"], n: int) -> Float32[np.ndarray, "n length"]:
-        """The largest `p` among all tokens more than n places earlier; one half if some are cut off and none is seen."""
+        """The largest `p` more than n places earlier; one half if that is cut off and nothing larger is seen."""
         out = np.full_like(p, 0.5 if self.cut else 0.0)
         far = np.maximum.accumulate(p, axis=1)[:, : max(p.shape[1] - n - 1, 0)]
         out[:, n + 1 :] = np.maximum(out[:, n + 1 :], far)

@@ -1,7 +1,7 @@
 """Documents of planted text: fillers into which the pieces of the rules are strewn.
 
-What belongs here: `documents`, which draws them from a seed. Places are filled independently of each other, so that what
-one rule fires on says nothing of another. Beside plain documents there are those that real corpora have: paragraphs
+What belongs here: `documents`, which draws them from a seed. Places are filled independently of each other, so that
+what one rule fires on says nothing of another. Beside plain documents there are those of real corpora: paragraphs
 that many documents share, near-copies of whole documents, and one word that is almost all in a few long documents.
 """
 

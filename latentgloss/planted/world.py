@@ -29,7 +29,8 @@ model_cache = "cache"
 def planted_workspace(folder: Path, settings: str = "", n_documents: int = DOCUMENTS) -> Workspace:
     """Writes everything a run needs below `folder` and opens it. Nothing is computed.
 
-    `settings`: latentgloss.toml but for its `[machine]`. What was written elsewhere needs `model.register` in each process.
+    `settings`: latentgloss.toml but for its `[machine]`. A process that opens what another wrote must call
+    `model.register` first.
     """
     from latentgloss.planted import model
 
@@ -40,7 +41,8 @@ def planted_workspace(folder: Path, settings: str = "", n_documents: int = DOCUM
     model.write_sae(folder / "saes" / "rules")
     _write(
         folder / "registry" / "models" / "planted.toml",
-        f'name = "{MODEL}"\nsource = "path:../../model"\ndtype = "float32"\n\n[corpus]\nsource = "path:../../corpus.jsonl"\n',
+        f'name = "{MODEL}"\nsource = "path:../../model"\ndtype = "float32"\n\n'
+        '[corpus]\nsource = "path:../../corpus.jsonl"\n',
     )
     declare(folder, SAE)
     _write(folder / "latentgloss.toml", f"{settings}\n{MACHINE}")

@@ -60,8 +60,9 @@ def plan_of_vectors(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan
 def candidates(contexts: pl.DataFrame, negatives: pl.DataFrame, splits: tuple[str, ...]) -> pl.DataFrame:
     """Every context to be judged of a block: latent, split, context, stratum, decile, document, truth, place.
 
-    Contexts that lie in several documents are not judged. Explain contexts are few and serve as prior for the threshold only. `place` orders a question: a hash, so that
-    neither truth nor stratum can be told from the order.
+    Contexts that lie in several documents are not judged (decision 0012). Explain contexts are few and serve as prior
+    for the threshold only. `place` orders a question: a hash, so that neither truth nor stratum can be told from the
+    order.
     """
     columns = ["latent", "split", "context", "stratum", "decile", "document", "truth"]
     few = (
