@@ -77,7 +77,8 @@ def measured(workspace: Workspace) -> pl.DataFrame:
     both = pl.concat([scores, _simulated(workspace)])
     both = both.with_columns(kind=pl.col("latent").replace_strict(kinds))
     means = both.group_by("kind", "explainer", "column").agg(pl.col("value").mean())
-    return means.pivot("column", index=["kind", "explainer"], values="value").select("kind", "explainer", *COLUMNS)
+    wide: pl.DataFrame = means.pivot("column", index=["kind", "explainer"], values="value")
+    return wide.select("kind", "explainer", *COLUMNS)
 
 
 def _simulated(workspace: Workspace) -> pl.DataFrame:

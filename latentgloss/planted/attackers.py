@@ -57,7 +57,8 @@ def of_marks(marks: Bool[np.ndarray, "rows length"]) -> Features:
 
 def of_place(contexts: Integer[np.ndarray, " rows"], per_sequence: int) -> Features:
     """Where a window lies in its sequence."""
-    return ((contexts % per_sequence)[:, None] == np.arange(per_sequence)).astype(float)
+    place: Features = ((contexts % per_sequence)[:, None] == np.arange(per_sequence)).astype(float)
+    return place
 
 
 def of_boundaries(tokens: Integer[np.ndarray, "rows length"], separator: int) -> Features:

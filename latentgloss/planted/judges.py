@@ -54,13 +54,15 @@ def strength(label: Label, tokens: UInt32[np.ndarray, "n length"]) -> Float32[np
 
     In units of the weakest activation that is meant; one half where it depends on what the window cuts off.
     """
-    return label.means(Seen(tokens, cut=True)).astype(np.float32)
+    f: Float32[np.ndarray, "n length"] = label.means(Seen(tokens, cut=True)).astype(np.float32)
+    return f
 
 
 def evidence(label: Label, question: Question) -> Float32[np.ndarray, " contexts"]:
     f = strength(label, question.tokens)
     if question.marks is None:
-        return f.max(axis=1)
+        strongest: Float32[np.ndarray, " contexts"] = f.max(axis=1)
+        return strongest
     marked = question.marks
     others = ~marked if question.masked is None else ~marked & ~question.masked
     inside, outside = ((f * of).sum(axis=1) / np.maximum(of.sum(axis=1), 1) for of in (marked, others))
@@ -196,7 +198,8 @@ def shifted(base: type[_Judge]) -> type[_Judge]:
             if marks is not None:
                 late = np.roll(marks, 1, axis=1)
                 marks = late if question.masked is None else late & ~question.masked
-            return super().answer(replace(question, marks=marks))
+            answer: Answer = super().answer(replace(question, marks=marks))
+            return answer
 
     return Shifted
 
@@ -283,7 +286,8 @@ IGNORANT: tuple[type[_Judge], ...] = (AlwaysYes, AlwaysNo, Coin)
 @contextmanager
 def installed(*judges: type[_Judge], explainers: dict[str, type[Explainer]] | None = None) -> Iterator[None]:
     """Makes the planted explainers, the perfect judge, the ignorant ones and `judges` known to settings by name."""
-    known = {judge.name: judge for judge in (Perfect, *IGNORANT, *judges)}
+    everyone: tuple[type[_Judge], ...] = (Perfect, *IGNORANT, *judges)
+    known = {judge.name: judge for judge in everyone}
     made = {**PLANTED, **(explainers or {})}
     taken = (known.keys() & JUDGES.keys()) | (made.keys() & EXPLAINERS.keys())
     assert not taken, f"already known: {canonical(sorted(taken))}"

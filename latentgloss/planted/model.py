@@ -96,13 +96,14 @@ class PlantedModel(PreTrainedModel):
         super().__init__(config)
         self.model = _Base(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """All weights are in the file."""
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
+        head: nn.Module = self.lm_head
+        return head
 
     def forward(self, input_ids: Tensor, **more: Any) -> CausalLMOutput:
         return CausalLMOutput(logits=self.lm_head(self.model(input_ids, **more).last_hidden_state))

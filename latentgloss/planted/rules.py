@@ -80,7 +80,8 @@ class Seen:
 
     def within(self, p: Float32[np.ndarray, "n length"], first: int, last: int) -> Float32[np.ndarray, "n length"]:
         """The largest `p` among the tokens `first` to `last` places earlier."""
-        return np.maximum.reduce([self.before(p, n) for n in range(first, last + 1)])
+        found: Float32[np.ndarray, "n length"] = np.maximum.reduce([self.before(p, n) for n in range(first, last + 1)])
+        return found
 
     def beyond(self, p: Float32[np.ndarray, "n length"], n: int) -> Float32[np.ndarray, "n length"]:
         """The largest `p` more than n places earlier; one half if that is cut off and nothing larger is seen."""
@@ -320,7 +321,7 @@ def _common(w: _Words) -> Iterator[Rule]:
 def _one_word(kind: str, status: str, rate: float = 0.0) -> Callable[[_Words], Iterator[Rule]]:
     def make(w: _Words) -> Iterator[Rule]:
         (x,) = w()
-        pieces = {(x,): rate} if rate else {}
+        pieces: dict[tuple[str, ...], float] = {(x,): rate} if rate else {}
         yield Rule(kind, Label(f"The word {x}, wherever it is.", lambda s: s.of(x)), pieces=pieces, status=status)
 
     return make
@@ -405,9 +406,9 @@ def activations(tokens: Integer[np.ndarray, "n length"]) -> Float32[np.ndarray, 
     previous = np.pad(tokens, ((0, 0), (1, 0)))[:, :-1]
     for number, rule in enumerate(rules()):
         strength = rule.true.means(seen)
-        at = np.nonzero(strength)
-        draw = counter_hash(SALT, rule.latent, tokens[at], previous[at]) / np.float64(2**64)
-        out[(*at, number)] = LEVEL * strength[at] * (1 - JITTER + 2 * JITTER * draw)
+        row, at = np.nonzero(strength)
+        draw = counter_hash(SALT, rule.latent, tokens[row, at], previous[row, at]) / np.float64(2**64)
+        out[row, at, number] = LEVEL * strength[row, at] * (1 - JITTER + 2 * JITTER * draw)
     return out
 
 
