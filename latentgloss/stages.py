@@ -176,7 +176,7 @@ _ALL = (
         name="fuzzing_scores",
         noun="scores",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache",)),
             Input("activation_cache", ("masked",)),

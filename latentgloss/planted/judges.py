@@ -66,7 +66,8 @@ def evidence(label: Label, question: Question) -> Float32[np.ndarray, " contexts
     marked = question.marks
     others = ~marked if question.masked is None else ~marked & ~question.masked
     inside, outside = ((f * of).sum(axis=1) / np.maximum(of.sum(axis=1), 1) for of in (marked, others))
-    return (inside - outside).astype(np.float32)
+    contrast: Float32[np.ndarray, " contexts"] = (inside - outside).astype(np.float32)
+    return contrast
 
 
 class _Judge:
