@@ -137,10 +137,11 @@ def _fired_by_neighbours(
     at = np.searchsorted(firing.latents, neighbours[row, nearness])
     count = firing.edges[at + 1] - firing.edges[at]
     token, _ = members(firing.edges[at], count)
-    key = np.repeat(row * size, count) + layout.place[firing.window[token]]
+    place = layout.place[firing.window[token]]
+    key = np.repeat(row * size, count) + place
     # Sorted with whose it is and its decile below: the nearest neighbour that fires in a window comes first, and
     # before it, as number 0, the latent itself or the stratum it belongs to.
-    fired = key << 8 | np.repeat(nearness + 1, count) << 4 | firing.decile[token]
+    fired = (key << 8 | np.repeat(nearness + 1, count) << 4 | firing.decile[token])[place >= 0]
     mine = slice(*np.searchsorted(cells.row, [rows[0], rows[-1] + 1]))
     own = layout.place[cells.window[mine]]
     theirs = slice(*np.searchsorted(claimed, [rows[0] * size, (rows[-1] + 1) * size]))

@@ -3,11 +3,12 @@
 What belongs here: the stage `sampled_negatives`, and the strata `same_document` and `random`. Reads the corpus and
 `activation_cache`; writes the tables `negatives` and `strata`, for every latent asked for that fires at all.
 
-A context is non-activating if the latent is zero on every token of it, masked ones included. Strata are disjoint, a
-context being of the first that fits among those asked for:
+A context is non-activating if the latent is zero on every token of it, masked ones included. It lies in a single
+document: otherwise a boundary in the window would say which stratum it is of, or that it is activating (decision 0012).
+Strata are disjoint, a context being of the first that fits among those asked for:
 
 - `similar` and `neighbour`: see `hard_negatives.py`.
-- `same_document`: windows of a single document in which the latent fires (on an unmasked token, anywhere).
+- `same_document`: windows of a document in which the latent fires (on an unmasked token, anywhere).
 - `random`: all others.
 
 Method: docs/methods.md, Data. Populations are exact, and nothing is drawn in vain: with the usable windows laid out
@@ -128,34 +129,32 @@ class Strata:
 
 @dataclass(frozen=True)
 class Layout:
-    """The usable windows in a row: by split, then document; windows of several documents last in their split."""
+    """The usable windows of a single document in a row: by split, then document. All strata are among them."""
 
     windows: Windows
-    window: Int64[np.ndarray, " usable"]
+    window: Int64[np.ndarray, " places"]
     """Context number at each place."""
     place: Int64[np.ndarray, " windows"]
-    """Place of each window; -1 if it is not usable."""
+    """Place of each window; -1 if it has none."""
     edges: Int64[np.ndarray, " edges"]
     """Split s lies at places edges[s] to edges[s + 1]."""
     start: Int64[np.ndarray, " documents"]
-    """A document's single-document windows lie at places start to stop."""
+    """A document's windows lie at places start to stop."""
     stop: Int64[np.ndarray, " documents"]
 
     @classmethod
     def of(cls, windows: Windows) -> Layout:
-        usable = np.flatnonzero(windows.usable)
-        several = windows.n_documents[usable] != 1
-        document, split = windows.document[usable], windows.split[usable]
-        order = np.lexsort((usable, document, several, split))
+        single = np.flatnonzero(windows.usable & (windows.n_documents == 1))
+        window = single[np.lexsort((single, windows.document[single], windows.split[single]))]
         place = np.full(len(windows.split), -1, dtype=np.int64)
-        place[usable[order]] = np.arange(len(order))
-        single = np.flatnonzero(~several[order])
-        n_documents = int(windows.document.max(initial=0)) + 1
-        start, stop = np.zeros((2, n_documents), dtype=np.int64)
+        place[window] = np.arange(len(window))
+        n = np.bincount(windows.split[window], minlength=len(schema.SPLITS))
+        start, stop = np.zeros((2, int(windows.document.max(initial=0)) + 1), dtype=np.int64)
         # Written backwards and forwards: the first and the last place of a document remain.
-        start[document[order][single[::-1]]] = single[::-1]
-        stop[document[order][single]] = single + 1
-        return cls(windows, usable[order], place, np.append(0, np.cumsum(windows.n_usable)), start, stop)
+        at, document = np.arange(len(window)), windows.document[window]
+        start[document[::-1]] = at[::-1]
+        stop[document] = at + 1
+        return cls(windows, window, place, np.append(0, np.cumsum(n)), start, stop)
 
 
 def firing_documents(
@@ -218,7 +217,6 @@ def strata_intervals(
     place = layout.place[cells.window]
     usable = place >= 0
     key = np.concatenate([(cells.row * size + place)[usable], taken])
-    window = np.concatenate([cells.window[usable], layout.window[taken % size]])
     begin, end = np.empty((2, 0), dtype=np.int64)
     found: dict[str, Intervals] = {}
     inside = np.zeros(len(key), dtype=bool)
@@ -226,10 +224,10 @@ def strata_intervals(
         row, document = firing
         begin, end = row * size + layout.start[document], row * size + layout.stop[document]
         begin, end = np.sort(begin[begin < end]), np.sort(end[begin < end])
-        # A window of one document in which the latent fires is in one of the intervals. Any other of one document,
-        # active on masked tokens only or not at all, is in one if more intervals have begun than ended.
-        inside = layout.windows.n_documents[window] == 1
-        unsure = np.flatnonzero(inside & ~np.append(cells.activating[usable], np.zeros(len(taken), dtype=bool)))
+        # A window in which the latent fires is in one of the intervals. Any other, active on masked tokens only or not
+        # at all, is in one if more intervals have begun than ended.
+        inside = np.append(cells.activating[usable], np.zeros(len(taken), dtype=bool))
+        unsure = np.flatnonzero(~inside)
         begun, ended = (np.searchsorted(x, key[unsure], side="right") for x in (begin, end))
         inside[unsure] = begun > ended
         here = np.sort(key[inside])
@@ -265,7 +263,7 @@ class _Groups:
         touched = layout.place[cells.window] >= 0
         group = cells.row[touched] * n_splits + layout.windows.split[cells.window[touched]]
         n_touched = np.bincount(group, minlength=len(cells.latents) * n_splits)
-        return cls(row, split, low, high, wanted, layout.windows.n_usable[source] - n_touched[row * n_splits + source])
+        return cls(row, split, low, high, wanted, np.diff(layout.edges)[source] - n_touched[row * n_splits + source])
 
 
 _Drawn = tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " groups"]]

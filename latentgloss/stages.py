@@ -132,7 +132,7 @@ _ALL = (
         name="sampled_negatives",
         noun="contexts",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache", "latents")),
             # Who a latent's neighbours are.
@@ -146,7 +146,7 @@ _ALL = (
         name="explanations",
         noun="explanations",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache",)),
             Input("activation_cache", ("latents",)),
@@ -161,7 +161,7 @@ _ALL = (
         name="detection_scores",
         noun="scores",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache",)),
             Input("explanations"),
@@ -176,7 +176,7 @@ _ALL = (
         name="fuzzing_scores",
         noun="scores",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache",)),
             Input("activation_cache", ("masked",)),
@@ -192,7 +192,7 @@ _ALL = (
         name="embedding_scores",
         noun="scores",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache",)),
             Input("explanations"),

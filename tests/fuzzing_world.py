@@ -1,7 +1,7 @@
-"""Made-up contexts for tests of fuzzing, and attackers that see less than a judge.
+"""Made-up contexts for tests of fuzzing.
 
 What belongs here: `contexts`, latents whose marks come in runs and at places of their own, so that wrong marks drawn at
-random would betray themselves; and what an attacker makes of marks alone.
+random would betray themselves (to `latentgloss.planted.attackers`).
 """
 
 from __future__ import annotations
@@ -59,42 +59,3 @@ def marks_at_random(own: np.ndarray, open_: np.ndarray, seed: int = 0) -> np.nda
     draw = np.where(open_, np.random.default_rng(seed).random(own.shape), 2)
     first = draw.argsort(axis=1).argsort(axis=1) < own.sum(axis=1, keepdims=True)
     return first & open_
-
-
-def of_marks(marks: np.ndarray) -> np.ndarray:
-    """What marks look like to one who sees nothing else: number, runs, ends, middle, and each place."""
-    number = marks.sum(axis=1)
-    runs = (marks[:, 1:] & ~marks[:, :-1]).sum(axis=1) + marks[:, 0]
-    first, last = marks.argmax(axis=1), marks.shape[1] - 1 - marks[:, ::-1].argmax(axis=1)
-    middle = (marks * np.arange(marks.shape[1])).sum(axis=1) / np.maximum(number, 1)
-    return np.column_stack([number, runs, first, last, last - first - number, middle, marks]).astype(float)
-
-
-def attack(features: np.ndarray, truth: np.ndarray, latent: np.ndarray, folds: int = 4) -> tuple[float, float]:
-    """Mean AUROC within latents, and its standard error, of a logistic regression learnt on the other latents."""
-    fold = np.unique(latent, return_inverse=True)[1] % folds
-    evidence = np.zeros(len(truth))
-    for k in range(folds):
-        learn, apply = fold != k, fold == k
-        evidence[apply] = _logistic(features[learn], truth[learn])(features[apply])
-    areas = np.array([_auroc(evidence[latent == one], truth[latent == one]) for one in np.unique(latent)])
-    return float(areas.mean()), float(areas.std(ddof=1) / np.sqrt(len(areas)))
-
-
-def _logistic(x: np.ndarray, y: np.ndarray):
-    centre, scale = x.mean(axis=0), x.std(axis=0) + 1e-9
-
-    def design(x):
-        return np.column_stack([np.ones(len(x)), (x - centre) / scale])
-
-    z, weights = design(x), np.zeros(x.shape[1] + 1)
-    for _ in range(20):
-        p = 1 / (1 + np.exp(-z @ weights))
-        curve = (z * (p * (1 - p))[:, None]).T @ z + np.eye(len(weights))
-        weights += np.linalg.solve(curve, z.T @ (y - p) - weights)
-    return lambda x: design(x) @ weights
-
-
-def _auroc(evidence: np.ndarray, truth: np.ndarray) -> float:
-    positive, negative = evidence[truth][:, None], evidence[~truth][None]
-    return float(((positive > negative) + (positive == negative) / 2).mean())

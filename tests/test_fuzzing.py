@@ -14,6 +14,7 @@ from latentgloss import schema, scores
 from latentgloss.explainers.pattern import Item, Pattern, Rule
 from latentgloss.explainers.windows import Vocabulary
 from latentgloss.marks import marks, masked_tokens
+from latentgloss.planted import attackers
 from latentgloss.protocols import Answer, Question
 from latentgloss.scorers import SCORERS, fuzzing, judge_named
 from latentgloss.scorers.base import Asked
@@ -122,9 +123,9 @@ def test_an_attacker_that_sees_only_marks_is_at_chance_and_would_not_be_with_ran
     silent = (world.dense(frame) == 0) & ~masked
 
     def attacked(wrong, keep):
-        features = world.of_marks(np.concatenate([own[keep], wrong[keep]]))
+        features = attackers.of_marks(np.concatenate([own[keep], wrong[keep]]))
         truth = np.repeat([True, False], keep.sum())
-        return world.attack(features, truth, np.tile(latent[keep], 2))
+        return attackers.attack(features, truth, np.tile(latent[keep], 2))
 
     area, _ = attacked(worn, ok)
     assert abs(area - 0.5) < 0.01
@@ -188,7 +189,7 @@ def test_an_attacker_that_sees_only_marks_is_at_chance_in_the_tiny_world(asked):
     rows = asked[1].rows.with_row_index("i").filter(split="test", status="ok")
     latent = rows["latent"].to_numpy()
     at = rows["i"].to_numpy()
-    area, error = world.attack(world.of_marks(asked[1].marks[at]), rows["truth"].to_numpy(), latent)
+    area, error = attackers.attack(attackers.of_marks(asked[1].marks[at]), rows["truth"].to_numpy(), latent)
     assert abs(area - 0.5) < 0.01 and error < 0.01
 
 

@@ -76,12 +76,14 @@ def deciles(seed: int, latent: int, split: int) -> dict[int, int]:
 def nearby(seed: int, latent: int, split: int, nearest: int) -> set[int]:
     """Stratum `similar`, from the definition."""
     world = world_of(seed)
-    positives = sorted(deciles(seed, latent, split), key=lambda w: random_order(0, latent, w))[:POSITIVES]
+    fires = [w for w in deciles(seed, latent, split) if len(world.documents(w)) == 1]
+    positives = sorted(fires, key=lambda w: random_order(0, latent, w))[:POSITIVES]
     if not positives:
         return set()
     vectors, splits = HashVectors(world), world.splits()
     mean = vectors.get(np.array(positives)).astype(np.float64).sum(axis=0)
-    silent = [w for w in np.flatnonzero(world.windows.usable) if splits[w] == split and world.zero(latent, w)]
+    single = world.windows.usable & (world.windows.n_documents == 1)
+    silent = [w for w in np.flatnonzero(single) if splits[w] == split and world.zero(latent, w)]
     cosines = [
         float((v * (mean / np.sqrt((mean * mean).sum()))).sum()) for v in vectors.get(np.array(silent, dtype=int))
     ]
@@ -106,11 +108,11 @@ def populations(seed: int, strata: tuple[str, ...], nearest: int = 200) -> dict[
             for stratum in strata:
                 found[latent, split, stratum] = set()
         for w, split in enumerate(splits):
-            if usable[w] and world.zero(latent, w):
+            if usable[w] and len(documents[w]) == 1 and world.zero(latent, w):
                 fits = {
                     "similar": w in near[split],
                     "neighbour": any(world.peak(other, w) > 0 for other in world.neighbours[latent, :10]),
-                    "same_document": len(documents[w]) == 1 and documents[w] <= where,
+                    "same_document": documents[w] <= where,
                     "random": True,
                 }
                 kind = next((name for name in schema.STRATA if name in strata and fits[name]), None)

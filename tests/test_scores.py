@@ -14,6 +14,7 @@ from latentgloss.protocols import Answer
 from latentgloss.scorers import SCORERS, detection, judge_named
 from latentgloss.scorers.base import Asked
 from latentgloss.settings import ScorerSettings
+from latentgloss.windows import Windows
 
 BLOCK = "000000"
 ARMS = ["same_document", "random"]
@@ -247,6 +248,17 @@ def test_nothing_judged_was_shown(world):
     splits = corpus.split_of_context(16)
     assert {int(splits[c]) for c in shown} == {0}
     assert {int(splits[c]) for c in scored} == {2}
+
+
+def test_nothing_judged_touches_several_documents(world):
+    """A boundary would tell the stratum, and so the truth (decision 0012)."""
+    *_, corpus, workspace = world
+    several = np.flatnonzero(Windows.of(corpus, 16).n_documents != 1)
+    drawn = workspace.store.current("sampled_contexts", tiny.SPARSIFY).read(schema.CONTEXTS)
+    assert set(drawn["context"]) & set(several.tolist())
+    for stage in ("detection_scores", "embedding_scores"):
+        judged = workspace.store.current(stage, tiny.SPARSIFY).read(schema.JUDGEMENTS)
+        assert judged.height and not set(judged["context"]) & set(several.tolist())
 
 
 # A scorer that ranks and does not decide ----------------------------------------------------------------------

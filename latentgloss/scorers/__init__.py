@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from latentgloss.errors import SettingsError
 from latentgloss.schema import SPLITS
 from latentgloss.scorers import detection, fuzzing
-from latentgloss.scorers.base import Scorer
+from latentgloss.scorers.base import JudgeOfContexts, Scorer
 from latentgloss.scorers.cosine import CosineJudge, cosine_judge
 from latentgloss.scorers.executed import ExecutedJudge
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from latentgloss.work import Work
     from latentgloss.workspace import Workspace
 
-JUDGES: dict[str, type[ExecutedJudge]] = {"executed": ExecutedJudge}
+JUDGES: dict[str, type[JudgeOfContexts]] = {"executed": ExecutedJudge}
 
 
 def judge_named(name: str, vocabulary: Vocabulary) -> Judge:
@@ -52,7 +52,7 @@ def identities_of_vectors(workspace: Workspace, settings: EmbeddingSettings) -> 
     return {name: {**judge, "embedder": workspace.embedder(name).identity()} for name in settings.embedders}
 
 
-def _judge(name: str) -> type[ExecutedJudge]:
+def _judge(name: str) -> type[JudgeOfContexts]:
     if name not in JUDGES:
         raise SettingsError(
             f"judge {name!r} is unknown",

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import polars as pl
 
-from latentgloss.protocols import Question
+from latentgloss.protocols import Judge, Question
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, UInt32
 
     from latentgloss.corpus import Corpus
-    from latentgloss.protocols import Judge, Task
+    from latentgloss.explainers.windows import Vocabulary
+    from latentgloss.protocols import Task
     from latentgloss.work import Work
     from latentgloss.workspace import Workspace
 
@@ -103,3 +104,12 @@ class Scorer:
     def decides(self) -> bool:
         """Whether judgements are yes or no."""
         return "select" in self.splits
+
+
+class JudgeOfContexts(Judge, Protocol):
+    """A judge that is made of nothing but the model's vocabulary; settings name it, `scorers.JUDGES` knows it."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None: ...
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]: ...
