@@ -88,7 +88,8 @@ def eligibility(cells: Cells, windows: Windows, population: Population, settings
             "latent": cells.latents,
             **{f"n_{split}": n[:, source] for split, source in zip(schema.SPLITS, windows.drawn_from, strict=True)},
             "n_test_documents": _documents(population, test),
-            "n_dropped_shared": count(cells.activating & windows.shared[cells.window]),
+            "n_dropped_several": count(cells.activating & windows.several[cells.window]),
+            "n_dropped_shared": count(cells.activating & (windows.shared & ~windows.several)[cells.window]),
             "n_dropped_identical": count(cells.activating & windows.repeat[cells.window]),
             "firing_rate": n[:, test] / max(n_test_windows, 1),
             "alive": cells.alive,
@@ -237,7 +238,6 @@ def _described(cells: Cells, windows: Windows, sample: pl.DataFrame) -> pl.DataF
             "decile": sample["decile"],
             "max_activation": cells.maximum[cell],
             "document": cells.document[cell],
-            "n_documents": windows.n_documents[window],
             "offsets": _ragged(offsets, edges),
             "activations": _ragged(cells.activation[token], edges),
         }

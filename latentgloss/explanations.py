@@ -165,12 +165,10 @@ class _BlockEvidence:
         shares = self.work.input("sampled_negatives").read(schema.STRATA_SHARES, self.block)
         explain = pl.col("split") == "explain"
         population = self.eligibility.select("latent", n_population="n_explain")
-        # Non-activating windows are of one document: activating ones count as if only such were there.
-        single = (pl.col("n_documents") == 1).mean().clip(1 / pl.len())
         positive = (
             contexts.filter(explain).join(population, on="latent")
             .sort("latent", "order")
-            .with_columns(weight=pl.col("n_population") * (single / pl.len()).over("latent"))
+            .with_columns(weight=pl.col("n_population") / pl.len().over("latent"))
         )  # fmt: skip
         negative = (
             negatives.filter(explain)

@@ -129,7 +129,7 @@ class Strata:
 
 @dataclass(frozen=True)
 class Layout:
-    """The usable windows of a single document in a row: by split, then document. All strata are among them."""
+    """The usable windows in a row: by split, then document."""
 
     windows: Windows
     window: Int64[np.ndarray, " places"]
@@ -144,8 +144,8 @@ class Layout:
 
     @classmethod
     def of(cls, windows: Windows) -> Layout:
-        single = np.flatnonzero(windows.usable & (windows.n_documents == 1))
-        window = single[np.lexsort((single, windows.document[single], windows.split[single]))]
+        usable = np.flatnonzero(windows.usable)
+        window = usable[np.lexsort((usable, windows.document[usable], windows.split[usable]))]
         place = np.full(len(windows.split), -1, dtype=np.int64)
         place[window] = np.arange(len(window))
         n = np.bincount(windows.split[window], minlength=len(schema.SPLITS))
@@ -161,7 +161,7 @@ def firing_documents(
     cells: Cells, windows: Windows, corpus: Corpus
 ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
     """(row, document) pairs, sorted and distinct: the latent fires on an unmasked token of the document."""
-    single = windows.n_documents[cells.window] == 1
+    single = ~windows.several[cells.window]
     whole = np.flatnonzero(cells.activating & single)
     # Only windows of several documents need a look at their tokens.
     several = np.flatnonzero(cells.activating & ~single)
@@ -316,7 +316,6 @@ def sample_block(
                         "order": order,
                         "stratum": pl.repeat(stratum, len(group), eager=True),
                         "document": layout.windows.document[window],
-                        "n_documents": layout.windows.n_documents[window],
                     }
                 )
             )

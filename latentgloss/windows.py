@@ -93,11 +93,12 @@ class Windows:
     """Index into `schema.SPLITS`."""
     document: UInt32[np.ndarray, " windows"]
     """Document of the middle token."""
-    n_documents: UInt8[np.ndarray, " windows"]
+    several: Bool[np.ndarray, " windows"]
+    """Does not lie in a single document: then where documents end could tell what a latent does (decision 0012)."""
     shared: Bool[np.ndarray, " windows"]
     """Holds a whole 13-gram that an earlier split holds too."""
     repeat: Bool[np.ndarray, " windows"]
-    """Not shared, but token-identical to another window, which stands for the text."""
+    """Neither of these, but token-identical to another window, which stands for the text."""
     drawn_from: tuple[int, ...] = tuple(range(len(schema.SPLITS)))
     """Of each split, the split whose windows its samples are drawn from."""
 
@@ -118,9 +119,9 @@ class Windows:
         last = np.searchsorted(corpus.span_start, start + length, side="left") - 1
         middle = np.searchsorted(corpus.span_start, start + length // 2, side="right") - 1
         document = corpus.span_document[np.maximum(np.clip(middle, first, last), 0)]
-        n_documents = np.clip(last - first + 1, 0, 255).astype(np.uint8)
-        repeat = _repeats(text_hashes(corpus.tokens.reshape(-1, length)), split, ~shared)
-        return cls(length, split, document, n_documents, shared, repeat)
+        several = first != last
+        repeat = _repeats(text_hashes(corpus.tokens.reshape(-1, length)), split, ~(several | shared))
+        return cls(length, split, document, several, shared, repeat)
 
     def in_one_pool(self) -> Windows:
         """All windows as one pool for every split, as in the paper: nothing is kept apart, nothing dropped."""
@@ -129,6 +130,7 @@ class Windows:
         return replace(
             self,
             split=np.full_like(self.split, pool),
+            several=nothing,
             shared=nothing,
             repeat=nothing,
             drawn_from=(pool,) * len(schema.SPLITS),
@@ -137,7 +139,7 @@ class Windows:
     @cached_property
     def usable(self) -> Bool[np.ndarray, " windows"]:
         """The windows that samples are drawn from."""
-        usable: Bool[np.ndarray, " windows"] = ~(self.shared | self.repeat)
+        usable: Bool[np.ndarray, " windows"] = ~(self.several | self.shared | self.repeat)
         return usable
 
     @cached_property
@@ -146,7 +148,12 @@ class Windows:
 
     def facts(self) -> dict[str, dict[str, int]]:
         """Counts of windows by split, for people."""
-        counted = {"usable": self.usable, "dropped_shared": self.shared, "dropped_identical": self.repeat}
+        counted = {
+            "usable": self.usable,
+            "dropped_several": self.several,
+            "dropped_shared": self.shared,
+            "dropped_identical": self.repeat,
+        }
         return {
             f"windows_{name}": {split: int((self.split[mask] == i).sum()) for i, split in enumerate(schema.SPLITS)}
             for name, mask in counted.items()
@@ -199,7 +206,6 @@ class Cells:
     position: UInt32[np.ndarray, " tokens"]
     unmasked: Bool[np.ndarray, " tokens"]
     windows: Windows
-    corpus: Corpus
     _order: Int64[np.ndarray, " tokens"]
     _activation: Float32[np.ndarray, " pairs"] | None
     """As read, if it was; `_order` puts it beside `position`."""
@@ -211,7 +217,6 @@ class Cells:
         active: pl.DataFrame,
         masked: Bool[np.ndarray, " positions"],
         windows: Windows,
-        corpus: Corpus,
     ) -> Cells:
         """From rows of `schema.ACTIVATIONS` in any order; those of other latents are left out."""
         row = _rows(latents, active["latent"].to_numpy())
@@ -231,7 +236,7 @@ class Cells:
         count = np.diff(first, append=len(row))
         row, window = row[first].astype(np.int64), window[first].astype(np.int64)
         activation = active["activation"].to_numpy() if "activation" in active.columns else None
-        return cls(latents, row, window, first, count, position, ~masked[position], windows, corpus, order, activation)
+        return cls(latents, row, window, first, count, position, ~masked[position], windows, order, activation)
 
     @cached_property
     def activating(self) -> Bool[np.ndarray, " cells"]:
@@ -259,18 +264,7 @@ class Cells:
 
     @cached_property
     def document(self) -> UInt32[np.ndarray, " cells"]:
-        """Document of the strongest unmasked token (the first of several); the window's if there is none."""
         document: UInt32[np.ndarray, " cells"] = self.windows.document[self.window]
-        # Only a window of several documents leaves open whose the strongest token is.
-        several = np.flatnonzero((self.windows.n_documents[self.window] > 1) & self.activating)
-        if len(several):
-            token, edges = members(self.first[several], self.count[several])
-            value = np.where(self.unmasked[token], self.activation[token], np.float32(0))
-            # At least one per cell.
-            is_maximum = np.flatnonzero(value == np.repeat(self.maximum[several], self.count[several]))
-            token = token[is_maximum[np.searchsorted(is_maximum, edges[:-1])]]
-            found = self.corpus.document_of_position(self.position[token])
-            document[several] = np.where(found >= 0, found, document[several])
         return document
 
     @property
@@ -327,7 +321,7 @@ class Source:
         """
 
         def run(index: int, active: pl.DataFrame) -> T:
-            return use(index, Cells.of(blocks[index], active, self.masked, self.windows, self.corpus))
+            return use(index, Cells.of(blocks[index], active, self.masked, self.windows))
 
         with ThreadPoolExecutor(self.workers) as pool:
             running: deque[Future[T]] = deque()

@@ -38,7 +38,7 @@ def contexts(seed: int, latents: list[int], n: int = 40, split: str = "test") ->
             rows.append(
                 {
                     "latent": number, "split": split, "context": context, "order": order, "decile": int(d),
-                    "max_activation": float((active * ~mask).max()), "document": context, "n_documents": 1,
+                    "max_activation": float((active * ~mask).max()), "document": context,
                     "offsets": offsets.tolist(), "activations": active[offsets].tolist(),
                 }
             )  # fmt: skip

@@ -46,11 +46,11 @@ def sampled(world: World, latents: list[int] | None = None, **changes: object) -
 
 
 def usable(world: World) -> list[int]:
-    """Windows of the population, by the definition: not shared, and one of each text (whichever the code took)."""
+    """Windows of the population, by the definition: of one document, not shared, one of each text (whichever it is)."""
     texts, windows = world.texts(), world.windows
     taken = [w for w in range(len(texts)) if windows.usable[w]]
-    assert all(not world.shared(w) for w in taken)
-    unshared = {texts[w] for w in range(len(texts)) if not world.shared(w)}
+    assert all(not world.shared(w) and len(world.documents(w)) == 1 for w in taken)
+    unshared = {texts[w] for w in range(len(texts)) if not world.shared(w) and len(world.documents(w)) == 1}
     assert sorted(texts[w] for w in taken) == sorted(unshared)
     return taken
 
@@ -93,18 +93,15 @@ def test_eligibility_has_a_row_for_every_latent_with_the_number_that_decided(see
         kept = [w for w in taken if world.peak(latent, w) > 0]
         counts = [sum(splits[w] == s for w in kept) for s in range(3)]
         assert [row[f"n_{s}"] for s in schema.SPLITS] == counts
-        shared = [w for w in active if world.shared(w)]
+        several = [w for w in active if len(world.documents(w)) != 1]
+        shared = [w for w in active if world.shared(w) and w not in several]
+        assert row["n_dropped_several"] == len(several)
         assert row["n_dropped_shared"] == len(shared)
-        assert row["n_dropped_identical"] == len(active) - len(kept) - len(shared)
+        assert row["n_dropped_identical"] == len(active) - len(kept) - len(several) - len(shared)
         n_test = sum(splits[w] == 2 for w in taken)
         assert row["firing_rate"] == counts[2] / n_test
         silent = sum(splits[w] == 2 and world.zero(latent, w) for w in taken)
-        documents = set()
-        for w in kept:
-            positions = range(w * LENGTH, (w + 1) * LENGTH)
-            best = max((p for p in positions if not world.masked[p]), key=lambda p: world.activations[p, latent])
-            if splits[w] == 2:
-                documents.add(int(world.corpus.document_of_position(np.array([best]))[0]))
+        documents = set().union(*(world.documents(w) for w in kept if splits[w] == 2))
         assert row["n_test_documents"] == len(documents)
         status, number = (
             ("dead", 0) if not active
@@ -148,8 +145,7 @@ def test_a_sample_leaks_nothing_and_repeats_nothing(seed: int, sampler: str) -> 
         assert row["offsets"] == np.flatnonzero(window).tolist()  # masked ones included
         assert row["activations"] == window[window > 0].tolist()
         assert row["max_activation"] == world.peak(row["latent"], w) > 0
-        assert row["document"] in world.documents(w)
-        assert row["n_documents"] == len(world.documents(w))
+        assert {row["document"]} == world.documents(w)
     for _, group in contexts.group_by("latent"):
         assert len({texts[w] for w in group["context"]}) == group.height
     for _, group in contexts.group_by("latent", "split", maintain_order=True):

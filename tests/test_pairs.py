@@ -81,7 +81,7 @@ def test_cells_do_not_depend_on_the_order_of_pairs() -> None:
     latents = np.array([0, 2, 5, 13], dtype=np.uint32)
     shuffled = world.pairs.sample(fraction=1, shuffle=True, seed=1)
     one, other = (
-        Cells.of(latents, frame, world.masked, world.windows, world.corpus) for frame in (world.pairs, shuffled)
+        Cells.of(latents, frame, world.masked, world.windows) for frame in (world.pairs, shuffled)
     )
     for name in ("row", "window", "maximum", "document", "first", "count", "position", "activation", "unmasked"):
         assert np.array_equal(getattr(one, name), getattr(other, name))

@@ -282,7 +282,8 @@ def test_failures_that_depend_on_the_truth_cost_coverage_and_nothing_else(proven
         judgements = found.judgements(stage)
         refused = judgements.filter(status="refused")
         assert refused["prediction"].null_count() == refused["evidence"].null_count() == refused.height > 1000
-        shares = dict(judgements.group_by("truth").agg((pl.col("status") == "refused").mean()).iter_rows())
+        put = judgements.filter(pl.col("status") != "no_donor")  # to nobody
+        shares = dict(put.group_by("truth").agg((pl.col("status") == "refused").mean()).iter_rows())
         assert shares[True] == pytest.approx(0.5, abs=0.03) and shares[False] == pytest.approx(0.1, abs=0.03)
         counted = judgements.group_by(key).agg(share=pl.col("prediction").is_not_null().mean())
         joined = rows.filter(scorer=stage.removesuffix("_scores")).join(counted, on=key)
@@ -353,10 +354,17 @@ def test_attackers_are_at_chance(proven, attacker, arm):
 
 def test_an_attacker_that_sees_boundaries_would_win_if_windows_of_several_documents_were_asked_about(proven):
     """Decision 0012."""
-    contexts = proven.versions["sampled_contexts"].read(schema.CONTEXTS).filter(split="test")
     rows = asked(proven, "detection_scores", "same_document")
     negatives = rows.filter(~pl.col("truth")).select("latent", "context", "truth")
-    positives = contexts.filter(pl.col("latent").is_in(negatives["latent"].unique().implode()))
+    everywhere = proven.versions["activation_cache"].scan(schema.ACTIVATIONS)
+    positives = (
+        everywhere.select("latent", context=pl.col("position") // 32)
+        .unique(maintain_order=True)
+        .filter(pl.col("latent").is_in(negatives["latent"].unique().implode()))
+        .group_by("latent", maintain_order=True)
+        .head(100)
+        .collect()
+    )
     both = pl.concat([negatives, positives.select("latent", "context", truth=pl.lit(True))])
     area, _ = attacked(proven, both, ATTACKS["boundaries"])
     assert area > 0.55

@@ -250,15 +250,18 @@ def test_nothing_judged_was_shown(world):
     assert {int(splits[c]) for c in scored} == {2}
 
 
-def test_nothing_judged_touches_several_documents(world):
+def test_nothing_drawn_touches_several_documents(world):
     """A boundary would tell the stratum, and so the truth (decision 0012)."""
     *_, corpus, workspace = world
-    several = np.flatnonzero(Windows.of(corpus, 16).n_documents != 1)
-    drawn = workspace.store.current("sampled_contexts", tiny.SPARSIFY).read(schema.CONTEXTS)
-    assert set(drawn["context"]) & set(several.tolist())
-    for stage in ("detection_scores", "embedding_scores"):
-        judged = workspace.store.current(stage, tiny.SPARSIFY).read(schema.JUDGEMENTS)
-        assert judged.height and not set(judged["context"]) & set(several.tolist())
+    positions = np.arange(corpus.tokens.size).reshape(-1, 16)
+    documents = [set(corpus.document_of_position(window).tolist()) - {-1} for window in positions]
+    several = {window for window, of in enumerate(documents) if len(of) != 1}
+    assert len(several) > 20
+    for stage, table in (("sampled_contexts", schema.CONTEXTS), ("sampled_negatives", schema.NEGATIVES),
+                         ("detection_scores", schema.JUDGEMENTS), ("fuzzing_scores", schema.JUDGEMENTS),
+                         ("embedding_scores", schema.JUDGEMENTS)):  # fmt: skip
+        drawn = workspace.store.current(stage, tiny.SPARSIFY).read(table)
+        assert drawn.height and not set(drawn["context"]) & several
 
 
 # A scorer that ranks and does not decide ----------------------------------------------------------------------

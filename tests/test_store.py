@@ -27,8 +27,7 @@ def store(tmp_path):
 
 def negatives(latents, split="test", context=0):
     return schema.NEGATIVES.frame(
-        {"latent": i, "split": split, "context": context + i, "order": 0, "stratum": "random", "document": 1,
-         "n_documents": 1}
+        {"latent": i, "split": split, "context": context + i, "order": 0, "stratum": "random", "document": 1}
         for i in latents
     )  # fmt: skip
 

@@ -48,7 +48,7 @@ class World:
 
     def cells(self, latents: list[int] | None = None) -> Cells:
         chosen = np.arange(self.activations.shape[1]) if latents is None else np.asarray(latents)
-        return Cells.of(chosen.astype(np.uint32), self.pairs, self.masked, self.windows, self.corpus)
+        return Cells.of(chosen.astype(np.uint32), self.pairs, self.masked, self.windows)
 
     # What follows is worked out window by window, without the code under test.
 

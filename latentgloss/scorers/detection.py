@@ -60,16 +60,11 @@ def plan_of_vectors(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan
 def candidates(contexts: pl.DataFrame, negatives: pl.DataFrame, splits: tuple[str, ...]) -> pl.DataFrame:
     """Every context to be judged of a block: latent, split, context, stratum, decile, document, truth, place.
 
-    Contexts that lie in several documents are not judged (decision 0012). Explain contexts are few and serve as prior
-    for the threshold only. `place` orders a question: a hash, so that neither truth nor stratum can be told from the
-    order.
+    Explain contexts are few and serve as prior for the threshold only. `place` orders a question: a hash, so that
+    neither truth nor stratum can be told from the order.
     """
     columns = ["latent", "split", "context", "stratum", "decile", "document", "truth"]
-    few = (
-        pl.col("split").is_in(splits),
-        (pl.col("split") != "explain") | (pl.col("order") < PRIOR),
-        pl.col("n_documents") == 1,  # as all non-activating ones: a boundary must not tell
-    )
+    few = pl.col("split").is_in(splits), (pl.col("split") != "explain") | (pl.col("order") < PRIOR)
     positive = contexts.filter(few).with_columns(stratum=pl.lit("activating"), truth=pl.lit(True))
     negative = negatives.filter(few).with_columns(decile=pl.lit(0, dtype=pl.UInt8), truth=pl.lit(False))
     frame = pl.concat([positive.select(columns), negative.select(columns)])

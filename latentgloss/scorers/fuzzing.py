@@ -121,8 +121,7 @@ def _plan_of_paper(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
     masked = masked_tokens(work.input("activation_cache"), corpus, length)
 
     def ask(block: str) -> Asked:
-        # Of one document, as all negatives are: a boundary must not tell.
-        sampled = few(contexts.read(schema.CONTEXTS, block), splits).filter(n_documents=1)
+        sampled = few(contexts.read(schema.CONTEXTS, block), splits)
         others = few(negatives.read(schema.NEGATIVES, block).filter(stratum=ARM_OF_PAPER), splits)
         rows, marked = against_random(sampled, others, masked, seed)
         at = rows["context"].to_numpy()
