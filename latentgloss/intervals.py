@@ -21,6 +21,7 @@ Mask: TypeAlias = Bool[np.ndarray, "latents n"]
 Evidence: TypeAlias = Float[np.ndarray, "latents n"]
 Ids: TypeAlias = Shaped[np.ndarray, "latents n"]
 PerLatent: TypeAlias = Float[np.ndarray, " latents"]
+Results: TypeAlias = Float[np.ndarray, "latents *_"]
 PerGroup: TypeAlias = Float[np.ndarray, " groups"]
 
 CHUNK = 1 << 19
@@ -102,10 +103,10 @@ def auroc(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, level: flo
         v = groups.sort(valid) & ~np.isnan(e)
         positive, negative = v & t, v & ~t
         n_pos, n_neg = positive.sum(1), negative.sum(1)
-        beaten = _beaten(e, positive, negative)
+        won = beaten(e, positive, negative)
         with np.errstate(invalid="ignore", divide="ignore"):
-            area = (beaten * positive).sum(1) / (n_pos * n_neg)
-            placement = beaten / np.where(positive, n_neg[:, None], n_pos[:, None])
+            area = (won * positive).sum(1) / (n_pos * n_neg)
+            placement = won / np.where(positive, n_neg[:, None], n_pos[:, None])
             excess = np.nan_to_num(placement - area[:, None])
             of_pos, of_neg = groups.sum(excess * positive), groups.sum(excess * negative)
             m_pos, m_neg = groups.sum(positive), groups.sum(negative)
@@ -226,7 +227,7 @@ def clustered_share(groups: Groups, within: Mask, said: Mask, level: float) -> t
     return interval, residual
 
 
-def _beaten(evidence: Evidence, positive: Mask, negative: Mask) -> Evidence:
+def beaten(evidence: Evidence, positive: Mask, negative: Mask) -> Evidence:
     """Judgements of the other class on the right side of each, ties half; from one sort per latent.
 
     Of a positive: negatives below it; of a negative: positives above it. DeLong's structural components are
@@ -265,7 +266,7 @@ def _quantile(level: float, df: PerLatent | float) -> PerLatent | float:
 
 def in_chunks(
     compute: Callable[..., tuple[PerLatent, ...]], *blocks: Shaped[np.ndarray, "latents _"]
-) -> tuple[PerLatent, ...]:
+) -> tuple[Results, ...]:
     """`compute` over ranges of latents, results concatenated; each range holds about `CHUNK` judgements."""
     rows, n = blocks[0].shape
     if n == 0:  # one column of padding, so that every latent has a first judgement

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from latentgloss import intervals, statistics
+from latentgloss import intervals, resampling, statistics
 from latentgloss.errors import InputError
 from latentgloss.statistics import Interval
 
@@ -54,6 +55,10 @@ def everything(block: Block) -> dict[str, np.ndarray]:
     result: dict[str, Any] = {
         "tau": statistics.youden_threshold(b.evidence, b.truth, b.valid),
         "auroc": statistics.auroc(b.truth, b.evidence, b.valid, b.cluster),
+        "auprc": statistics.auprc(b.truth, b.evidence, b.valid),
+        "auprc at base rate": statistics.auprc_at_base_rate(
+            b.truth, b.evidence, b.valid, b.cluster % 2, share, rate
+        ),
         "deciles": statistics.recall_by_decile(b.truth, b.prediction, b.decile, b.valid),
         **statistics.confusion(b.truth, b.prediction, b.valid)._asdict(),
         **{
@@ -156,8 +161,39 @@ def test_auroc_is_the_share_of_pairs_in_order(block: Block) -> None:
             continue
         pairs = (pos[:, None] > neg).mean() + (pos[:, None] == neg).mean() / 2
         assert value == pytest.approx(pairs)
+        assert value == pytest.approx(roc_auc_score(t[v], e[v]))
         u = stats.mannwhitneyu(pos, neg, method="asymptotic").statistic
         assert value == pytest.approx(u / (len(pos) * len(neg)))
+
+
+@modest
+@given(blocks)
+def test_auprc_is_average_precision(block: Block) -> None:
+    found = statistics.auprc(block.truth, block.evidence, block.valid)
+    for e, t, v, value in zip(block.evidence, block.truth, block.valid, found, strict=True):
+        if len(set(t[v])) < 2:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(average_precision_score(t[v], e[v]))
+
+
+@modest
+@given(blocks, st.integers(0, 2**32))
+def test_auprc_at_the_base_rate_weighs_every_judgement_by_what_it_stands_for(block: Block, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    latents, n = block.truth.shape
+    stratum, share = rng.integers(0, 3, (latents, n)), rng.random((latents, 3))
+    rate = rng.random(latents)
+    found = statistics.auprc_at_base_rate(block.truth, block.evidence, block.valid, stratum, share, rate)
+    for i, value in enumerate(found):
+        v = block.valid[i]
+        e, t, h = block.evidence[i][v], block.truth[i][v], stratum[i][v]
+        sizes = np.bincount(h[~t], minlength=3)
+        if not t.any() or not sizes.all():
+            assert np.isnan(value)
+            continue
+        weight = np.where(t, rate[i] / t.sum(), (1 - rate[i]) * (share[i] / share[i].sum() / sizes)[h])
+        assert value == pytest.approx(average_precision_score(t, e, sample_weight=weight))
 
 
 def test_coverage_is_the_share_of_what_was_asked() -> None:
@@ -512,7 +548,7 @@ def test_distribution_of_resampled_medians_is_exact() -> None:
     # All 4^4 resamples of four values, against the shortcut over order statistics.
     x = np.array([0.0, 1.0, 3.0, 7.0])
     exact = np.median(x[np.stack(np.meshgrid(*[range(4)] * 4)).reshape(4, -1)], axis=0)
-    drawn = statistics._medians_of_values(x, np.random.default_rng(0), 100_000)
+    drawn = resampling._medians_of_values(x, np.random.default_rng(0), 100_000)
     values, counts = np.unique(exact, return_counts=True)
     found = [(drawn == v).mean() for v in values]
     np.testing.assert_allclose(found, counts / 256, atol=0.006)
