@@ -28,6 +28,10 @@ CHUNK = 1 << 19
 """Judgements handled at once: bounds memory, and keeps the working set near the cache."""
 
 
+LEAST_INFLATION = 0.75
+"""Of the variance of a share by clustering. Of .5, .6, .7, .75, .8, .9 and 1 the one whose coverage stays within .93 to .97."""
+
+
 class Interval(NamedTuple):
     """A value per latent and the ends of its interval, all in the value's unit."""
 
@@ -64,10 +68,13 @@ def rate_intervals(truth: Mask, prediction: Mask, valid: Mask, cluster: Ids, lev
 
     Effective n = n / (1 + (m̄ - 1) ρ̂). m̄ = Σm²/n is the cluster size a judgement sees (exact for unequal
     sizes); ρ̂ the ANOVA estimator of the intra-cluster correlation (with n₀ for unequal sizes; Donner, Int.
-    Stat. Rev. 54:67, 1986), kept in [0, 1]. Where all answers of a class agree, ρ̂ cannot be estimated and
-    is taken as 1: n is the number of clusters k, so a perfect rate has a lower end of about k / (k + 3.84).
-    The inflation is estimated too, on k - 1 degrees of freedom, so Student's t is used, with Satterthwaite's
-    (k - 1) (deff / (deff - 1))²; without clustering that is infinite, and the interval Wilson's own.
+    Stat. Rev. 54:67, 1986). It may be negative, down to an inflation of `LEAST_INFLATION`: cut at 0 it would
+    be too high on average where there is no clustering, and intervals too wide. Where all answers of a class
+    agree, ρ̂ cannot be estimated and is taken as 1: n is the number of clusters k, so a perfect rate has a
+    lower end of about k / (k + 3.84). ρ̂ being estimated, Student's t is used; degrees of freedom
+    (k - 1) m̄ / ((m̄ - 1) (1 - ρ̂)²) are twice the inverse of the inflation's squared relative error (from the
+    large-sample variance of ρ̂ in normal data): infinite without clustering, where the interval is
+    Wilson's own, and at ρ̂ = 1, where a cluster is one answer.
     MOVER: Zou & Donner, Stat. Med. 27:1693 (2008), with the correlation of TPR and TNR over shared documents.
     """
 
@@ -218,9 +225,9 @@ def clustered_share(groups: Groups, within: Mask, said: Mask, level: float) -> t
         inside = (groups.total(hits) - of_clusters) / (n - k)
         n0 = (n - mean_size) / (k - 1)
         icc = (between - inside) / (between + (n0 - 1) * inside)
-        icc = np.where(np.isfinite(icc), np.clip(icc, 0.0, 1.0), 1.0)
-        inflation = 1 + (mean_size - 1) * icc
-        df = (k - 1) * np.where(inflation > 1, (inflation / (inflation - 1)) ** 2, np.inf)
+        icc = np.where(np.isfinite(icc), np.minimum(icc, 1.0), 1.0)
+        inflation = np.maximum(1 + (mean_size - 1) * icc, LEAST_INFLATION)
+        df = (k - 1) * mean_size / ((mean_size - 1) * (1 - np.maximum(icc, 0.0)) ** 2)
         effective = np.where(k > 1, n / inflation, np.nan)
         interval = wilson(share, effective, level, np.where(k > 1, df, np.nan))
         residual = np.nan_to_num(hits - groups.spread(share) * size)

@@ -231,7 +231,7 @@ def test_effective_sample_size_is_the_anova_one() -> None:
     f = stats.f_oneway(*groups).statistic
     icc = (f - 1) / (f - 1 + 5)
     inflation = 1 + 4 * icc
-    df = 5 * (inflation / (inflation - 1)) ** 2
+    df = 5 * 5 / (4 * (1 - icc) ** 2)
     expected = statistics.wilson(np.array([18 / 30]), np.array([30 / inflation]), df=df)
     found = statistics.rate_intervals(every, prediction, every, cluster).tpr
     np.testing.assert_allclose(np.array(found), np.array(expected))
@@ -243,9 +243,7 @@ def test_large_clusters_weigh_more_than_their_number() -> None:
     prediction, cluster = np.repeat([True, False, True, True, False], sizes)[None], np.repeat(range(5), sizes)[None]
     every = np.ones((1, 16), bool)
     inflation = np.square(sizes).sum() / 16
-    expected = statistics.wilson(
-        np.array([12 / 16]), np.array([16 / inflation]), df=4 * (inflation / (inflation - 1)) ** 2
-    )
+    expected = statistics.wilson(np.array([12 / 16]), np.array([16 / inflation]))  # five answers, in effect
     found = statistics.rate_intervals(every, prediction, every, cluster).tpr
     np.testing.assert_allclose(np.array(found), np.array(expected))
 
