@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -32,35 +34,43 @@ SIZES = (2, 5)
 CORRELATIONS = (0.0, 0.3)
 
 
-def answers(
-    true: np.ndarray, other: np.ndarray, n: int, size: int, correlation: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """truth, prediction, valid, cluster: n positives recognised with chance `true`, n negatives with `other`.
+class Judged(NamedTuple):
+    """A block of latents, as `statistics` takes them; `right`: the judge agrees with `truth`."""
 
-    The classes have documents of their own. Of three documents one is short: it holds half as many judgements.
+    truth: np.ndarray
+    right: np.ndarray
+    valid: np.ndarray
+    cluster: np.ndarray
+    stratum: np.ndarray
+
+
+def answers(chances: np.ndarray, n: int, size: int, correlation: float, rng: np.random.Generator) -> Judged:
+    """n judgements of each kind, right with chances [latents kinds]: positives first, then strata of negatives.
+
+    Kinds have documents of their own. Of three documents one is short: it holds half as many judgements.
     """
+    latents, kinds = chances.shape
     sizes = np.full(2 * n, size)
     sizes[::3] = max(1, size // 2)
-    of_class = np.repeat(np.arange(2 * n), sizes)[:n]
-    k = int(of_class.max()) + 1
-    cluster = np.concatenate([of_class, of_class + k])
-    chances = np.stack([true, other], axis=1).repeat(k, axis=1)
+    of_kind = np.repeat(np.arange(2 * n), sizes)[:n]
+    k = int(of_kind.max()) + 1
+    kind = np.repeat(np.arange(kinds), n)
+    cluster = np.tile(of_kind, kinds) + k * kind
+    p = chances.repeat(k, axis=1)
     if correlation:
         scale = (1 - correlation) / correlation
-        chances = rng.beta(chances * scale, (1 - chances) * scale)
-    right = rng.random((len(true), 2 * n)) < chances[:, cluster]
-    truth = np.broadcast_to(np.arange(2 * n) < n, right.shape)
-    return truth, right == truth, np.ones_like(truth), np.broadcast_to(cluster, right.shape)
+        p = rng.beta(p * scale, (1 - p) * scale)
+    right = rng.random((latents, kinds * n)) < p[:, cluster]
+    truth, cluster, kind = (np.broadcast_to(a, right.shape) for a in (kind == 0, cluster, kind))
+    return Judged(truth, right, np.ones_like(truth), cluster, kind - 1)
 
 
-def evidence(
-    area: np.ndarray, n: int, size: int, correlation: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """truth, evidence, valid, cluster with AUROC `area`."""
-    truth, _, valid, cluster = answers(area, area, n, size, 0.0, rng)
-    shared = rng.standard_normal((len(area), int(cluster.max()) + 1))[:, cluster[0]]
-    noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.standard_normal(truth.shape)
-    return truth, np.sqrt(2) * stats.norm.ppf(area)[:, None] * truth + noise, valid, cluster
+def evidence(judged: Judged, area: np.ndarray, correlation: float, rng: np.random.Generator) -> np.ndarray:
+    """Normal evidence with an effect of the document; `area` [latents strata] is what each stratum's AUROC is."""
+    shared = rng.standard_normal((len(area), int(judged.cluster.max()) + 1))[:, judged.cluster[0]]
+    noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.standard_normal(judged.truth.shape)
+    below = np.sqrt(2) * stats.norm.ppf(area)
+    return noise - np.where(judged.truth, 0.0, below[:, np.maximum(judged.stratum[0], 0)])
 
 
 def covered(interval: Interval, true: np.ndarray) -> float:
@@ -73,22 +83,57 @@ def cell(
     """Share of `latents`, with true values even in `band`, whose interval holds the truth. The seed is the cell's."""
     rng = np.random.default_rng([METRICS.index(metric), int(100 * band[0]), n, size, int(10 * correlation)])
     true = rng.uniform(*band, latents)
+    draw = partial(answers, n=n, size=size, correlation=correlation, rng=rng)
     if metric == "auroc":
-        return covered(statistics.auroc(*evidence(true, n, size, correlation, rng)), true)
-    if metric == "balanced_accuracy":
-        tpr = true + rng.uniform(-1, 1, latents) * np.minimum(0.2, 0.99 - true)  # made of unequal rates
-        tnr = 2 * true - tpr
-    else:
-        tpr = tnr = true
-    found = statistics.rate_intervals(*answers(tpr, tnr, n, size, correlation, rng))
-    return covered(getattr(found, metric), true)
+        judged = draw(np.full((latents, 2), 0.5))
+        values = evidence(judged, true[:, None], correlation, rng)
+        return covered(statistics.auroc(judged.truth, values, judged.valid, judged.cluster), true)
+    if metric in ("tpr", "tnr", "balanced_accuracy"):
+        # Balanced accuracy is made of unequal rates.
+        more = rng.uniform(-1, 1, latents) * np.minimum(0.2, 0.99 - true) * (metric == "balanced_accuracy")
+        judged = draw(np.stack([true + more, true - more], axis=1))
+        found = statistics.rate_intervals(judged.truth, judged.right == judged.truth, judged.valid, judged.cluster)
+        return covered(getattr(found, metric), true)
+    # The population: two strata of negatives, the smaller one harder.
+    share = rng.uniform(0.02, 0.3, latents)
+    share = np.stack([share, 1 - share], axis=1)
+    if metric == "population_auroc":
+        easy = np.minimum(0.98, true + rng.uniform(0, 0.1, latents))
+        areas = np.stack([(true - share[:, 1] * easy) / share[:, 0], easy], axis=1)
+        keep = (areas[:, 0] > 0.3) & (areas[:, 0] < 0.98)
+        share, areas, true = share[keep], areas[keep], true[keep]
+        judged = draw(np.full((len(true), 3), 0.5))
+        values = evidence(judged, areas, correlation, rng)
+        area = statistics.auroc(
+            judged.truth, values, judged.valid, judged.cluster, stratum=judged.stratum, share=share
+        )
+        return covered(area, true)
+    tpr, easy = rng.uniform(0.55, 0.95, latents), rng.uniform(0.02, 0.3, latents)
+    if metric == "population_tnr":
+        easy = (1 - true) / (2 * share[:, 0] + share[:, 1])
+    fprs = np.stack([np.minimum(2 * easy, 0.95), easy], axis=1)
+    fpr = (share * fprs).sum(1)
+    if metric == "population_tnr":
+        true = 1 - fpr
+    if metric == "population_balanced_accuracy":
+        true = (tpr + 1 - fpr) / 2
+    rate = true * fpr / (tpr * (1 - true) + true * fpr) if metric == "precision" else np.full(latents, 0.05)
+    judged = draw(np.concatenate([tpr[:, None], 1 - fprs], axis=1))
+    found_there = statistics.prevalence_weighted(
+        judged.truth, judged.right == judged.truth, judged.valid, judged.cluster, judged.stratum, share, rate
+    )
+    if metric == "precision":
+        return covered(found_there.precision, true)
+    if metric == "population_tnr":
+        return covered(found_there.fpr, 1 - true)
+    return covered(found_there.balanced_accuracy, true)
 
 
-METRICS = ("tpr", "tnr", "balanced_accuracy", "auroc")
+METRICS = ("tpr", "tnr", "balanced_accuracy", "auroc", "population_tnr", "population_balanced_accuracy", "population_auroc", "precision")
 
 
 def main() -> None:
-    for metric in METRICS:
+    for metric in METRICS[4:]:
         start = time.time()
         found = {key: cell(metric, *key) for key in product(BANDS, PER_CLASS, SIZES, CORRELATIONS)}
         bad = {k: round(v, 3) for k, v in found.items() if not 0.93 <= v <= 0.97}

@@ -22,6 +22,7 @@ Evidence: TypeAlias = Float[np.ndarray, "latents n"]
 Ids: TypeAlias = Shaped[np.ndarray, "latents n"]
 PerLatent: TypeAlias = Float[np.ndarray, " latents"]
 Results: TypeAlias = Float[np.ndarray, "latents *_"]
+Shares: TypeAlias = Float[np.ndarray, "latents strata"]
 PerGroup: TypeAlias = Float[np.ndarray, " groups"]
 
 CHUNK = 1 << 19
@@ -84,18 +85,26 @@ def rate_intervals(truth: Mask, prediction: Mask, valid: Mask, cluster: Ids, lev
         said = groups.sort(prediction)
         tpr, residual_pos = clustered_share(groups, positive, said, level)
         tnr, residual_neg = clustered_share(groups, negative, ~said, level)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            spread = np.sqrt(groups.total(residual_pos**2) * groups.total(residual_neg**2))
-            r = np.nan_to_num(groups.total(residual_pos * residual_neg) / spread, nan=0.0, posinf=0.0)
-        accuracy = mover([tpr, tnr], [0.5, 0.5], r)
+        accuracy = mover([tpr, tnr], [0.5, 0.5], correlation(groups, residual_pos, residual_neg))
         return (*tpr, *tnr, *accuracy)
 
     parts = in_chunks(compute, truth, prediction, valid, cluster)
     return Rates(Interval(*parts[:3]), Interval(*parts[3:6]), Interval(*parts[6:]))
 
 
-def auroc(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, level: float = 0.95) -> Interval:
+def auroc(
+    truth: Mask,
+    evidence: Evidence,
+    valid: Mask,
+    cluster: Ids,
+    level: float = 0.95,
+    stratum: Ids | None = None,
+    share: Shares | None = None,
+) -> Interval:
     """Area under the ROC curve (ties count half) with a clustered DeLong interval.
+
+    With `stratum` and `share` (as in `statistics.prevalence_weighted`) that of the population: Σ W_h AUROC_h over
+    strata of negatives, NaN if one that counts is missing.
 
     Variance: Obuchowski, Biometrics 53:567 (1997), DeLong's structural components summed within clusters,
     with the covariance of positives and negatives of one document. The interval is symmetric on the logit
@@ -103,25 +112,35 @@ def auroc(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, level: flo
     variance is zero (perfect separation, or evidence that never varies) it is Wilson's with that number of
     clusters as n: AUROC 1 from 50 documents gives [.93, 1].
     """
+    if stratum is None or share is None:
+        stratum, share = np.zeros(truth.shape, np.int8), np.ones((len(truth), 1))
 
-    def compute(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids) -> tuple[PerLatent, ...]:
+    def compute(
+        truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, stratum: Ids, share: Shares
+    ) -> tuple[PerLatent, ...]:
         groups = Groups(cluster)
-        e, t = groups.sort(evidence), groups.sort(truth)
+        e, t, h = groups.sort(evidence), groups.sort(truth), groups.sort(stratum)
         v = groups.sort(valid) & ~np.isnan(e)
         positive, negative = v & t, v & ~t
-        n_pos, n_neg = positive.sum(1), negative.sum(1)
-        won = beaten(e, positive, negative)
+        n_pos = positive.sum(1)
+        area, of_pos, of_neg = np.zeros(len(e)), np.zeros(len(groups.latent)), np.zeros(len(groups.latent))
         with np.errstate(invalid="ignore", divide="ignore"):
-            area = (won * positive).sum(1) / (n_pos * n_neg)
-            placement = won / np.where(positive, n_neg[:, None], n_pos[:, None])
-            excess = np.nan_to_num(placement - area[:, None])
-            of_pos, of_neg = groups.sum(excess * positive), groups.sum(excess * negative)
+            for number, weight in enumerate((share / share.sum(1, keepdims=True)).T):
+                within = negative & (h == number)
+                n_neg = within.sum(1)
+                won = beaten(e, positive, within)
+                mine = (won * positive).sum(1) / (n_pos * n_neg)
+                placement = won / np.where(positive, n_neg[:, None], n_pos[:, None])
+                excess = np.nan_to_num(placement - mine[:, None])
+                area += np.where(weight == 0, 0.0, weight * mine)
+                of_pos += np.nan_to_num(groups.spread(weight / n_pos)) * groups.sum(excess * positive)
+                of_neg += np.nan_to_num(groups.spread(weight / n_neg)) * groups.sum(excess * within)
             m_pos, m_neg = groups.sum(positive), groups.sum(negative)
             k_pos, k_neg, k = (groups.total(m > 0) for m in (m_pos, m_neg, m_pos + m_neg))
             variance = (
-                k_pos / (k_pos - 1) * groups.total(of_pos**2) / n_pos**2
-                + k_neg / (k_neg - 1) * groups.total(of_neg**2) / n_neg**2
-                + 2 * k / (k - 1) * groups.total(of_pos * of_neg) / (n_pos * n_neg)
+                k_pos / (k_pos - 1) * groups.total(of_pos**2)
+                + k_neg / (k_neg - 1) * groups.total(of_neg**2)
+                + 2 * k / (k - 1) * groups.total(of_pos * of_neg)
             )
             fewer = np.minimum(k_pos, k_neg)
             df = np.where(fewer > 1, fewer - 1, np.nan)
@@ -133,7 +152,7 @@ def auroc(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, level: flo
         fallback = wilson(area, fewer, level, df)
         return area, np.where(flat, fallback.low, low), np.where(flat, fallback.high, high)
 
-    return Interval(*in_chunks(compute, truth, evidence, valid, cluster))
+    return Interval(*in_chunks(compute, truth, evidence, valid, cluster, stratum, share))
 
 
 def mover(
@@ -232,6 +251,14 @@ def clustered_share(groups: Groups, within: Mask, said: Mask, level: float) -> t
         interval = wilson(share, effective, level, np.where(k > 1, df, np.nan))
         residual = np.nan_to_num(hits - groups.spread(share) * size)
     return interval, residual
+
+
+def correlation(groups: Groups, a: PerGroup, b: PerGroup) -> PerLatent:
+    """Of the clusters' residuals, per latent; 0 where one does not vary."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt(groups.total(a**2) * groups.total(b**2))
+        r: PerLatent = np.nan_to_num(groups.total(a * b) / spread, nan=0.0, posinf=0.0)
+    return r
 
 
 def beaten(evidence: Evidence, positive: Mask, negative: Mask) -> Evidence:

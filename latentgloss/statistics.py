@@ -35,8 +35,10 @@ from latentgloss.intervals import (
     Mask,
     PerLatent,
     Rates,
+    Shares,
     auroc,
     clustered_share,
+    correlation,
     in_chunks,
     mover,
     mover_ratio,
@@ -75,7 +77,6 @@ __all__ = [
 
 Column: TypeAlias = Float[np.ndarray, "latents 1"]
 Counts: TypeAlias = Int[np.ndarray, " latents"]
-Shares: TypeAlias = Float[np.ndarray, "latents strata"]
 
 FULL_WEIGHT = 20
 """Judgements of the rarer class from which a latent's own threshold is used as it is."""
@@ -97,7 +98,9 @@ class Confusion(NamedTuple):
 class AtBaseRate(NamedTuple):
     """What a judge's answers are worth at the latent's own firing rate."""
 
+    tpr: Interval
     fpr: Interval
+    balanced_accuracy: Interval
     precision: Interval
     f1: PerLatent
     unresolved: Bool[np.ndarray, " latents"]
@@ -227,7 +230,7 @@ def prevalence_weighted(
 ) -> AtBaseRate:
     """FPR, precision and F1 at the latent's firing rate π, from strata that were sampled at other rates.
 
-    FPR = Σ W_h FPR_h; precision = π TPR / (π TPR + (1 - π) FPR); F1 = 2 π TPR / (π TPR + (1 - π) FPR + π).
+    FPR = Σ W_h FPR_h; balanced accuracy = (TPR + 1 - FPR) / 2; precision = π TPR / (π TPR + (1 - π) FPR); F1 = 2 π TPR / (π TPR + (1 - π) FPR + π).
     `stratum`: the column of `share` a non-activating context belongs to (any value for activating ones).
     `share`: W_h, taken relative to their sum. A stratum with W_h > 0 and no valid judgement makes the rates
     NaN: nobody knows its false positives. Intervals: MOVER over strata, MOVER-R for FPR / TPR.
@@ -240,21 +243,27 @@ def prevalence_weighted(
     ) -> tuple[PerLatent, ...]:
         groups = Groups(cluster)
         truth, said, valid, stratum = (groups.sort(a) for a in (truth, said, valid, stratum))
-        tpr, _ = clustered_share(groups, truth & valid, said, level)
-        strata = [valid & ~truth & (stratum == h) for h in range(share.shape[1])]
+        tpr, residual_pos = clustered_share(groups, truth & valid, said, level)
+        strata = [clustered_share(groups, valid & ~truth & (stratum == h), said, level) for h in range(share.shape[1])]
         with np.errstate(invalid="ignore", divide="ignore"):
             weights = (share / share.sum(1, keepdims=True)).T
-            fpr = mover([clustered_share(groups, h, said, level)[0] for h in strata], list(weights))
+            fpr = mover([part for part, _ in strata], list(weights))
+            residual_neg = sum(
+                -np.nan_to_num(groups.spread(w / (valid & ~truth & (stratum == h)).sum(1))) * residual
+                for h, (w, (_, residual)) in enumerate(zip(weights, strata, strict=True))
+            )
+            tnr = Interval(1 - fpr.value, 1 - fpr.high, 1 - fpr.low)
+            accuracy = mover([tpr, tnr], [0.5, 0.5], correlation(groups, residual_pos, residual_neg))
             fall, pi = mover_ratio(fpr, tpr), rate[:, 0]
             # Precision falls as FPR / TPR rises, so the ends change places.
             precision = [1 / (1 + (1 - pi) / pi * r) for r in (fall.value, fall.high, fall.low)]
             f1 = 2 * pi * tpr.value / (pi * tpr.value + (1 - pi) * fpr.value + pi)
-        return (*fpr, *precision, f1)
+        return (*tpr, *fpr, *accuracy, *precision, f1)
 
     parts = in_chunks(compute, truth, prediction, valid, cluster, stratum, share, firing_rate[:, None])
-    precision = Interval(*parts[3:6])
+    tpr, fpr, accuracy, precision = (Interval(*parts[i : i + 3]) for i in (0, 3, 6, 9))
     unresolved = ~(precision.high - precision.low <= resolution)
-    return AtBaseRate(Interval(*parts[:3]), precision, parts[6], unresolved)
+    return AtBaseRate(tpr, fpr, accuracy, precision, parts[12], unresolved)
 
 
 def auprc_at_base_rate(
