@@ -70,7 +70,8 @@ def evidence(judged: Judged, area: np.ndarray, correlation: float, rng: np.rando
     shared = rng.standard_normal((len(area), int(judged.cluster.max()) + 1))[:, judged.cluster[0]]
     noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.standard_normal(judged.truth.shape)
     below = np.sqrt(2) * stats.norm.ppf(area)
-    return noise - np.where(judged.truth, 0.0, below[:, np.maximum(judged.stratum[0], 0)])
+    values: np.ndarray = noise - np.where(judged.truth, 0.0, below[:, np.maximum(judged.stratum[0], 0)])
+    return values
 
 
 def covered(interval: Interval, true: np.ndarray) -> float:
@@ -104,9 +105,7 @@ def cell(
         share, areas, true = share[keep], areas[keep], true[keep]
         judged = draw(np.full((len(true), 3), 0.5))
         values = evidence(judged, areas, correlation, rng)
-        area = statistics.auroc(
-            judged.truth, values, judged.valid, judged.cluster, stratum=judged.stratum, share=share
-        )
+        area = statistics.auroc(judged.truth, values, judged.valid, judged.cluster, stratum=judged.stratum, share=share)
         return covered(area, true)
     tpr, easy = rng.uniform(0.55, 0.95, latents), rng.uniform(0.02, 0.3, latents)
     if metric == "population_tnr":
@@ -129,7 +128,16 @@ def cell(
     return covered(found_there.balanced_accuracy, true)
 
 
-METRICS = ("tpr", "tnr", "balanced_accuracy", "auroc", "population_tnr", "population_balanced_accuracy", "population_auroc", "precision")
+METRICS = (
+    "tpr",
+    "tnr",
+    "balanced_accuracy",
+    "auroc",
+    "population_tnr",
+    "population_balanced_accuracy",
+    "population_auroc",
+    "precision",
+)
 
 
 def main() -> None:
@@ -137,7 +145,15 @@ def main() -> None:
         start = time.time()
         found = {key: cell(metric, *key) for key in product(BANDS, PER_CLASS, SIZES, CORRELATIONS)}
         bad = {k: round(v, 3) for k, v in found.items() if not 0.93 <= v <= 0.97}
-        print(metric, round(min(found.values()), 3), round(max(found.values()), 3), len(bad), "of", len(found), round(time.time() - start, 1))
+        print(
+            metric,
+            round(min(found.values()), 3),
+            round(max(found.values()), 3),
+            len(bad),
+            "of",
+            len(found),
+            round(time.time() - start, 1),
+        )
         for k, v in bad.items():
             print("   ", k, v)
 

@@ -21,7 +21,7 @@ Mask: TypeAlias = Bool[np.ndarray, "latents n"]
 Evidence: TypeAlias = Float[np.ndarray, "latents n"]
 Ids: TypeAlias = Shaped[np.ndarray, "latents n"]
 PerLatent: TypeAlias = Float[np.ndarray, " latents"]
-Results: TypeAlias = Float[np.ndarray, "latents *_"]
+Results: TypeAlias = Float[np.ndarray, "latents ..."]
 Shares: TypeAlias = Float[np.ndarray, "latents strata"]
 PerGroup: TypeAlias = Float[np.ndarray, " groups"]
 
@@ -30,7 +30,7 @@ CHUNK = 1 << 19
 
 
 LEAST_INFLATION = 0.75
-"""Of the variance of a share by clustering. Of .5, .6, .7, .75, .8, .9 and 1 the one whose coverage stays within .93 to .97."""
+"""Of the variance of a share by clustering. Of .5 to 1 in steps the one whose coverage stays within .93 to .97."""
 
 
 class Interval(NamedTuple):

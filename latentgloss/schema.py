@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SPLITS = ("explain", "select", "test")
 """Order matters: a later split never contains what an earlier one showed. Share of clusters 40/10/50."""
 
+POPULATION = "population"
+"""Arm of scores that stand for all non-activating contexts: every stratum, weighted by its share."""
+
 STRATA = ("similar", "neighbour", "same_document", "random")
 """Kinds of non-activating context, disjoint in this order (a context belongs to the first that fits)."""
 
@@ -310,7 +313,7 @@ SCORES = Table(
         LATENT,
         EXPLAINER,
         *_SCORE_KEY,
-        Column("negatives", pl.String, "Stratum of the non-activating contexts, or `donor`."),
+        Column("negatives", pl.String, "Stratum of the non-activating contexts, `population` (all), or `donor`."),
         Column("split", pl.String, "Always `test` outside profile `paper`."),
         Column("status", pl.String, "`ok`, `unscored`, `no_explanation`, `not_sampled`, or why it is not eligible."),
         Column("reason", pl.String, "Why there is no score; empty if there is one."),
@@ -328,14 +331,25 @@ SCORES = Table(
             for name, doc in (
                 ("balanced_accuracy", "(tpr + tnr) / 2."),
                 ("tpr", "Share of activating contexts recognised."),
-                ("tnr", "Share of non-activating contexts recognised."),
+                ("tpr_low", "Lower end of its 95 % interval."),
+                ("tpr_high", "Upper end."),
+                ("tnr", "Share of non-activating contexts recognised; of `population`: 1 - Σ W_h FPR_h."),
+                ("tnr_low", "Lower end of its 95 % interval."),
+                ("tnr_high", "Upper end."),
                 ("f1", "On the judged sample."),
                 ("auroc", "Area under the ROC curve of the evidence."),
                 ("auroc_low", "Lower end of its 95 % interval."),
                 ("auroc_high", "Upper end."),
+                ("auprc", "Average precision of the evidence, on the judged sample."),
+                ("precision_at_base_rate", "Precision at the latent's firing rate; `population` only."),
+                ("precision_low", "Lower end of its 95 % interval."),
+                ("precision_high", "Upper end."),
+                ("f1_at_base_rate", "F1 at the latent's firing rate; `population` only."),
+                ("auprc_at_base_rate", "Average precision at the latent's firing rate; `population` only."),
                 *((f"recall_decile_{d}", f"tpr within decile {d}.") for d in range(1, 11)),
             )
         ),
+        Column("unresolved", pl.Boolean, "Precision is not known to within .2; `population` only.", nullable=True),
     ),
     key=("latent", "explainer", "scorer", "judge", "embedder", "profile", "negatives", "split"),
 )

@@ -161,7 +161,7 @@ _ALL = (
         name="detection_scores",
         noun="scores",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache",)),
             Input("explanations"),
@@ -176,7 +176,7 @@ _ALL = (
         name="fuzzing_scores",
         noun="scores",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache",)),
             Input("activation_cache", ("masked",)),
@@ -192,7 +192,7 @@ _ALL = (
         name="embedding_scores",
         noun="scores",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache",)),
             Input("explanations"),
@@ -242,7 +242,7 @@ _ALL = (
         name="score_report",
         noun="report",
         grain="model",
-        version="1",
+        version="2",
         inputs=(Input("activation_cache", ("latents",)), Input("sampled_contexts", ("eligibility",)),
                 Input("explanations"), *(Input(f"{scorer}_scores", ("scores",), optional=True) for scorer in _SCORERS)),
         settings=("report",),

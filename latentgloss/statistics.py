@@ -230,7 +230,8 @@ def prevalence_weighted(
 ) -> AtBaseRate:
     """FPR, precision and F1 at the latent's firing rate π, from strata that were sampled at other rates.
 
-    FPR = Σ W_h FPR_h; balanced accuracy = (TPR + 1 - FPR) / 2; precision = π TPR / (π TPR + (1 - π) FPR); F1 = 2 π TPR / (π TPR + (1 - π) FPR + π).
+    FPR = Σ W_h FPR_h; balanced accuracy = (TPR + 1 - FPR) / 2;
+    precision = π TPR / (π TPR + (1 - π) FPR); F1 = 2 π TPR / (π TPR + (1 - π) FPR + π).
     `stratum`: the column of `share` a non-activating context belongs to (any value for activating ones).
     `share`: W_h, taken relative to their sum. A stratum with W_h > 0 and no valid judgement makes the rates
     NaN: nobody knows its false positives. Intervals: MOVER over strata, MOVER-R for FPR / TPR.
