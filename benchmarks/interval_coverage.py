@@ -152,7 +152,8 @@ def figure(cells: dict[str, dict[str, float]], path: Path) -> None:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 30}" height="{height}" '
         'font-family="sans-serif" font-size="13">',
         f'<rect width="{left + width + 30}" height="{height}" fill="#fff"/>',
-        f'<rect x="{x(0.93):.1f}" y="{top}" width="{x(0.97) - x(0.93):.1f}" height="{row * len(cells)}" fill="#e4eef7"/>',
+        f'<rect x="{x(0.93):.1f}" y="{top}" width="{x(0.97) - x(0.93):.1f}" height="{row * len(cells)}" '
+        'fill="#e4eef7"/>',
         f'<line x1="{x(0.95):.1f}" x2="{x(0.95):.1f}" y1="{top}" y2="{top + row * len(cells)}" stroke="#6b8fb3"/>',
         f'<text x="{left}" y="20" fill="#333">share of intervals that hold the truth; '
         "open: independent, filled: correlation .3</text>",

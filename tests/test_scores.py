@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import tiny
+from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from latentgloss import schema, scores
@@ -411,22 +412,20 @@ def test_strata_that_are_not_everything_stand_for_no_population(world, shares):
 
 
 def test_a_stratum_whose_judgements_were_lost_leaves_the_population_unscored(world):
-    def answer(question, truth):
-        values = truth.astype(np.float32)
-        n = len(truth)
-        if question.latent % 2 and not set(map(bytes, question.tokens)) & answer.seen.get(question.latent, set()):
-            answer.seen[question.latent] = set(map(bytes, question.tokens))  # the first arm: same_document
-            return evidence(np.where(truth, 1.0, np.nan), status=["ok" if t else "llm_error" for t in truth],
-                            reason=["" if t else "gone" for t in truth])  # fmt: skip
-        assert n
-        return evidence(values)
+    _, contexts, corpus, _ = world
+    gone = contexts.filter(stratum="same_document", split="test")
+    tokens = corpus.contexts(gone["context"].to_numpy(), 16)
+    gone = {(latent, row.tobytes()) for latent, row in zip(gone["latent"], tokens, strict=True)}
 
-    answer.seen = {}
-    judgements, found = of_population(world, answer)
-    lost = judgements.filter(split="test", status="llm_error").filter(pl.col("negatives") == "same_document")
-    rows = found.filter(negatives="population").filter(pl.col("latent").is_in(lost["latent"].unique().implode()))
-    assert rows.height > 5
-    assert set(rows["status"]) == {"unscored"}
+    def answer(question, truth):
+        lost = np.array([(question.latent, row.tobytes()) in gone for row in question.tokens])
+        status = ["llm_error" if x else "ok" for x in lost]
+        return evidence(np.where(lost, np.nan, truth), status=status, reason=["gone" if x else "" for x in lost])
+
+    _, found = of_population(world, answer)
+    judged = found.filter(pl.col("status").is_in(["ok", "unscored"]))
+    assert (judged.filter(negatives="population")["status"] == "unscored").all()
+    assert (judged.filter(negatives="random")["status"] == "ok").sum() > 20
 
 
 def test_the_population_is_scored_end_to_end_with_what_the_samples_say(world):
@@ -444,3 +443,21 @@ def test_the_population_is_scored_end_to_end_with_what_the_samples_say(world):
         assert row["tnr"] == pytest.approx(tnr)
         assert row["tpr"] == by[row["latent"], "random"]["tpr"]
         assert row["specificity"] is not None
+
+
+def test_the_report_counts_the_latents_better_than_the_nulls_of_their_sae(world):
+    _, _, _, workspace = world
+    report = workspace.store.current("score_report", "tiny").read(schema.REPORT)
+    rows = report.filter(explainer="pattern", scorer="detection", negatives="random", metric="balanced_accuracy")
+    found = workspace.store.current("detection_scores", tiny.SPARSIFY).read(schema.SCORES)
+    (row,) = rows.filter(partition=tiny.SPARSIFY).iter_rows(named=True)
+    scored = found.filter(negatives="random", explainer="pattern", status="ok")
+    null = found.filter(negatives="random", explainer="null:pattern", status="ok")["score"].to_numpy()
+    assert row["specificity"] == pytest.approx(scored["specificity"].median())
+    assert row["specificity_low"] <= row["specificity"] <= row["specificity_high"]
+    assert len(null) < 400  # one bin
+    p = np.array([(1 + (null >= s).sum()) / (len(null) + 1) for s in scored["score"]])
+    assert row["n_specific"] == (stats.false_discovery_control(p) <= 0.05).sum() > 0
+    assert report.filter(explainer="null:pattern")["n_specific"].null_count() == len(
+        report.filter(explainer="null:pattern")
+    )
