@@ -456,6 +456,47 @@ def test_rates_are_weighted_back_to_the_population() -> None:
     assert found.precision.low[0] < precision < found.precision.high[0]
 
 
+@modest
+@given(blocks, st.integers(0, 2**32))
+def test_a_population_of_one_stratum_is_the_sample(block: Block, seed: int) -> None:
+    b, latents = block, len(block.truth)
+    share, stratum = np.tile([2.0, 0.0], (latents, 1)), np.zeros(b.truth.shape, int)
+    found = statistics.prevalence_weighted(
+        b.truth, b.prediction, b.valid, b.cluster, stratum, share, np.full(latents, 0.1)
+    )
+    rates = statistics.rate_intervals(b.truth, b.prediction, b.valid, b.cluster)
+    for mine, theirs in (
+        (found.tpr, rates.tpr),
+        (found.fpr, Interval(1 - rates.tnr.value, 1 - rates.tnr.high, 1 - rates.tnr.low)),
+        (found.balanced_accuracy, rates.balanced_accuracy),
+    ):
+        np.testing.assert_allclose(np.array(mine), np.array(theirs), atol=1e-9)
+    weighted = statistics.auroc(b.truth, b.evidence, b.valid, b.cluster, stratum=stratum, share=share)
+    plain = statistics.auroc(b.truth, b.evidence, b.valid, b.cluster)
+    np.testing.assert_allclose(np.array(weighted), np.array(plain), atol=1e-9)
+
+
+@modest
+@given(blocks, st.integers(0, 2**32))
+def test_area_of_the_population_is_the_weighted_one(block: Block, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    latents, n = block.truth.shape
+    stratum, share = rng.integers(0, 3, (latents, n)), rng.random((latents, 3)) * rng.integers(0, 2, (latents, 3))
+    found = statistics.auroc(
+        block.truth, block.evidence, block.valid, block.cluster, stratum=stratum, share=share
+    ).value
+    for i, value in enumerate(found):
+        v, t, h = block.valid[i], block.truth[i], stratum[i]
+        sizes = np.bincount(h[v & ~t], minlength=3)
+        used = share[i] > 0
+        if not (v & t).any() or not used.any() or not sizes[used].all():
+            assert np.isnan(value)
+            continue
+        keep = v & (t | used[h])
+        weight = np.where(t, 1.0, (share[i] / np.maximum(sizes, 1))[h])[keep]
+        assert value == pytest.approx(roc_auc_score(t[keep], block.evidence[i][keep], sample_weight=weight))
+
+
 def test_few_firings_leave_precision_unresolved() -> None:
     rare, settled, frequent = (
         at_base_rate((0.0, 0.0), n=100, rate=0.001),  # no false positive in 200, and yet precision may be .03
