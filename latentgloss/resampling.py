@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Shaped
-from scipy import sparse
+from scipy import sparse, stats
 
 from latentgloss.intervals import CHUNK, Evidence, Groups, Ids, Mask, PerLatent, beaten, in_chunks
 
@@ -25,6 +25,10 @@ Aggregate: TypeAlias = Literal["median", "mean"]
 
 EXACT = 14
 """Most units whose sign patterns are all enumerated (16,384)."""
+NORMAL = 1000
+"""Units beyond which the sum under random signs is taken as normal, which it then is."""
+WIDE = 2**22
+"""Numbers of a table of latents by resamples that are held at once."""
 
 
 class Median(NamedTuple):
@@ -129,7 +133,8 @@ def compare(
     Units are latents, or `clusters` of them: give SAEs where the claim is about layers or kinds of hookpoint, for
     latents of one SAE repeat what is peculiar to it. A unit's difference is the median within it. If a and b do not
     differ, its sign is a coin's (Fisher's randomisation): p is the share of sign patterns whose sum is at least as
-    far from 0, over all patterns up to `EXACT` units, else (1 + #) / (B + 1) over B random ones. One unit has no
+    far from 0, over all patterns up to `EXACT` units, (1 + #) / (B + 1) over B random ones up to `NORMAL`, and beyond
+    from the normal limit. One unit has no
     p: p could not fall below 1. Nor can it reach .05 with fewer than six.
     """
     scored, eligible = (
@@ -153,6 +158,8 @@ def _sign_flip(x: Values, seed: int, resamples: int) -> float:
     if n <= EXACT:
         signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
         return float(np.mean(np.abs(signs @ x) >= reached))
+    if n > NORMAL:
+        return float(2 * stats.norm.sf(observed / np.sqrt(np.sum(x**2)))) if observed else 1.0
     rng = np.random.default_rng(seed)
     step, count = max(1, CHUNK // n), 0
     for start in range(0, resamples, step):
@@ -255,7 +262,7 @@ def crossed_interval(
     2007) counts that noise three times. Ends are percentiles of resampled aggregates, each with a normal draw of
     the documents' variance added. NaN ends: fewer than two latents or two documents.
 
-    Memory: the arrays given, and about `CHUNK` numbers at a time.
+    Memory: that of the arrays given again, and some multiples of `WIDE` numbers.
     """
     known = np.isfinite(values) & np.isfinite(influence).all(axis=1)
     order = np.argsort(values[known], kind="stable")
@@ -263,8 +270,9 @@ def crossed_interval(
     rows = np.flatnonzero(known)[order]
     middle: Callable[..., Float[np.ndarray, "*_"]] = np.median if aggregate == "median" else np.mean
     value = float(middle(x)) if len(x) else np.nan
-    phi, ids = influence[rows], document[rows]
+    ids = document[rows]
     shared = ids >= 0
+    phi = np.where(shared, influence[rows], 0.0)
     n_documents = int(ids.max(initial=-1)) + 1
     if len(x) < 2 or (n_documents < 2 and shared.all()):
         return Crossed(value, np.nan, np.nan, len(x), np.nan, np.nan)
@@ -272,8 +280,8 @@ def crossed_interval(
     draws = (_medians_of_values if aggregate == "median" else _means_of_values)(x, rng, resamples)
     extra = 0.0
     if n_documents > 1:
-        moved = _moved_by_documents(x, np.where(shared, phi, 0.0), ids, n_documents, middle, rng, document_resamples)
-        alone = _moved_by_noise(x, _spread(np.where(shared, phi, 0.0), ids), middle, rng, document_resamples)
+        moved = _moved_by_documents(x, phi, ids, n_documents, middle, rng, document_resamples)
+        alone = _moved_by_noise(x, _spread(phi, ids), middle, rng, document_resamples)
         extra = float(np.sqrt(max(0.0, moved.var(ddof=1) - alone.var(ddof=1))))
     low, high = np.quantile(draws + extra * rng.standard_normal(resamples), [(1 - level) / 2, (1 + level) / 2])
     return Crossed(value, float(low), float(high), len(x), float(draws.std(ddof=1)), extra)
@@ -303,14 +311,14 @@ def _moved_by_documents(
     )
     occur = np.flatnonzero(np.bincount(ids, minlength=n_documents))
     found = []
-    step = max(1, min(32, CHUNK // max(latents, n_documents)))
+    step = max(1, min(32, WIDE // max(latents, n_documents)))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         more = np.zeros((n_documents, size))
         for column in range(size):
             drawn = rng.integers(0, len(occur), len(occur))
             more[occur, column] = np.bincount(drawn, minlength=len(occur)) - 1.0
-        found.append(middle(x[:, None] + of @ more, axis=0))
+        found.append(middle(np.ascontiguousarray((of @ more).T) + x, axis=1))
     return np.concatenate(found)
 
 
@@ -322,10 +330,10 @@ def _moved_by_noise(
     resamples: int,
 ) -> Draws:
     """Aggregates of x with independent normal noise on each value."""
-    step = max(1, min(32, CHUNK // len(x)))
+    step = max(1, min(32, WIDE // len(x)))
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    noise = (rng.standard_normal((len(x), size)) * sd[:, None] for size in sizes)
-    return np.concatenate([middle(x[:, None] + some, axis=0) for some in noise])
+    noise = (rng.standard_normal((size, len(x))) * sd for size in sizes)
+    return np.concatenate([middle(x + some, axis=1) for some in noise])
 
 
 def _spread(influence: Evidence, document: Ids) -> PerLatent:

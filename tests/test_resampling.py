@@ -40,6 +40,15 @@ def test_many_units_are_flipped_at_random() -> None:
     assert resampling.compare(a + 9, np.zeros(40), resamples=99).p == 0.01  # never 0
 
 
+def test_very_many_units_take_the_normal_limit() -> None:
+    a = np.random.default_rng(0).standard_normal(1500) + 0.05
+    drawn = resampling.compare(a[:1000], np.zeros(1000), resamples=20_000).p
+    whole = resampling.compare(a, np.zeros(1500)).p
+    assert whole == pytest.approx(2 * stats.norm.sf(abs(a.sum()) / np.sqrt((a**2).sum())))
+    assert drawn == pytest.approx(2 * stats.norm.sf(abs(a[:1000].sum()) / np.sqrt((a[:1000] ** 2).sum())), abs=0.015)
+    assert resampling.compare(a, a).p == 1.0
+
+
 def test_one_sae_is_no_test_of_a_claim_about_layers() -> None:
     a, b = np.random.default_rng(0).random((2, 500))
     found = resampling.compare(a + 0.5, b, clusters=np.zeros(500, int))
