@@ -131,16 +131,16 @@ def test_what_is_not_valid_has_no_influence() -> None:
 def test_variance_of_documents_is_that_of_crossed_effects() -> None:
     """For means the parts are known: Σ_d (Σ_i φ_id)² - Σ_id φ_id² over L²."""
     rng = np.random.default_rng(4)
-    truth, prediction, document = judged(rng, 80, 60, 40, 0.3, 0.8)
+    truth, prediction, document = judged(rng, 12, 60, 40, 0.3, 0.6)
     every = np.ones_like(truth)
     influence = resampling.influence_on_accuracy(truth, prediction, every)
     values = statistics.confusion(truth, prediction, every).balanced_accuracy
     found = resampling.crossed_interval(values, influence, document, "mean", document_resamples=4000)
-    cell = np.zeros((80, 60))
-    np.add.at(cell, (np.arange(80)[:, None], document), influence)
+    cell = np.zeros((12, 60))
+    np.add.at(cell, (np.arange(12)[:, None], document), influence)
     expected = (cell.sum(0) ** 2).sum() - (cell**2).sum()
-    assert found.sd_documents == pytest.approx(np.sqrt(expected) / 80, rel=0.06)
-    assert found.sd_latents == pytest.approx(values.std() / np.sqrt(80), rel=0.05)
+    assert found.sd_documents == pytest.approx(np.sqrt(expected) / 12, rel=0.07)
+    assert found.sd_latents == pytest.approx(values.std() / np.sqrt(12), rel=0.05)
     assert found.value == pytest.approx(values.mean())
 
 
