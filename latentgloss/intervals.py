@@ -8,6 +8,8 @@ per function; between candidates, simulated coverage decided.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,10 +23,20 @@ Mask: TypeAlias = Bool[np.ndarray, "latents n"]
 Evidence: TypeAlias = Float[np.ndarray, "latents n"]
 Ids: TypeAlias = Shaped[np.ndarray, "latents n"]
 PerLatent: TypeAlias = Float[np.ndarray, " latents"]
+Results: TypeAlias = Float[np.ndarray, "latents ..."]
+Shares: TypeAlias = Float[np.ndarray, "latents strata"]
 PerGroup: TypeAlias = Float[np.ndarray, " groups"]
 
 CHUNK = 1 << 19
 """Judgements handled at once: bounds memory, and keeps the working set near the cache."""
+
+
+LEAST_INFLATION = 0.75
+"""Of the variance of a share by clustering. Of .5 to 1 in steps the one whose coverage stays within .93 to .97."""
+
+
+THREADS = 4
+"""Ranges of latents computed at once, where there are as many processors."""
 
 
 class Interval(NamedTuple):
@@ -63,10 +75,13 @@ def rate_intervals(truth: Mask, prediction: Mask, valid: Mask, cluster: Ids, lev
 
     Effective n = n / (1 + (m̄ - 1) ρ̂). m̄ = Σm²/n is the cluster size a judgement sees (exact for unequal
     sizes); ρ̂ the ANOVA estimator of the intra-cluster correlation (with n₀ for unequal sizes; Donner, Int.
-    Stat. Rev. 54:67, 1986), kept in [0, 1]. Where all answers of a class agree, ρ̂ cannot be estimated and
-    is taken as 1: n is the number of clusters k, so a perfect rate has a lower end of about k / (k + 3.84).
-    The inflation is estimated too, on k - 1 degrees of freedom, so Student's t is used, with Satterthwaite's
-    (k - 1) (deff / (deff - 1))²; without clustering that is infinite, and the interval Wilson's own.
+    Stat. Rev. 54:67, 1986). It may be negative, down to an inflation of `LEAST_INFLATION`: cut at 0 it would
+    be too high on average where there is no clustering, and intervals too wide. Where all answers of a class
+    agree, ρ̂ cannot be estimated and is taken as 1: n is the number of clusters k, so a perfect rate has a
+    lower end of about k / (k + 3.84). ρ̂ being estimated, Student's t is used; degrees of freedom
+    (k - 1) m̄ / ((m̄ - 1) (1 - ρ̂)²) are twice the inverse of the inflation's squared relative error (from the
+    large-sample variance of ρ̂ in normal data): infinite without clustering, where the interval is
+    Wilson's own, and at ρ̂ = 1, where a cluster is one answer.
     MOVER: Zou & Donner, Stat. Med. 27:1693 (2008), with the correlation of TPR and TNR over shared documents.
     """
 
@@ -76,18 +91,26 @@ def rate_intervals(truth: Mask, prediction: Mask, valid: Mask, cluster: Ids, lev
         said = groups.sort(prediction)
         tpr, residual_pos = clustered_share(groups, positive, said, level)
         tnr, residual_neg = clustered_share(groups, negative, ~said, level)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            spread = np.sqrt(groups.total(residual_pos**2) * groups.total(residual_neg**2))
-            r = np.nan_to_num(groups.total(residual_pos * residual_neg) / spread, nan=0.0, posinf=0.0)
-        accuracy = mover([tpr, tnr], [0.5, 0.5], r)
+        accuracy = mover([tpr, tnr], [0.5, 0.5], correlation(groups, residual_pos, residual_neg))
         return (*tpr, *tnr, *accuracy)
 
     parts = in_chunks(compute, truth, prediction, valid, cluster)
     return Rates(Interval(*parts[:3]), Interval(*parts[3:6]), Interval(*parts[6:]))
 
 
-def auroc(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, level: float = 0.95) -> Interval:
+def auroc(
+    truth: Mask,
+    evidence: Evidence,
+    valid: Mask,
+    cluster: Ids,
+    level: float = 0.95,
+    stratum: Ids | None = None,
+    share: Shares | None = None,
+) -> Interval:
     """Area under the ROC curve (ties count half) with a clustered DeLong interval.
+
+    With `stratum` and `share` (as in `statistics.prevalence_weighted`) that of the population: Σ W_h AUROC_h over
+    strata of negatives, NaN if one that counts is missing.
 
     Variance: Obuchowski, Biometrics 53:567 (1997), DeLong's structural components summed within clusters,
     with the covariance of positives and negatives of one document. The interval is symmetric on the logit
@@ -95,25 +118,35 @@ def auroc(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, level: flo
     variance is zero (perfect separation, or evidence that never varies) it is Wilson's with that number of
     clusters as n: AUROC 1 from 50 documents gives [.93, 1].
     """
+    if stratum is None or share is None:
+        stratum, share = np.zeros(truth.shape, np.int8), np.ones((len(truth), 1))
 
-    def compute(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids) -> tuple[PerLatent, ...]:
+    def compute(
+        truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, stratum: Ids, share: Shares
+    ) -> tuple[PerLatent, ...]:
         groups = Groups(cluster)
-        e, t = groups.sort(evidence), groups.sort(truth)
+        e, t, h = groups.sort(evidence), groups.sort(truth), groups.sort(stratum)
         v = groups.sort(valid) & ~np.isnan(e)
         positive, negative = v & t, v & ~t
-        n_pos, n_neg = positive.sum(1), negative.sum(1)
-        beaten = _beaten(e, positive, negative)
+        n_pos = positive.sum(1)
+        area, of_pos, of_neg = np.zeros(len(e)), np.zeros(len(groups.latent)), np.zeros(len(groups.latent))
         with np.errstate(invalid="ignore", divide="ignore"):
-            area = (beaten * positive).sum(1) / (n_pos * n_neg)
-            placement = beaten / np.where(positive, n_neg[:, None], n_pos[:, None])
-            excess = np.nan_to_num(placement - area[:, None])
-            of_pos, of_neg = groups.sum(excess * positive), groups.sum(excess * negative)
+            for number, weight in enumerate((share / share.sum(1, keepdims=True)).T):
+                within = negative & (h == number)
+                n_neg = within.sum(1)
+                won = beaten(e, positive, within)
+                mine = (won * positive).sum(1) / (n_pos * n_neg)
+                placement = won / np.where(positive, n_neg[:, None], n_pos[:, None])
+                excess = np.nan_to_num(placement - mine[:, None])
+                area += np.where(weight == 0, 0.0, weight * mine)
+                of_pos += np.nan_to_num(groups.spread(weight / n_pos)) * groups.sum(excess * positive)
+                of_neg += np.nan_to_num(groups.spread(weight / n_neg)) * groups.sum(excess * within)
             m_pos, m_neg = groups.sum(positive), groups.sum(negative)
             k_pos, k_neg, k = (groups.total(m > 0) for m in (m_pos, m_neg, m_pos + m_neg))
             variance = (
-                k_pos / (k_pos - 1) * groups.total(of_pos**2) / n_pos**2
-                + k_neg / (k_neg - 1) * groups.total(of_neg**2) / n_neg**2
-                + 2 * k / (k - 1) * groups.total(of_pos * of_neg) / (n_pos * n_neg)
+                k_pos / (k_pos - 1) * groups.total(of_pos**2)
+                + k_neg / (k_neg - 1) * groups.total(of_neg**2)
+                + 2 * k / (k - 1) * groups.total(of_pos * of_neg)
             )
             fewer = np.minimum(k_pos, k_neg)
             df = np.where(fewer > 1, fewer - 1, np.nan)
@@ -125,7 +158,7 @@ def auroc(truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, level: flo
         fallback = wilson(area, fewer, level, df)
         return area, np.where(flat, fallback.low, low), np.where(flat, fallback.high, high)
 
-    return Interval(*in_chunks(compute, truth, evidence, valid, cluster))
+    return Interval(*in_chunks(compute, truth, evidence, valid, cluster, stratum, share))
 
 
 def mover(
@@ -217,16 +250,24 @@ def clustered_share(groups: Groups, within: Mask, said: Mask, level: float) -> t
         inside = (groups.total(hits) - of_clusters) / (n - k)
         n0 = (n - mean_size) / (k - 1)
         icc = (between - inside) / (between + (n0 - 1) * inside)
-        icc = np.where(np.isfinite(icc), np.clip(icc, 0.0, 1.0), 1.0)
-        inflation = 1 + (mean_size - 1) * icc
-        df = (k - 1) * np.where(inflation > 1, (inflation / (inflation - 1)) ** 2, np.inf)
+        icc = np.where(np.isfinite(icc), np.minimum(icc, 1.0), 1.0)
+        inflation = np.maximum(1 + (mean_size - 1) * icc, LEAST_INFLATION)
+        df = (k - 1) * mean_size / ((mean_size - 1) * (1 - np.maximum(icc, 0.0)) ** 2)
         effective = np.where(k > 1, n / inflation, np.nan)
         interval = wilson(share, effective, level, np.where(k > 1, df, np.nan))
         residual = np.nan_to_num(hits - groups.spread(share) * size)
     return interval, residual
 
 
-def _beaten(evidence: Evidence, positive: Mask, negative: Mask) -> Evidence:
+def correlation(groups: Groups, a: PerGroup, b: PerGroup) -> PerLatent:
+    """Of the clusters' residuals, per latent; 0 where one does not vary."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt(groups.total(a**2) * groups.total(b**2))
+        r: PerLatent = np.nan_to_num(groups.total(a * b) / spread, nan=0.0, posinf=0.0)
+    return r
+
+
+def beaten(evidence: Evidence, positive: Mask, negative: Mask) -> Evidence:
     """Judgements of the other class on the right side of each, ties half; from one sort per latent.
 
     Of a positive: negatives below it; of a negative: positives above it. DeLong's structural components are
@@ -265,11 +306,16 @@ def _quantile(level: float, df: PerLatent | float) -> PerLatent | float:
 
 def in_chunks(
     compute: Callable[..., tuple[PerLatent, ...]], *blocks: Shaped[np.ndarray, "latents _"]
-) -> tuple[PerLatent, ...]:
+) -> tuple[Results, ...]:
     """`compute` over ranges of latents, results concatenated; each range holds about `CHUNK` judgements."""
     rows, n = blocks[0].shape
     if n == 0:  # one column of padding, so that every latent has a first judgement
         blocks = tuple(np.zeros((rows, 1), b.dtype) if b.shape[1] == 0 else b for b in blocks)
     step = max(1, CHUNK // max(n, 1))
-    parts = [compute(*(b[i : i + step] for b in blocks)) for i in range(0, max(rows, 1), step)]
+    ranges = [tuple(b[i : i + step] for b in blocks) for i in range(0, max(rows, 1), step)]
+    if len(ranges) < 2:
+        parts = [compute(*part) for part in ranges]
+    else:  # sorting and arithmetic of arrays run beside each other
+        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+            parts = list(pool.map(lambda part: compute(*part), ranges))
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FEWEST = 10
 """Counted judgements of each class that a score takes, where more were asked for and lost."""
 
+TOLERANCE = 1e-6
+"""Of shares of strata that add up to all there is."""
+
 NOT_ELIGIBLE = ("dead", "rare", "dense", "one_document")
 BALANCED_ACCURACY, AUROC = "balanced_accuracy", "auroc"
 
@@ -123,48 +126,145 @@ def scores(answered: pl.DataFrame, latents: pl.Series, arm: str, metric: str, ke
     judged = answered.filter(pl.col("arm") == arm, split="test")
     padded = _Padded(judged)
     truth, evidence = padded("truth"), padded("evidence", np.nan)
-    known = padded.asked & ~np.isnan(evidence)
-    columns: dict[str, Any]
-    if metric == AUROC:
-        valid = known
-        area = statistics.auroc(truth, evidence, known, padded("document"))
-        value, columns = area, {}
-    else:
-        valid = padded.asked & padded("valid", values=padded.frame["prediction"].is_not_null().to_numpy())
-        area = statistics.auroc(truth, evidence, valid & known, padded("document"))
-        value, columns = _of_decisions(padded, truth, valid)
-    frame = pl.DataFrame(
-        {
-            "latent": padded.latents.astype(np.uint32),
-            "score": value.value,
-            "corrected": statistics.corrected(value.value, statistics.uninformed(metric, truth.mean(1))),
-            "ci_low": value.low,
-            "ci_high": value.high,
-            "n": valid.sum(1),
-            "coverage": statistics.coverage(padded.asked, valid),
-            "auroc": area.value,
-            "auroc_low": area.low,
-            "auroc_high": area.high,
-            **columns,
-        }
-    ).with_columns(pl.selectors.float().fill_nan(None))
-    if "threshold" in judged.columns:
-        frame = frame.join(judged.select("latent", "threshold").unique("latent"), on="latent", how="left")
+    valid = _counted(padded, metric)
+    known = valid & ~np.isnan(evidence)
+    area = statistics.auroc(truth, evidence, known, padded("document"))
+    value, columns = (area, {}) if metric == AUROC else _of_decisions(padded, truth, valid)
+    measured = {
+        **_of_score(value, metric, truth, valid, padded.asked),
+        **_ends("auroc", area),
+        "auprc": statistics.auprc(truth, evidence, known),
+        **columns,
+    }
     # What was lost (no donor, no answer) must not leave a number made of a handful.
     lost = [(valid & cls).sum(1) < np.minimum(FEWEST, (padded.asked & cls).sum(1)) for cls in (truth, ~truth)]
-    few = pl.DataFrame({"latent": padded.latents.astype(np.uint32), "few": lost[0] | lost[1]})
-    measures = [name for name in frame.columns if name not in ("latent", "n", "coverage", "threshold")]
-    frame = (
-        frame.join(few, on="latent")
-        .with_columns(pl.when(~pl.col("few")).then(pl.col(name)).alias(name) for name in measures)
-        .drop("few")
-    )
-    absent = pl.col("score").is_null()
     word = "answered" if metric == AUROC else "decided"
     lacking = f"fewer than {FEWEST} {word} judgements of a class in the arm {arm!r}, of more that were asked for"
+    return _rows(padded, measured, lost[0] | lost[1], latents, arm, metric, key, lacking)
+
+
+def scores_of_population(
+    answered: pl.DataFrame,
+    latents: pl.Series,
+    arms: list[str],
+    population: pl.DataFrame,
+    metric: str,
+    key: dict[str, str],
+) -> pl.DataFrame:
+    """As `scores`, for all non-activating contexts: every arm's negatives, weighted by their stratum's share.
+
+    `arms` are strata; positives are judged in each, and count as judged in the first of them: with the negatives
+    that are most like the population. `population`: `scorers.base.Asked.population`. A latent with a stratum that is
+    not judged, or of which there are judgements of fewer than `FEWEST` contexts where there were more, has no score.
+    """
+    judged = answered.filter(pl.col("arm").is_in(arms), ~pl.col("truth") | (pl.col("arm") == arms[0]), split="test")
+    padded = _Padded(judged)
+    strata = population["stratum"].unique(maintain_order=True).to_list()
+    stratum = padded("stratum", values=judged.sort("latent", maintain_order=True)["stratum"].replace_strict(
+        strata, range(len(strata)), default=-1, return_dtype=pl.Int8).to_numpy())  # fmt: skip
+    wide = (
+        pl.DataFrame({"latent": padded.latents.astype(np.uint32)})
+        .join(population.pivot("stratum", index=["latent", "firing_rate"], values="share"), on="latent", how="left")
+        .fill_null(np.nan)
+    )
+    share, rate = wide.select(strata).to_numpy(), wide["firing_rate"].to_numpy()
+    # Strata that were not drawn from are missing here: what there is does not stand for the population.
+    share = np.where((abs(share.sum(1) - 1) < TOLERANCE)[:, None], share, np.nan)
+    truth, evidence, document = padded("truth"), padded("evidence", np.nan), padded("document")
+    valid = _counted(padded, metric)
+    known = valid & ~np.isnan(evidence)
+    area = statistics.auroc(truth, evidence, known, document, stratum=stratum, share=share)
+    value, columns = area, {}
+    if metric != AUROC:
+        prediction = padded("prediction", values=padded.frame["prediction"].fill_null(False).to_numpy())
+        found = statistics.prevalence_weighted(truth, prediction, valid, document, stratum, share, rate)
+        value = found.balanced_accuracy
+        tnr = statistics.Interval(1 - found.fpr.value, 1 - found.fpr.high, 1 - found.fpr.low)
+        columns = {
+            "balanced_accuracy": value.value,
+            **_ends("tpr", found.tpr),
+            **_ends("tnr", tnr),
+            "precision_at_base_rate": found.precision.value,
+            "precision_low": found.precision.low,
+            "precision_high": found.precision.high,
+            "f1_at_base_rate": found.f1,
+            "unresolved": found.unresolved,
+        }
+    measured = {
+        **_of_score(value, metric, truth, valid, padded.asked),
+        **_ends("auroc", area),
+        "auprc_at_base_rate": statistics.auprc_at_base_rate(truth, evidence, known, stratum, share, rate),
+        **columns,
+    }
+    few = np.zeros(len(padded.latents), bool)
+    for of in (truth, *(~truth & (stratum == h) for h in range(len(strata)))):
+        few |= (valid & of).sum(1) < np.minimum(FEWEST, (padded.asked & of).sum(1))
+    lacking = "a stratum of non-activating contexts is not judged, or too few of its judgements count"
+    return _rows(padded, measured, few, latents, schema.POPULATION, metric, key, lacking)
+
+
+def _counted(padded: _Padded, metric: str) -> np.ndarray:
+    """Judgements that count: with evidence where that is ranked, else with a decision."""
+    given = padded.frame["evidence" if metric == AUROC else "prediction"].is_not_null()
+    counted: np.ndarray = padded.asked & padded("valid", values=given.to_numpy())
+    return counted
+
+
+def _of_score(
+    value: statistics.Interval, metric: str, truth: np.ndarray, valid: np.ndarray, asked: np.ndarray
+) -> dict[str, Any]:
+    return {
+        "score": value.value,
+        "corrected": statistics.corrected(value.value, statistics.uninformed(metric, truth.mean(1))),
+        "ci_low": value.low,
+        "ci_high": value.high,
+        "n": valid.sum(1),
+        "coverage": statistics.coverage(asked, valid),
+    }
+
+
+def _ends(name: str, interval: statistics.Interval) -> dict[str, Any]:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _of_decisions(padded: _Padded, truth: np.ndarray, valid: np.ndarray) -> tuple[statistics.Interval, dict[str, Any]]:
+    """Balanced accuracy with its interval, and the columns that go with it."""
+    # An absent prediction is False here, and masked by `valid`.
+    prediction = padded("prediction", values=padded.frame["prediction"].fill_null(False).to_numpy())
+    counts = statistics.confusion(truth, prediction, valid)
+    rates = statistics.rate_intervals(truth, prediction, valid, padded("document"))
+    recalls = statistics.recall_by_decile(truth, prediction, padded("decile"), valid)
+    return rates.balanced_accuracy, {
+        "balanced_accuracy": rates.balanced_accuracy.value,
+        **_ends("tpr", rates.tpr),
+        **_ends("tnr", rates.tnr),
+        "f1": counts.f1,
+        **{f"recall_decile_{d}": recalls[:, d - 1] for d in range(1, 11)},
+    }
+
+
+def _rows(
+    padded: _Padded,
+    measured: dict[str, Any],
+    few: np.ndarray,
+    latents: pl.Series,
+    arm: str,
+    metric: str,
+    key: dict[str, str],
+    lacking: str,
+) -> pl.DataFrame:
+    """Table `scores`: numbers where there are any and not too `few` judgements, else a status and why."""
+    always = ("n", "coverage")
+    frame = pl.DataFrame({"latent": padded.latents.astype(np.uint32), **measured, "few": few})
+    frame = frame.with_columns(pl.selectors.float().fill_nan(None))
+    lost = pl.col("few") | pl.col("score").is_null()
+    frame = frame.with_columns(pl.when(~lost).then(name).alias(name) for name in measured if name not in always)
+    if "threshold" in padded.frame.columns:
+        frame = frame.join(padded.frame.select("latent", "threshold").unique("latent"), on="latent", how="left")
+    absent = pl.col("score").is_null()
     found = (
         pl.DataFrame({"latent": latents})
-        .join(frame, on="latent", how="left")
+        .join(frame.drop("few"), on="latent", how="left")
         .with_columns(
             **{name: pl.lit(value) for name, value in key.items()},
             negatives=pl.lit(arm),
@@ -178,23 +278,6 @@ def scores(answered: pl.DataFrame, latents: pl.Series, arm: str, metric: str, ke
     )
     unmeasured = [c.name for c in schema.SCORES.columns if c.nullable and c.name not in found.columns]
     return schema.SCORES.conform(found.with_columns(pl.lit(None).alias(name) for name in unmeasured))
-
-
-def _of_decisions(padded: _Padded, truth: np.ndarray, valid: np.ndarray) -> tuple[statistics.Interval, dict[str, Any]]:
-    """Balanced accuracy with its interval, and the columns that go with it."""
-    # An absent prediction is False here, and masked by `valid`.
-    prediction = padded("prediction", values=padded.frame["prediction"].fill_null(False).to_numpy())
-    counts = statistics.confusion(truth, prediction, valid)
-    rates = statistics.rate_intervals(truth, prediction, valid, padded("document"))
-    recalls = statistics.recall_by_decile(truth, prediction, padded("decile"), valid)
-    accuracy = rates.balanced_accuracy
-    return accuracy, {
-        "balanced_accuracy": accuracy.value,
-        "tpr": counts.tpr,
-        "tnr": counts.tnr,
-        "f1": counts.f1,
-        **{f"recall_decile_{d}": recalls[:, d - 1] for d in range(1, 11)},
-    }
 
 
 def unscored(explained: pl.DataFrame, arms: list[str], metric: str, key: dict[str, str]) -> pl.DataFrame:

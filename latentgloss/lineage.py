@@ -156,7 +156,7 @@ class _Walk(Reader):
             judged.checks += checks.membership_checks(judgements, seen.contexts, seen.negatives)
             if scores is not None:
                 nulls = _of_latent(self.rows(version, schema.SCORES, _null_of(block), node), latent)
-                node.checks += checks.score_checks(scores, judgements, nulls)
+                node.checks += checks.score_checks(scores, judgements, nulls, seen.strata)
             if seen.corpus is not None:
                 vocabulary = self.vocabulary(judged)
                 if vocabulary is not None:
@@ -219,6 +219,7 @@ class _Walk(Reader):
         block = f"{latent // schema.BLOCK:06d}"
         wanted = wanted.unique()
         found: dict[str, pl.DataFrame | None] = dict.fromkeys(_SAMPLES)
+        strata: pl.DataFrame | None = None
         opened: list[Version] = []
         read = {pin["stage"] for pin in owner.manifest.inputs}  # not every scorer asks about negatives
         kinds = {k: t for k, t in _SAMPLES.items() if f"sampled_{k}" in read}
@@ -229,20 +230,20 @@ class _Walk(Reader):
             opened += [version] if version else []
             frame = _of_latent(self.rows(version, table, block, node), latent)
             if table is schema.NEGATIVES:  # what weights them back to their population
-                self.rows(version, schema.STRATA_SHARES, block, node)
+                strata = _of_latent(self.rows(version, schema.STRATA_SHARES, block, node), latent)
             if frame is not None:
                 frame = frame.join(wanted, on=["split", "context"], how="semi", maintain_order="left")
                 node.sha256 = frame_sha256(frame)
                 node.facts = {"windows": frame.height, **_counts(frame, "split")}
             found[kind] = frame
         if not opened:
-            return _Seen(found["contexts"], found["negatives"], None, 0, None)
+            return _Seen(found["contexts"], found["negatives"], None, 0, None, strata)
         settings = opened[0].manifest.recipe["settings"]
         length = int(settings["contexts"]["length"] if "contexts" in settings else settings["contexts.length"])
         node, corpus, masked = self.activations(opened[0], found, latent, length, wanted, role)
         for number, context in enumerate(into.inputs[-len(kinds) :]):
             context.inputs.append(node.reference() if number else node)
-        return _Seen(found["contexts"], found["negatives"], corpus, length, masked)
+        return _Seen(found["contexts"], found["negatives"], corpus, length, masked, strata)
 
     def activations(
         self,
@@ -421,6 +422,8 @@ class _Seen:
     length: int
     masked: pl.Series | None
     """Masked positions of the corpus."""
+    strata: pl.DataFrame | None
+    """Shares of the strata of non-activating contexts."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from latentgloss import statistics
+from latentgloss import schema, statistics
 from latentgloss.errors import LatentglossError, StoreError
 from latentgloss.hashing import DigestCache, file_sha256, frame_sha256, json_sha256, text_sha256
 from latentgloss.stages import STAGES
@@ -292,26 +292,35 @@ def activation_checks(
     return checks
 
 
-def score_checks(scores: pl.DataFrame, judgements: pl.DataFrame, nulls: pl.DataFrame | None) -> list[Check]:
-    """Each score of a latent, from its judgements on the test split, and its specificity, from the null's scores."""
+def score_checks(
+    scores: pl.DataFrame, judgements: pl.DataFrame, nulls: pl.DataFrame | None, strata: pl.DataFrame | None
+) -> list[Check]:
+    """Each score of a latent, from its judgements on the test split, and its specificity, from the null's scores.
+
+    `strata`: shares of the strata (`schema.STRATA_SHARES`); without them scores of the population go unchecked.
+    """
+    from latentgloss.scorers.detection import THRESHOLD_ARMS
+
     checks = []
     for row in scores.filter(pl.col("status") == "ok").iter_rows(named=True):
         by_rank = row["metric"] == "auroc"
+        shares = {row["negatives"]: 1.0}
+        if row["negatives"] == schema.POPULATION:
+            if strata is None:
+                continue
+            shares = dict(strata.filter(split=row["split"]).select("stratum", "share").iter_rows())
         judged = judgements.filter(
             pl.col("split") == row["split"],
-            pl.col("negatives") == row["negatives"],
+            pl.col("negatives").is_in(list(shares)),
             pl.col("judge") == row["judge"],
             pl.col("embedder") == row["embedder"],
             pl.col("evidence" if by_rank else "prediction").is_not_null(),
         )
-        truth = judged["truth"].to_numpy()[None]
-        counted = np.ones_like(truth)
-        if by_rank:
-            evidence, cluster = (judged[name].to_numpy()[None] for name in ("evidence", "document"))
-            found = {"auroc": float(statistics.auroc(truth, evidence, counted, cluster).value[0])}
-        else:
-            counts = statistics.confusion(truth, judged["prediction"].to_numpy()[None], counted)
-            found = {name: float(getattr(counts, name)[0]) for name in ("balanced_accuracy", "tpr", "tnr")}
+        # Activating contexts are judged in every arm, and count once.
+        first = min(judged["negatives"].unique(), key=lambda arm: (*THRESHOLD_ARMS, arm).index(arm), default="")
+        judged = judged.filter(~pl.col("truth") | (pl.col("negatives") == first))
+        found = _recomputed(judged, {arm: share for arm, share in shares.items() if share}, by_rank)
+        if not by_rank:
             found[row["metric"]] = found["balanced_accuracy"]
         stored = {name: row[name] for name in found if name in row}
         stored[row["metric"]] = row["score"]
@@ -328,6 +337,27 @@ def score_checks(scores: pl.DataFrame, judgements: pl.DataFrame, nulls: pl.DataF
             what = f"specificity of {row['judge']} on {row['negatives']}"
             checks.append(Check(what, same, _text(row["score"] - mean), _text(row["specificity"])))
     return checks
+
+
+def _recomputed(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool) -> dict[str, float]:
+    """AUROC, or rates and balanced accuracy, with each stratum of negatives weighing its share."""
+    positive = judged.filter("truth")
+    each = {arm: judged.filter(~pl.col("truth"), pl.col("negatives") == arm) for arm in shares}
+    if by_rank:
+        total = 0.0
+        for arm, negative in each.items():
+            both = pl.concat([positive, negative])
+            truth, evidence, cluster = (both[name].to_numpy()[None] for name in ("truth", "evidence", "document"))
+            area = statistics.auroc(truth, evidence, np.ones_like(truth), cluster)
+            total += shares[arm] * float(area.value[0])
+        return {"auroc": total}
+    tpr = _share(positive["prediction"])
+    tnr = sum(share * _share(~each[arm]["prediction"]) for arm, share in shares.items())
+    return {"balanced_accuracy": (tpr + tnr) / 2, "tpr": tpr, "tnr": tnr}
+
+
+def _share(said: pl.Series) -> float:
+    return float(said.to_numpy().mean()) if len(said) else float("nan")
 
 
 @dataclass(frozen=True)

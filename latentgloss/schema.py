@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SPLITS = ("explain", "select", "test")
 """Order matters: a later split never contains what an earlier one showed. Share of clusters 40/10/50."""
 
+POPULATION = "population"
+"""Arm of scores that stand for all non-activating contexts: every stratum, weighted by its share."""
+
 STRATA = ("similar", "neighbour", "same_document", "random")
 """Kinds of non-activating context, disjoint in this order (a context belongs to the first that fits)."""
 
@@ -309,7 +312,7 @@ SCORES = Table(
         LATENT,
         EXPLAINER,
         *_SCORE_KEY,
-        Column("negatives", pl.String, "Stratum of the non-activating contexts, or `donor`."),
+        Column("negatives", pl.String, "Stratum of the non-activating contexts, `population` (all), or `donor`."),
         Column("split", pl.String, "Always `test` outside profile `paper`."),
         Column("status", pl.String, "`ok`, `unscored`, `no_explanation`, `not_sampled`, or why it is not eligible."),
         Column("reason", pl.String, "Why there is no score; empty if there is one."),
@@ -327,14 +330,25 @@ SCORES = Table(
             for name, doc in (
                 ("balanced_accuracy", "(tpr + tnr) / 2."),
                 ("tpr", "Share of activating contexts recognised."),
-                ("tnr", "Share of non-activating contexts recognised."),
+                ("tpr_low", "Lower end of its 95 % interval."),
+                ("tpr_high", "Upper end."),
+                ("tnr", "Share of non-activating contexts recognised; of `population`: 1 - Σ W_h FPR_h."),
+                ("tnr_low", "Lower end of its 95 % interval."),
+                ("tnr_high", "Upper end."),
                 ("f1", "On the judged sample."),
                 ("auroc", "Area under the ROC curve of the evidence."),
                 ("auroc_low", "Lower end of its 95 % interval."),
                 ("auroc_high", "Upper end."),
+                ("auprc", "Average precision of the evidence, on the judged sample."),
+                ("precision_at_base_rate", "Precision at the latent's firing rate; `population` only."),
+                ("precision_low", "Lower end of its 95 % interval."),
+                ("precision_high", "Upper end."),
+                ("f1_at_base_rate", "F1 at the latent's firing rate; `population` only."),
+                ("auprc_at_base_rate", "Average precision at the latent's firing rate; `population` only."),
                 *((f"recall_decile_{d}", f"tpr within decile {d}.") for d in range(1, 11)),
             )
         ),
+        Column("unresolved", pl.Boolean, "Precision is not known to within .2; `population` only.", nullable=True),
     ),
     key=("latent", "explainer", "scorer", "judge", "embedder", "profile", "negatives", "split"),
 )
@@ -347,7 +361,7 @@ REPORT = Table(
         Column("control", pl.Boolean, "A baseline (random or re-randomised)."),
         EXPLAINER,
         *_SCORE_KEY,
-        Column("negatives", pl.String, "Stratum of the non-activating contexts, or `donor`."),
+        Column("negatives", pl.String, "Stratum of the non-activating contexts, `population` (all), or `donor`."),
         Column("n_latents", pl.UInt32, "Latents asked for."),
         Column("n_alive", pl.UInt32, "Active on at least one unmasked token."),
         Column("n_eligible", pl.UInt32, "Fit to be explained and scored."),
@@ -360,6 +374,15 @@ REPORT = Table(
         Column("median_high", pl.Float64, "Upper end.", nullable=True),
         Column("quartile_low", pl.Float64, "First quartile.", nullable=True),
         Column("quartile_high", pl.Float64, "Third quartile.", nullable=True),
+        Column("specificity", pl.Float64, "Median over scored latents of score - null score.", nullable=True),
+        Column("specificity_low", pl.Float64, "Lower end of its 95 % bootstrap interval.", nullable=True),
+        Column("specificity_high", pl.Float64, "Upper end.", nullable=True),
+        Column(
+            "n_specific",
+            pl.UInt32,
+            "Latents better than the SAE's nulls of their density: p <= .05 after Benjamini-Hochberg.",
+            nullable=True,
+        ),
         Column("gain", pl.Float64, "Median paired gain over `token_table`, all `n_asked` latents.", nullable=True),
         Column("gain_low", pl.Float64, "Lower end of its 95 % interval.", nullable=True),
         Column("gain_high", pl.Float64, "Upper end.", nullable=True),

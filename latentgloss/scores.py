@@ -18,6 +18,7 @@ import polars as pl
 from latentgloss import judgements, schema
 from latentgloss.hashing import counter_hash
 from latentgloss.scorers import SCORERS
+from latentgloss.scorers.detection import THRESHOLD_ARMS
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ def score_block(
             "embedder": judge.embedder,
             "profile": asked.profile,
         }
-        missing = judgements.unscored(explained.filter(pl.col("status") != "ok"), arms, scorer.metric, key)
+        # Scores of the population are a row of their own, made of judgements in all arms.
+        rows = arms if asked.population is None else [*arms, schema.POPULATION]
+        missing = judgements.unscored(explained.filter(pl.col("status") != "ok"), rows, scorer.metric, key)
         if good.is_empty():
             frames.append({"judgements": schema.JUDGEMENTS.empty(), "scores": missing})
             continue
@@ -139,6 +142,11 @@ def score_block(
         if scorer.decides:
             answered = judgements.decided(answered)
         found = [judgements.scores(answered, good["latent"], arm, scorer.metric, key) for arm in arms]
+        if asked.population is not None:
+            ordered = [arm for arm in THRESHOLD_ARMS if arm in arms]
+            found.append(
+                judgements.scores_of_population(answered, good["latent"], ordered, asked.population, scorer.metric, key)
+            )
         frames.append(
             {
                 "judgements": judgements.table(answered, key),

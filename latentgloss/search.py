@@ -88,7 +88,7 @@ def explanation_rows(partition: str, inputs: Mapping[str, Version]) -> pl.DataFr
         if STAGES[stage].noun == "scores" and made_from(version, inputs["explanations"]):
             lowest = (
                 version.scan(schema.SCORES)
-                .filter(pl.col("status") == "ok")
+                .filter(pl.col("status") == "ok", pl.col("negatives") != schema.POPULATION)
                 .group_by("latent", "explainer", "scorer")
                 .agg(pl.col("score").min())
                 .collect()

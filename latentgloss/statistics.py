@@ -1,9 +1,9 @@
-"""The numbers behind scores: thresholds, metrics, rates at the base rate, chance correction, comparisons.
+"""The numbers behind scores: thresholds, metrics, rates at the base rate, chance correction.
 
 What belongs here: pure functions from judgements (or from scores) to numbers, vectorised over latents. No
 table, no file, no model. Definitions: docs/methods.md, "From judgements to numbers"; sources are named per
-function. Intervals of rates and areas are made in `intervals` and offered here too, so that callers need
-one import.
+function. Intervals of rates and areas are made in `intervals`, medians over latents in `resampling`; both are
+offered here too, so that callers need one import.
 
 A block of latents is a set of padded arrays `[latents n]`, one column per judgement, in any order:
 
@@ -15,20 +15,19 @@ A block of latents is a set of padded arrays `[latents n]`, one column per judge
   between latents.
 
 What cannot be computed (a class is missing, nothing valid, fewer than two clusters for an interval) is NaN,
-never an exception: the caller knows why and says so in the row. Nothing here looks at two latents at once,
-save the functions that summarise latents, so adding latents changes no number.
+never an exception: the caller knows why and says so in the row. Nothing here looks at two latents at once, so
+adding latents changes no number.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from latentgloss.errors import InputError
 from latentgloss.intervals import (
-    CHUNK,
     Evidence,
     Groups,
     Ids,
@@ -36,8 +35,10 @@ from latentgloss.intervals import (
     Mask,
     PerLatent,
     Rates,
+    Shares,
     auroc,
     clustered_share,
+    correlation,
     in_chunks,
     mover,
     mover_ratio,
@@ -45,6 +46,7 @@ from latentgloss.intervals import (
     ratio,
     wilson,
 )
+from latentgloss.resampling import Median, median_interval, paired_median_gain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,6 +58,8 @@ __all__ = [
     "Interval",
     "Median",
     "Rates",
+    "auprc",
+    "auprc_at_base_rate",
     "auroc",
     "confusion",
     "corrected",
@@ -73,9 +77,6 @@ __all__ = [
 
 Column: TypeAlias = Float[np.ndarray, "latents 1"]
 Counts: TypeAlias = Int[np.ndarray, " latents"]
-Shares: TypeAlias = Float[np.ndarray, "latents strata"]
-Values: TypeAlias = Shaped[np.ndarray, " values"]
-Medians: TypeAlias = Float[np.ndarray, " resamples"]
 
 FULL_WEIGHT = 20
 """Judgements of the rarer class from which a latent's own threshold is used as it is."""
@@ -97,19 +98,12 @@ class Confusion(NamedTuple):
 class AtBaseRate(NamedTuple):
     """What a judge's answers are worth at the latent's own firing rate."""
 
+    tpr: Interval
     fpr: Interval
+    balanced_accuracy: Interval
     precision: Interval
     f1: PerLatent
     unresolved: Bool[np.ndarray, " latents"]
-
-
-class Median(NamedTuple):
-    """A median over latents, its bootstrap interval, and how many latents it is over."""
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 # --- thresholds ------------------------------------------------------------------------------------------
@@ -189,6 +183,37 @@ def recall_by_decile(truth: Mask, prediction: Mask, decile: Ids, valid: Mask) ->
     return np.stack([ratio((w & prediction).sum(1), w.sum(1)) for w in within], axis=1)
 
 
+def auprc(truth: Mask, evidence: Evidence, valid: Mask, weight: Evidence | None = None) -> PerLatent:
+    """Area under the precision-recall curve as average precision, Σ (R_k - R_{k-1}) P_k over distinct evidence.
+
+    No interpolation between points: that would promise precision no threshold has (Davis & Goadrich, ICML 2006).
+    `weight`: of each judgement, >= 0; how many contexts it stands for.
+    """
+    weight = np.ones(evidence.shape) if weight is None else weight
+
+    def compute(truth: Mask, evidence: Evidence, valid: Mask, weight: Evidence) -> tuple[PerLatent]:
+        valid = valid & ~np.isnan(evidence)
+        order = np.argsort(np.where(valid, -evidence, np.nan), axis=1, kind="stable")  # NaN sorts last
+        e, t, v, w = (np.take_along_axis(a, order, 1) for a in (evidence, truth, valid, weight))
+        n = e.shape[1]
+        w = np.where(v, w, 0.0)
+        positive = np.where(t, w, 0.0)
+        # Cumulative sums run from left to right, so padding changes no last digit.
+        hits, said = np.cumsum(positive, axis=1), np.cumsum(w, axis=1)
+        last = np.full(e.shape, n - 1)  # column at which a run of equal evidence ends
+        column = np.arange(n - 1)
+        np.minimum.accumulate(np.where(e[:, 1:] != e[:, :-1], column, n - 1)[:, ::-1], axis=1, out=last[:, -2::-1])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision = np.take_along_axis(hits, last, 1) / np.take_along_axis(said, last, 1)
+            found = np.cumsum(np.where(positive > 0, positive * precision, 0.0), axis=1)[:, -1] / hits[:, -1]
+        both = (v & t).any(1) & (v & ~t).any(1)
+        # A weight nobody knows makes the area unknown, also where it is not summed.
+        return (np.where(both & np.isfinite(said[:, -1]), found, np.nan),)
+
+    (area,) = in_chunks(compute, truth, evidence, valid, weight)
+    return area
+
+
 # --- at the base rate ------------------------------------------------------------------------------------
 
 
@@ -205,7 +230,8 @@ def prevalence_weighted(
 ) -> AtBaseRate:
     """FPR, precision and F1 at the latent's firing rate π, from strata that were sampled at other rates.
 
-    FPR = Σ W_h FPR_h; precision = π TPR / (π TPR + (1 - π) FPR); F1 = 2 π TPR / (π TPR + (1 - π) FPR + π).
+    FPR = Σ W_h FPR_h; balanced accuracy = (TPR + 1 - FPR) / 2;
+    precision = π TPR / (π TPR + (1 - π) FPR); F1 = 2 π TPR / (π TPR + (1 - π) FPR + π).
     `stratum`: the column of `share` a non-activating context belongs to (any value for activating ones).
     `share`: W_h, taken relative to their sum. A stratum with W_h > 0 and no valid judgement makes the rates
     NaN: nobody knows its false positives. Intervals: MOVER over strata, MOVER-R for FPR / TPR.
@@ -218,21 +244,49 @@ def prevalence_weighted(
     ) -> tuple[PerLatent, ...]:
         groups = Groups(cluster)
         truth, said, valid, stratum = (groups.sort(a) for a in (truth, said, valid, stratum))
-        tpr, _ = clustered_share(groups, truth & valid, said, level)
-        strata = [valid & ~truth & (stratum == h) for h in range(share.shape[1])]
+        tpr, residual_pos = clustered_share(groups, truth & valid, said, level)
+        strata = [clustered_share(groups, valid & ~truth & (stratum == h), said, level) for h in range(share.shape[1])]
         with np.errstate(invalid="ignore", divide="ignore"):
             weights = (share / share.sum(1, keepdims=True)).T
-            fpr = mover([clustered_share(groups, h, said, level)[0] for h in strata], list(weights))
+            fpr = mover([part for part, _ in strata], list(weights))
+            residual_neg = sum(
+                -np.nan_to_num(groups.spread(w / (valid & ~truth & (stratum == h)).sum(1))) * residual
+                for h, (w, (_, residual)) in enumerate(zip(weights, strata, strict=True))
+            )
+            tnr = Interval(1 - fpr.value, 1 - fpr.high, 1 - fpr.low)
+            accuracy = mover([tpr, tnr], [0.5, 0.5], correlation(groups, residual_pos, residual_neg))
             fall, pi = mover_ratio(fpr, tpr), rate[:, 0]
             # Precision falls as FPR / TPR rises, so the ends change places.
             precision = [1 / (1 + (1 - pi) / pi * r) for r in (fall.value, fall.high, fall.low)]
             f1 = 2 * pi * tpr.value / (pi * tpr.value + (1 - pi) * fpr.value + pi)
-        return (*fpr, *precision, f1)
+        return (*tpr, *fpr, *accuracy, *precision, f1)
 
     parts = in_chunks(compute, truth, prediction, valid, cluster, stratum, share, firing_rate[:, None])
-    precision = Interval(*parts[3:6])
+    tpr, fpr, accuracy, precision = (Interval(*parts[i : i + 3]) for i in (0, 3, 6, 9))
     unresolved = ~(precision.high - precision.low <= resolution)
-    return AtBaseRate(Interval(*parts[:3]), precision, parts[6], unresolved)
+    return AtBaseRate(tpr, fpr, accuracy, precision, parts[12], unresolved)
+
+
+def auprc_at_base_rate(
+    truth: Mask, evidence: Evidence, valid: Mask, stratum: Ids, share: Shares, firing_rate: PerLatent
+) -> PerLatent:
+    """AUPRC of the population, by inverse-probability weights; arguments as in `prevalence_weighted`.
+
+    A judged positive stands for π / n₊ of all contexts, a negative of stratum h for (1 - π) W_h / n_h.
+    """
+    valid = valid & ~np.isnan(evidence)
+    positive = valid & truth
+    weight = np.zeros(truth.shape)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        weight += positive * np.nan_to_num(firing_rate / positive.sum(1), posinf=0.0)[:, None]
+        shares = share / share.sum(1, keepdims=True)
+        lacking = np.isnan(shares).any(1)
+        for h in range(share.shape[1]):
+            within = valid & ~truth & (stratum == h)
+            n = within.sum(1)
+            lacking |= (shares[:, h] > 0) & (n == 0)
+            weight += within * np.where(n > 0, (1 - firing_rate) * shares[:, h] / np.maximum(n, 1), 0.0)[:, None]
+    return np.where(lacking, np.nan, auprc(truth, evidence, valid, weight))
 
 
 # --- relative to chance ----------------------------------------------------------------------------------
@@ -241,6 +295,7 @@ UNINFORMED: Mapping[str, float | Callable[[PerLatent], PerLatent] | None] = {
     "balanced_accuracy": 0.5,
     "auroc": 0.5,
     "auprc": lambda rate: rate,
+    "auprc_at_base_rate": lambda rate: rate,
     "f1": lambda rate: 2 * rate / (1 + rate),
     "f1_at_base_rate": lambda rate: 2 * rate / (1 + rate),
     "precision_at_base_rate": lambda rate: rate,
@@ -281,83 +336,3 @@ def corrected(
     with np.errstate(invalid="ignore", divide="ignore"):
         result: Float[np.ndarray, "*shape"] = (value - uninformed) / (1 - np.asarray(uninformed))
     return result
-
-
-# --- over latents ----------------------------------------------------------------------------------------
-
-
-def median_interval(
-    values: Values,
-    clusters: Values | None = None,
-    *,
-    seed: int = 0,
-    level: float = 0.95,
-    resamples: int = 2000,
-) -> Median:
-    """Median of the finite `values` with its percentile bootstrap interval (Efron, 1979).
-
-    Values are resampled, or whole `clusters` of them (SAEs, for claims about layers). The order of the values
-    does not matter. NaN ends where there is nothing to resample: fewer than two values, or one cluster.
-    """
-    known = np.isfinite(values)
-    order = np.argsort(values[known], kind="stable")
-    x = values[known][order].astype(np.float64)
-    rng = np.random.default_rng(seed)
-    medians = np.full(1, np.nan)
-    if clusters is not None:
-        names, labels = np.unique(clusters[known], return_inverse=True)
-        if len(names) > 1:
-            medians = _medians_of_clusters(x, labels[order], rng, resamples)
-    elif len(x) > 1:
-        medians = _medians_of_values(x, rng, resamples)
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-    return Median(float(np.median(x)) if len(x) else np.nan, float(low), float(high), len(x))
-
-
-def paired_median_gain(
-    a: Values,
-    b: Values,
-    failures: Literal["scored", "chance"] = "scored",
-    *,
-    chance: float = 0.0,
-    clusters: Values | None = None,
-    seed: int = 0,
-    level: float = 0.95,
-    resamples: int = 2000,
-) -> Median:
-    """Median of a - b over the same latents, with its bootstrap interval; NaN in `a` or `b` is a failure.
-
-    `scored`: latents that both scored. `chance`: all latents given (pass the eligible ones), a failure
-    counting as `chance`, the metric's uninformed value. Failures are not random, so a comparison shows both.
-    """
-    if failures == "chance":
-        a, b = (np.where(np.isnan(side), chance, side) for side in (a, b))
-    return median_interval(a - b, clusters, seed=seed, level=level, resamples=resamples)
-
-
-def _medians_of_values(x: Values, rng: np.random.Generator, resamples: int) -> Medians:
-    """Medians of `resamples` bootstrap samples of the sorted `x`, without drawing the samples.
-
-    A resample is n uniform draws u, each taking x[⌊n u⌋]; its median depends on the middle order statistics
-    of u alone, and those follow beta distributions: the same bootstrap at O(1) each instead of O(n).
-    """
-    n = len(x)
-    m = (n + 1) // 2
-    lower = rng.beta(m, n - m + 1, resamples)
-    upper = lower if n % 2 else lower + (1 - lower) * rng.beta(1, n - m, resamples)
-    first, second = (np.minimum((n * u).astype(np.int64), n - 1) for u in (lower, upper))
-    return x[first] / 2 + x[second] / 2
-
-
-def _medians_of_clusters(x: Values, labels: Values, rng: np.random.Generator, resamples: int) -> Medians:
-    """Medians of `resamples` samples of whole clusters; `x` sorted, `labels` (0 … k - 1) in its order."""
-    k = int(labels.max()) + 1
-    times = rng.multinomial(k, np.full(k, 1 / k), size=resamples)
-    medians = np.empty(resamples)
-    step = max(1, CHUNK // len(x))
-    for start in range(0, resamples, step):
-        upto = np.cumsum(times[start : start + step][:, labels], axis=1)
-        total = upto[:, -1:]
-        first, second = ((upto < rank).sum(1) for rank in ((total + 1) // 2, total // 2 + 1))
-        medians[start : start + step] = x[first] / 2 + x[second] / 2
-    return medians

@@ -208,7 +208,7 @@ def test_scores(finished: Path) -> None:
     found = rows(finished, "scores", P, "--scorer", "detection")
     assert all(tuple(row) == (*SCORE_KEYS, "metrics") for row in found)
     assert {row["scorer"] for row in found} == {"detection"}
-    assert {row["negatives"] for row in found} == {"random", "same_document"}
+    assert {row["negatives"] for row in found} == {"random", "same_document", "population"}
     good = [row for row in found if row["status"] == "ok"]
     assert good
     for row in good:
@@ -224,10 +224,8 @@ def test_scores_as_a_table(finished: Path) -> None:
     lines = run(finished, "scores", P, "--latent", "8", "--explainer", "pattern").stdout.splitlines()
     assert lines[0].split()[:4] == ["LATENT", "EXPLAINER", "SCORER", "JUDGE"]
     assert sorted(line.split()[2] for line in lines[1:]) == [
-        "detection",
-        "detection",
-        "embedding",
-        "embedding",
+        *["detection"] * 3,
+        *["embedding"] * 3,
         "fuzzing",
     ]
 

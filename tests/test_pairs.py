@@ -80,8 +80,6 @@ def test_cells_do_not_depend_on_the_order_of_pairs() -> None:
     world = make_world(3)
     latents = np.array([0, 2, 5, 13], dtype=np.uint32)
     shuffled = world.pairs.sample(fraction=1, shuffle=True, seed=1)
-    one, other = (
-        Cells.of(latents, frame, world.masked, world.windows) for frame in (world.pairs, shuffled)
-    )
+    one, other = (Cells.of(latents, frame, world.masked, world.windows) for frame in (world.pairs, shuffled))
     for name in ("row", "window", "maximum", "document", "first", "count", "position", "activation", "unmasked"):
         assert np.array_equal(getattr(one, name), getattr(other, name))

@@ -282,9 +282,11 @@ def test_failures_that_depend_on_the_truth_cost_coverage_and_nothing_else(proven
         judgements = found.judgements(stage)
         refused = judgements.filter(status="refused")
         assert refused["prediction"].null_count() == refused["evidence"].null_count() == refused.height > 1000
-        put = judgements.filter(pl.col("status") != "no_donor")  # to nobody
+        # Where the window tells all, the answer is the truth.
+        put = judgements.filter(pl.col("latent").is_in(CERTAIN), pl.col("status") != "no_donor")
         shares = dict(put.group_by("truth").agg((pl.col("status") == "refused").mean()).iter_rows())
-        assert shares[True] == pytest.approx(0.5, abs=0.03) and shares[False] == pytest.approx(0.1, abs=0.03)
+        assert shares[True] == pytest.approx(0.5, abs=0.03)
+        assert shares[False] == pytest.approx(0.1, abs=0.03)
         counted = judgements.group_by(key).agg(share=pl.col("prediction").is_not_null().mean())
         joined = rows.filter(scorer=stage.removesuffix("_scores")).join(counted, on=key)
         assert joined.height > 50 and (joined["coverage"] - joined["share"]).abs().max() < 1e-12

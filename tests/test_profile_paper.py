@@ -44,7 +44,7 @@ def test_every_score_says_whose_protocol_it_is(both: Both) -> None:
         assert set(default[name]["profile"]) == {"default"}
         assert set(paper[name]["profile"]) == {"paper"}
     assert set(paper["fuzzing_scores"]["negatives"]) == {"random"}
-    assert set(paper["detection_scores"]["negatives"]) == {"random"}
+    assert set(paper["detection_scores"]["negatives"]) == {"random", "population"}
 
 
 def test_one_pool_scores_what_was_shown(both: Both) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 import tiny
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from latentgloss import schema, scores
 from latentgloss.protocols import Answer
@@ -341,3 +343,136 @@ def test_latents_outside_the_sample_are_rows_with_a_reason_and_the_report_leaves
     report = workspace.store.current("score_report", tiny.MODEL).read(schema.REPORT)
     rows = report.filter(partition=tiny.SPARSIFY, scorer="fuzzing", explainer="pattern", metric="auroc")
     assert rows["n_scored"].to_list() == [6] and rows["gain"].null_count() == 0
+
+
+# --- the population ----------------------------------------------------------------------------------------------
+
+
+def of_population(world, answer, shares=None, rate=0.05):
+    """Judgements and scores by a scripted judge, with strata shares given by hand: (same_document, random)."""
+    given, contexts, corpus, _ = world
+    judge = Scripted(world, answer)
+    rows = detection.asked(contexts, ARMS)
+    latents = given["latent"].to_list()
+    share = dict(zip(ARMS, shares or (0.1, 0.9), strict=True))
+    population = pl.DataFrame(
+        [{"latent": i, "stratum": s, "share": share[s], "firing_rate": rate} for i in latents for s in ARMS],
+        schema_overrides={"latent": pl.UInt32},
+    )
+    asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16), population=population)
+    found = scores.score_block(SCORERS["detection"], given, asked, ARMS, [judge])
+    return found["judgements"], found["scores"]
+
+
+def some_right(seed):
+    draw = np.random.default_rng(seed)
+
+    def answer(question, truth):
+        value = truth + 0.8 * draw.standard_normal(len(truth))
+        return Answer(value.astype(np.float32), value > 0.6, None, None)
+
+    return answer
+
+
+def test_scores_of_the_population_weigh_strata_by_their_share(world):
+    judgements, found = of_population(world, some_right(0), shares=(0.3, 0.7), rate=0.02)
+    rows = found.filter(negatives="population", status="ok")
+    assert rows.height > 20
+    test = judgements.filter(split="test")
+    for row in rows.iter_rows(named=True):
+        mine = test.filter(latent=row["latent"])
+        positive = mine.filter("truth", negatives="random")
+        negative = {arm: mine.filter(~pl.col("truth"), negatives=arm) for arm in ARMS}
+        tpr = positive["prediction"].mean()
+        fpr = sum(share * negative[arm]["prediction"].mean() for arm, share in zip(ARMS, (0.3, 0.7), strict=True))
+        precision = 0.02 * tpr / (0.02 * tpr + 0.98 * fpr)
+        assert row["tpr"] == pytest.approx(tpr)
+        assert row["tnr"] == pytest.approx(1 - fpr)
+        assert row["score"] == row["balanced_accuracy"] == pytest.approx((tpr + 1 - fpr) / 2)
+        assert row["precision_at_base_rate"] == pytest.approx(precision)
+        assert row["f1_at_base_rate"] == pytest.approx(2 * precision * tpr / (precision + tpr))
+        assert row["n"] == positive.height + sum(part.height for part in negative.values())
+        weight = [0.02 / positive.height] * positive.height
+        for arm, share in zip(ARMS, (0.3, 0.7), strict=True):
+            weight += [0.98 * share / negative[arm].height] * negative[arm].height
+        every = pl.concat([positive, *negative.values()])
+        truth, evidence_ = every["truth"].to_numpy(), every["evidence"].to_numpy()
+        assert row["auroc"] == pytest.approx(roc_auc_score(truth, evidence_, sample_weight=weight))
+        expected = average_precision_score(truth, evidence_, sample_weight=weight)
+        assert row["auprc_at_base_rate"] == pytest.approx(expected)
+        for name in ("tpr", "tnr", "auroc"):
+            assert row[f"{name}_low"] < row[name] < row[f"{name}_high"] or row[name] in (0, 1)
+        assert row["precision_low"] < row["precision_at_base_rate"] < row["precision_high"]
+        assert row["unresolved"] == (row["precision_high"] - row["precision_low"] > 0.2)
+        assert row["f1"] is None
+
+
+def test_other_arms_do_not_speak_of_the_base_rate(world):
+    _, found = of_population(world, some_right(1))
+    arms = found.filter(pl.col("negatives") != "population", status="ok")
+    for name in ("precision_at_base_rate", "f1_at_base_rate", "auprc_at_base_rate", "unresolved"):
+        assert arms[name].null_count() == arms.height
+    assert arms["auprc"].null_count() == 0 == arms["tpr_low"].null_count()
+
+
+@pytest.mark.parametrize("shares", [(0.1, 0.6), (0.0, 0.9)])
+def test_strata_that_are_not_everything_stand_for_no_population(world, shares):
+    _, found = of_population(world, some_right(2), shares=shares)
+    rows = found.filter(negatives="population")
+    assert (rows["status"] != "ok").all()
+    assert rows["precision_at_base_rate"].null_count() == rows.height
+    unscored = rows.filter(status="unscored")
+    assert unscored.height > 20
+    assert (unscored["reason"] != "").all()
+
+
+def test_a_stratum_whose_judgements_were_lost_leaves_the_population_unscored(world):
+    _, contexts, corpus, _ = world
+    gone = contexts.filter(stratum="same_document", split="test")
+    tokens = corpus.contexts(gone["context"].to_numpy(), 16)
+    gone = {(latent, row.tobytes()) for latent, row in zip(gone["latent"], tokens, strict=True)}
+
+    def answer(question, truth):
+        lost = np.array([(question.latent, row.tobytes()) in gone for row in question.tokens])
+        status = ["llm_error" if x else "ok" for x in lost]
+        return evidence(np.where(lost, np.nan, truth), status=status, reason=["gone" if x else "" for x in lost])
+
+    _, found = of_population(world, answer)
+    judged = found.filter(pl.col("status").is_in(["ok", "unscored"]))
+    assert (judged.filter(negatives="population")["status"] == "unscored").all()
+    assert (judged.filter(negatives="random")["status"] == "ok").sum() > 20
+
+
+def test_the_population_is_scored_end_to_end_with_what_the_samples_say(world):
+    _, _, _, workspace = world
+    current = {name: workspace.store.current(name, tiny.SPARSIFY) for name in ("detection_scores", "sampled_negatives")}
+    found = current["detection_scores"].read(schema.SCORES).filter(explainer="pattern", status="ok")
+    strata = current["sampled_negatives"].read(schema.STRATA_SHARES).filter(split="test")
+    by = {(r["latent"], r["negatives"]): r for r in found.iter_rows(named=True)}
+    rows = [r for (_, arm), r in by.items() if arm == "population"]
+    assert len(rows) > 20
+    for row in rows:
+        shares = dict(strata.filter(latent=row["latent"]).select("stratum", "share").iter_rows())
+        assert sum(shares.values()) == pytest.approx(1)
+        tnr = sum(w * by[row["latent"], arm]["tnr"] for arm, w in shares.items() if w)
+        assert row["tnr"] == pytest.approx(tnr)
+        assert row["tpr"] == by[row["latent"], "random"]["tpr"]
+        assert row["specificity"] is not None
+
+
+def test_the_report_counts_the_latents_better_than_the_nulls_of_their_sae(world):
+    _, _, _, workspace = world
+    report = workspace.store.current("score_report", "tiny").read(schema.REPORT)
+    rows = report.filter(explainer="pattern", scorer="detection", negatives="random", metric="balanced_accuracy")
+    found = workspace.store.current("detection_scores", tiny.SPARSIFY).read(schema.SCORES)
+    (row,) = rows.filter(partition=tiny.SPARSIFY).iter_rows(named=True)
+    scored = found.filter(negatives="random", explainer="pattern", status="ok")
+    null = found.filter(negatives="random", explainer="null:pattern", status="ok")["score"].to_numpy()
+    assert row["specificity"] == pytest.approx(scored["specificity"].median())
+    assert row["specificity_low"] <= row["specificity"] <= row["specificity_high"]
+    assert len(null) < 400  # one bin
+    p = np.array([(1 + (null >= s).sum()) / (len(null) + 1) for s in scored["score"]])
+    assert row["n_specific"] == (stats.false_discovery_control(p) <= 0.05).sum() > 0
+    assert report.filter(explainer="null:pattern")["n_specific"].null_count() == len(
+        report.filter(explainer="null:pattern")
+    )

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from latentgloss import intervals, statistics
+from latentgloss import intervals, resampling, statistics
 from latentgloss.errors import InputError
 from latentgloss.statistics import Interval
 
@@ -54,6 +55,10 @@ def everything(block: Block) -> dict[str, np.ndarray]:
     result: dict[str, Any] = {
         "tau": statistics.youden_threshold(b.evidence, b.truth, b.valid),
         "auroc": statistics.auroc(b.truth, b.evidence, b.valid, b.cluster),
+        "auprc": statistics.auprc(b.truth, b.evidence, b.valid),
+        "auprc at base rate": statistics.auprc_at_base_rate(
+            b.truth, b.evidence, b.valid, b.cluster % 2, share, rate
+        ),
         "deciles": statistics.recall_by_decile(b.truth, b.prediction, b.decile, b.valid),
         **statistics.confusion(b.truth, b.prediction, b.valid)._asdict(),
         **{
@@ -156,8 +161,39 @@ def test_auroc_is_the_share_of_pairs_in_order(block: Block) -> None:
             continue
         pairs = (pos[:, None] > neg).mean() + (pos[:, None] == neg).mean() / 2
         assert value == pytest.approx(pairs)
+        assert value == pytest.approx(roc_auc_score(t[v], e[v]))
         u = stats.mannwhitneyu(pos, neg, method="asymptotic").statistic
         assert value == pytest.approx(u / (len(pos) * len(neg)))
+
+
+@modest
+@given(blocks)
+def test_auprc_is_average_precision(block: Block) -> None:
+    found = statistics.auprc(block.truth, block.evidence, block.valid)
+    for e, t, v, value in zip(block.evidence, block.truth, block.valid, found, strict=True):
+        if len(set(t[v])) < 2:
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(average_precision_score(t[v], e[v]))
+
+
+@modest
+@given(blocks, st.integers(0, 2**32))
+def test_auprc_at_the_base_rate_weighs_every_judgement_by_what_it_stands_for(block: Block, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    latents, n = block.truth.shape
+    stratum, share = rng.integers(0, 3, (latents, n)), rng.random((latents, 3))
+    rate = rng.random(latents)
+    found = statistics.auprc_at_base_rate(block.truth, block.evidence, block.valid, stratum, share, rate)
+    for i, value in enumerate(found):
+        v = block.valid[i]
+        e, t, h = block.evidence[i][v], block.truth[i][v], stratum[i][v]
+        sizes = np.bincount(h[~t], minlength=3)
+        if not t.any() or not sizes.all():
+            assert np.isnan(value)
+            continue
+        weight = np.where(t, rate[i] / t.sum(), (1 - rate[i]) * (share[i] / share[i].sum() / sizes)[h])
+        assert value == pytest.approx(average_precision_score(t, e, sample_weight=weight))
 
 
 def test_coverage_is_the_share_of_what_was_asked() -> None:
@@ -195,7 +231,7 @@ def test_effective_sample_size_is_the_anova_one() -> None:
     f = stats.f_oneway(*groups).statistic
     icc = (f - 1) / (f - 1 + 5)
     inflation = 1 + 4 * icc
-    df = 5 * (inflation / (inflation - 1)) ** 2
+    df = 5 * 5 / (4 * (1 - icc) ** 2)
     expected = statistics.wilson(np.array([18 / 30]), np.array([30 / inflation]), df=df)
     found = statistics.rate_intervals(every, prediction, every, cluster).tpr
     np.testing.assert_allclose(np.array(found), np.array(expected))
@@ -207,9 +243,7 @@ def test_large_clusters_weigh_more_than_their_number() -> None:
     prediction, cluster = np.repeat([True, False, True, True, False], sizes)[None], np.repeat(range(5), sizes)[None]
     every = np.ones((1, 16), bool)
     inflation = np.square(sizes).sum() / 16
-    expected = statistics.wilson(
-        np.array([12 / 16]), np.array([16 / inflation]), df=4 * (inflation / (inflation - 1)) ** 2
-    )
+    expected = statistics.wilson(np.array([12 / 16]), np.array([16 / inflation]))  # five answers, in effect
     found = statistics.rate_intervals(every, prediction, every, cluster).tpr
     np.testing.assert_allclose(np.array(found), np.array(expected))
 
@@ -422,6 +456,47 @@ def test_rates_are_weighted_back_to_the_population() -> None:
     assert found.precision.low[0] < precision < found.precision.high[0]
 
 
+@modest
+@given(blocks, st.integers(0, 2**32))
+def test_a_population_of_one_stratum_is_the_sample(block: Block, seed: int) -> None:
+    b, latents = block, len(block.truth)
+    share, stratum = np.tile([2.0, 0.0], (latents, 1)), np.zeros(b.truth.shape, int)
+    found = statistics.prevalence_weighted(
+        b.truth, b.prediction, b.valid, b.cluster, stratum, share, np.full(latents, 0.1)
+    )
+    rates = statistics.rate_intervals(b.truth, b.prediction, b.valid, b.cluster)
+    for mine, theirs in (
+        (found.tpr, rates.tpr),
+        (found.fpr, Interval(1 - rates.tnr.value, 1 - rates.tnr.high, 1 - rates.tnr.low)),
+        (found.balanced_accuracy, rates.balanced_accuracy),
+    ):
+        np.testing.assert_allclose(np.array(mine), np.array(theirs), atol=1e-9)
+    weighted = statistics.auroc(b.truth, b.evidence, b.valid, b.cluster, stratum=stratum, share=share)
+    plain = statistics.auroc(b.truth, b.evidence, b.valid, b.cluster)
+    np.testing.assert_allclose(np.array(weighted), np.array(plain), atol=1e-9)
+
+
+@modest
+@given(blocks, st.integers(0, 2**32))
+def test_area_of_the_population_is_the_weighted_one(block: Block, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    latents, n = block.truth.shape
+    stratum, share = rng.integers(0, 3, (latents, n)), rng.random((latents, 3)) * rng.integers(0, 2, (latents, 3))
+    found = statistics.auroc(
+        block.truth, block.evidence, block.valid, block.cluster, stratum=stratum, share=share
+    ).value
+    for i, value in enumerate(found):
+        v, t, h = block.valid[i], block.truth[i], stratum[i]
+        sizes = np.bincount(h[v & ~t], minlength=3)
+        used = share[i] > 0
+        if not (v & t).any() or not used.any() or not sizes[used].all():
+            assert np.isnan(value)
+            continue
+        keep = v & (t | used[h])
+        weight = np.where(t, 1.0, (share[i] / np.maximum(sizes, 1))[h])[keep]
+        assert value == pytest.approx(roc_auc_score(t[keep], block.evidence[i][keep], sample_weight=weight))
+
+
 def test_few_firings_leave_precision_unresolved() -> None:
     rare, settled, frequent = (
         at_base_rate((0.0, 0.0), n=100, rate=0.001),  # no false positive in 200, and yet precision may be .03
@@ -512,7 +587,7 @@ def test_distribution_of_resampled_medians_is_exact() -> None:
     # All 4^4 resamples of four values, against the shortcut over order statistics.
     x = np.array([0.0, 1.0, 3.0, 7.0])
     exact = np.median(x[np.stack(np.meshgrid(*[range(4)] * 4)).reshape(4, -1)], axis=0)
-    drawn = statistics._medians_of_values(x, np.random.default_rng(0), 100_000)
+    drawn = resampling._medians_of_values(x, np.random.default_rng(0), 100_000)
     values, counts = np.unique(exact, return_counts=True)
     found = [(drawn == v).mean() for v in values]
     np.testing.assert_allclose(found, counts / 256, atol=0.006)

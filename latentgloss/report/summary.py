@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from latentgloss import schema, statistics
+from latentgloss import families, nulls, schema, statistics
 from latentgloss.stages import STAGES, made_from
 from latentgloss.work import one_by_one
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 AUROC = "auroc"
 """Summarised for every scorer beside the metric its score is."""
 BASELINE = "token_table"
+NULL = "null:"
+FALSE_CLAIMS = 0.05
+"""Share of wrong ones among the latents called specific that is borne."""
 _SCORED = ("explanations", "sampled_contexts")
 """What scores must have been made from to be reported beside it."""
 _KEY = ["explainer", "scorer", "judge", "embedder", "profile", "negatives"]
@@ -49,7 +52,7 @@ def _report(work: Work) -> None:
         behind += [f"{name} of {partition}" for name in late]
         current = [read[name].read(schema.SCORES) for name in scorers if name in read and name not in late]
         scores = pl.concat([schema.SCORES.empty(), *current])
-        eligible = eligibility.filter(pl.col("status") == "eligible").select("latent").sort("latent")
+        eligible = eligibility.filter(pl.col("status") == "eligible").select("latent", "firing_rate").sort("latent")
         counts = {
             "partition": partition,
             "control": work.workspace.registry.sae(partition).control,
@@ -60,6 +63,7 @@ def _report(work: Work) -> None:
         groups = dict(sorted(scores.group_by(_KEY)))
         for key, frame in groups.items():
             baseline = groups.get((BASELINE, *key[1:]))
+            null = groups.get((f"{NULL}{key[0]}", *key[1:]))
             # Latents left out on purpose are no failures; the sample is the same whatever explains or judges.
             left_out = frame.filter(status="not_sampled")
             judged = eligible.join(left_out, on="latent", how="anti", maintain_order="left")
@@ -71,6 +75,7 @@ def _report(work: Work) -> None:
                         "n_explained": explained_by.get(key[0], 0),
                         "n_asked": judged.height,
                         **_summary(frame, judged, metric, settings.seed, settings.resamples),
+                        **_specific(frame, null, judged, metric, settings.seed, settings.resamples),
                         **_gain(frame, baseline, judged, metric, settings.seed, settings.resamples),
                     }
                 )
@@ -103,6 +108,27 @@ def _summary(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str, seed: int
         "median_high": _number(median.high),
         "quartile_low": quartiles[0],
         "quartile_high": quartiles[1],
+    }
+
+
+def _specific(
+    frame: pl.DataFrame, null: pl.DataFrame | None, eligible: pl.DataFrame, metric: str, seed: int, resamples: int
+) -> dict[str, Any]:
+    """How much better than with another latent's explanation, and for how many latents that is no accident.
+
+    p are against the nulls of this SAE, and so belong to this table: with more latents they are others.
+    """
+    if null is None:
+        return {"specificity": None, "specificity_low": None, "specificity_high": None, "n_specific": None}
+    mine, theirs = _values(frame, eligible, metric), _values(null, eligible, metric)
+    median = statistics.median_interval(nulls.specificity(mine, theirs[:, None]), seed=seed, resamples=resamples)
+    density = eligible["firing_rate"].to_numpy()
+    p = families.benjamini_hochberg(nulls.pooled_p(mine, density, theirs, density))
+    return {
+        "specificity": _number(median.value),
+        "specificity_low": _number(median.low),
+        "specificity_high": _number(median.high),
+        "n_specific": int((p <= FALSE_CLAIMS).sum()) if np.isfinite(p).any() else None,
     }
 
 

@@ -6,7 +6,7 @@ What belongs here: `Scorer`, and `Asked`, the contexts a judge is asked about in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -49,12 +49,14 @@ class Asked:
     """Per latent what a judge may compare with: windows of the explain split."""
     profile: str = "default"
     """Whose protocol this is: key in every table."""
+    population: pl.DataFrame | None = None
+    """latent, stratum, share (W_h on test), firing_rate; None where negatives stand for no population."""
 
     def of(self, latents: pl.Series) -> Asked:
         """Those of some latents."""
         keep = self.rows["latent"].is_in(latents.implode()).to_numpy()
         marks, masked = (None if a is None else a[keep] for a in (self.marks, self.masked))
-        return Asked(self.rows.filter(keep), self.tokens[keep], marks, masked, self.references, self.profile)
+        return replace(self, rows=self.rows.filter(keep), tokens=self.tokens[keep], marks=marks, masked=masked)
 
     def questions(self, task: Task, texts: dict[int, tuple[str, str | None]]) -> Iterator[Question]:
         """One per latent, arm, split and part; `texts` has explanation and program by latent."""

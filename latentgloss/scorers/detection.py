@@ -7,6 +7,7 @@ the first stratum of `THRESHOLD_ARMS` there is.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -37,7 +38,8 @@ def plan(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
         both = candidates(contexts.read(schema.CONTEXTS, block), negatives.read(schema.NEGATIVES, block), splits)
         rows = asked(both, arms)
         tokens = corpus.contexts(rows["context"].to_numpy(), length)
-        return Asked(rows, tokens, profile=work.settings.profile)
+        known = population(contexts.read(schema.ELIGIBILITY, block), negatives.read(schema.STRATA_SHARES, block))
+        return Asked(rows, tokens, population=known, profile=work.settings.profile)
 
     return Plan(arms, {"arms": arms, "splits": list(splits)}, ask)
 
@@ -52,9 +54,15 @@ def plan_of_vectors(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan
     def ask(block: str) -> Asked:
         everything = made.ask(block)
         keep = everything.rows["arm"].is_in(arms).to_numpy()
-        return Asked(everything.rows.filter(keep), everything.tokens[keep], profile=everything.profile)
+        return replace(everything, rows=everything.rows.filter(keep), tokens=everything.tokens[keep])
 
     return made if arms == made.arms else Plan(arms, {**made.identity, "arms": arms}, ask)
+
+
+def population(eligibility: pl.DataFrame, strata: pl.DataFrame) -> pl.DataFrame:
+    """Of each eligible latent and stratum: share of the stratum among non-activating test windows, firing rate."""
+    rates = eligibility.filter(status="eligible").select("latent", "firing_rate")
+    return strata.filter(split="test").select("latent", "stratum", "share").join(rates, on="latent")
 
 
 def candidates(contexts: pl.DataFrame, negatives: pl.DataFrame, splits: tuple[str, ...]) -> pl.DataFrame:
