@@ -108,11 +108,11 @@ class Workspace:
         """What each token id reads as, by the model's tokenizer. Raises SubjectError."""
         if model not in self._vocabularies:
             from latentgloss.explainers.windows import Vocabulary
-            from latentgloss.subject_files import load_tokenizer
+            from latentgloss.subject_files import load_tokenizer, token_bytes
 
             tokenizer = load_tokenizer(self.registry.model(model), self.model_cache)
             strings = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-            self._vocabularies[model] = Vocabulary(strings)
+            self._vocabularies[model] = Vocabulary(strings, token_bytes(tokenizer, strings), tokenizer.all_special_ids)
         return self._vocabularies[model]
 
     def embedder(self, name: str) -> SentenceEmbedder:
