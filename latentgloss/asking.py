@@ -7,6 +7,7 @@ them. What a prompt says and how a reply is read is whoever asks.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -137,6 +138,14 @@ def ask_all(model: LanguageModel, asks: Iterable[Ask[T]]) -> Iterator[Told[T]]:
             )
         if not again:
             return
+
+
+_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+
+
+def without_thoughts(text: str) -> str:
+    """A reply without the thinking that some models put before it."""
+    return _THOUGHTS.sub("", text)
 
 
 def storable(text: str) -> str:

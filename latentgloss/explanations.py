@@ -16,7 +16,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -25,15 +25,16 @@ from latentgloss import schema
 from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, Explainer, base_of
 from latentgloss.explainers.windows import Windows
 from latentgloss.hashing import counter_hash, json_sha256
-from latentgloss.marks import dense_activations
+from latentgloss.marks import dense_activations, masked_tokens
 from latentgloss.work import attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 
     from jaxtyping import UInt32
 
     from latentgloss.corpus import Corpus
+    from latentgloss.explainers.base import Need
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.settings import ExplanationSettings
     from latentgloss.work import Work
@@ -79,14 +80,14 @@ def _explain(work: Work, pool: Executor | None) -> None:
     resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
     corpus = work.workspace.corpus(resolved)
     vocabulary = work.workspace.vocabulary(work.model.name)
-    settings = work.settings.explanations
+    settings, tools = work.settings.explanations, work.workspace.tools(work.partition)
     length = work.settings.contexts.length
     blocks = sorted(int(name) for name in contexts.manifest.blocks)
     names = in_order(settings.explainers)
     counts = dict.fromkeys(names, 0)
     for done, block in enumerate(blocks):
         name_of_block = f"{block:06d}"
-        evidence = _BlockEvidence(work, corpus, name_of_block)
+        evidence = BlockEvidence(work, corpus, name_of_block)
         consumed = {
             "resolved_saes": resolved.content(("cache",)),
             "contexts": contexts.content(("eligibility", "explain"), name_of_block),
@@ -95,8 +96,11 @@ def _explain(work: Work, pool: Executor | None) -> None:
         }
         rows: dict[str, pl.DataFrame] = {}
         for name in names:
-            base = EXPLAINERS[base_of(name)](settings, vocabulary)
-            recipe = work.block_recipe(settings={"explainer": name, **base.identity(settings)}, **consumed)
+            base = EXPLAINERS[base_of(name)](settings, vocabulary, tools)
+            shown = {need: evidence.content(need) for need in sorted(base.needs)}
+            recipe = work.block_recipe(
+                settings={"explainer": name, **base.identity(settings, tools)}, **consumed, **shown
+            )
             if name.startswith(NULL):
                 neighbours = cache.content(("latents",), name_of_block)
                 recipe |= {"seed": settings.seed, "of": json_sha256(recipe), "latents": neighbours}
@@ -107,7 +111,7 @@ def _explain(work: Work, pool: Executor | None) -> None:
                     )
                     frame = null_explanations(rows[base_of(name)], twins, name, settings.seed)
                 else:
-                    frame = _rows(name, evidence, _explained(name, base, evidence, pool))
+                    frame = _rows(name, evidence, _explained(name, base, evidence.showing(base.needs), pool))
                 work.draft.put(block_name(block, name), recipe, (schema.EXPLANATIONS,), {"explanations": frame})
             rows[name] = work.draft.read(schema.EXPLANATIONS, block_name(block, name))
             counts[name] += int((rows[name]["status"] == "ok").sum())
@@ -143,7 +147,7 @@ def _explain_there(name: str, evidence: list[Evidence]) -> list[Explained]:
     return list(EXPLAINERS[name](*_prepared).explain(evidence))
 
 
-def _explained(name: str, base: Explainer, evidence: _BlockEvidence, pool: Executor | None) -> list[Explained]:
+def _explained(name: str, base: Explainer, evidence: Iterable[Evidence], pool: Executor | None) -> list[Explained]:
     if pool is None or not base.computes:
         return list(base.explain(evidence))
     everything = list(evidence)
@@ -151,49 +155,85 @@ def _explained(name: str, base: Explainer, evidence: _BlockEvidence, pool: Execu
     return [found for part in pool.map(_explain_there, [name] * len(chunks), chunks) for found in part]
 
 
-class _BlockEvidence:
-    """Evidence of the eligible latents of one block, built when first iterated over."""
+class BlockEvidence:
+    """Evidence of the eligible latents of one block, built when iterated over."""
 
-    def __init__(self, work: Work, corpus: Corpus, block: str) -> None:
-        self.work, self.corpus, self.block = work, corpus, block
+    def __init__(self, work: Work, corpus: Corpus, block: str, needs: Set[Need] = frozenset()) -> None:
+        self.work, self.corpus, self.block, self.needs = work, corpus, block, needs
+        self.length = work.settings.contexts.length
         self.eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY, block)
 
-    def __iter__(self) -> Iterator[Evidence]:
-        length = self.work.settings.contexts.length
+    def showing(self, needs: Set[Need]) -> BlockEvidence:
+        """The same, with what only some explainers look at."""
+        return self if needs == self.needs else BlockEvidence(self.work, self.corpus, self.block, needs)
+
+    def content(self, need: Need) -> Any:
+        """Hash of what `need` adds to the evidence."""
+        if need == "masked":
+            return self.work.input("activation_cache").content(("masked",))
+        return [
+            self.work.input(name).content(("select",), self.block) for name in ("sampled_contexts", "sampled_negatives")
+        ]
+
+    def of(self, latents: Sequence[int]) -> Iterator[Evidence]:
+        """Of those of `latents` that are eligible, ascending."""
         contexts = self.work.input("sampled_contexts").read(schema.CONTEXTS, self.block)
         negatives = self.work.input("sampled_negatives").read(schema.NEGATIVES, self.block)
         shares = self.work.input("sampled_negatives").read(schema.STRATA_SHARES, self.block)
-        explain = pl.col("split") == "explain"
-        population = self.eligibility.select("latent", n_population="n_explain")
+        chosen = pl.col("latent").is_in(list(latents))
+        of = [frame.filter(chosen) for frame in (contexts, negatives, shares)]
+        explain = self._split("explain", *of)
+        select = self._split("select", *of) if "select" in self.needs else None
+        masked = None
+        if "masked" in self.needs:
+            masked = masked_tokens(self.work.input("activation_cache"), self.corpus, self.length)
+        good = pl.col("status") == "eligible"
+        for latent in self.eligibility.filter(good, chosen)["latent"].sort().to_list():
+            windows, ids, strata = explain(latent)
+            yield Evidence(
+                latent, windows, ids, strata,
+                None if masked is None else masked[np.array(ids, dtype=np.int64)],
+                None if select is None else select(latent)[0],
+            )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Evidence]:
+        return self.of(self.eligibility["latent"].to_list())
+
+    def _split(
+        self, split: str, contexts: pl.DataFrame, negatives: pl.DataFrame, shares: pl.DataFrame
+    ) -> Callable[[int], tuple[Windows, list[int], tuple[str, ...]]]:
+        """Windows of a latent in a split, their context numbers and strata; activating ones first."""
+        of_split = pl.col("split") == split
+        population = self.eligibility.select("latent", n_population=f"n_{split}")
         positive = (
-            contexts.filter(explain).join(population, on="latent")
+            contexts.filter(of_split).join(population, on="latent")
             .sort("latent", "order")
             .with_columns(weight=pl.col("n_population") / pl.len().over("latent"))
         )  # fmt: skip
         negative = (
-            negatives.filter(explain)
+            negatives.filter(of_split)
             .join(shares.select("latent", "split", "stratum", "population", "sampled"),
                   on=["latent", "split", "stratum"])
             .with_columns(weight=pl.col("population") / pl.col("sampled"))
             .sort("latent", "stratum", "order")
         )  # fmt: skip
-        pos_tokens = self.corpus.contexts(positive["context"].to_numpy(), length)
-        neg_tokens = self.corpus.contexts(negative["context"].to_numpy(), length)
-        strength = dense_activations(positive, length)
-        for latent in self.eligibility.filter(pl.col("status") == "eligible")["latent"].to_list():
+        pos_tokens = self.corpus.contexts(positive["context"].to_numpy(), self.length)
+        neg_tokens = self.corpus.contexts(negative["context"].to_numpy(), self.length)
+        strength = dense_activations(positive, self.length)
+
+        def of(latent: int) -> tuple[Windows, list[int], tuple[str, ...]]:
             p, n = _rows_of(positive, latent), _rows_of(negative, latent)
-            zeros = np.zeros((n.stop - n.start, length), dtype=np.float32)
-            yield Evidence(
-                latent,
-                Windows(
-                    tokens=np.concatenate([pos_tokens[p], neg_tokens[n]]),
-                    activations=np.concatenate([strength[p], zeros]),
-                    weight=np.concatenate([positive["weight"][p].to_numpy(), negative["weight"][n].to_numpy()]).astype(
-                        np.float32
-                    ),
-                ),
-                positive["context"][p].to_list() + negative["context"][n].to_list(),
+            zeros = np.zeros((n.stop - n.start, self.length), dtype=np.float32)
+            weight = np.concatenate([positive["weight"][p].to_numpy(), negative["weight"][n].to_numpy()])
+            windows = Windows(
+                tokens=np.concatenate([pos_tokens[p], neg_tokens[n]]),
+                activations=np.concatenate([strength[p], zeros]),
+                weight=weight.astype(np.float32),
             )
+            ids = positive["context"][p].to_list() + negative["context"][n].to_list()
+            return windows, ids, ("activating",) * (p.stop - p.start) + tuple(negative["stratum"][n])
+
+        return of
 
 
 def _rows_of(frame: pl.DataFrame, latent: int) -> slice:
@@ -202,7 +242,7 @@ def _rows_of(frame: pl.DataFrame, latent: int) -> slice:
     return slice(int(column.search_sorted(latent, "left")), int(column.search_sorted(latent, "right")))
 
 
-def _rows(name: str, evidence: _BlockEvidence, found: list[Explained]) -> pl.DataFrame:
+def _rows(name: str, evidence: BlockEvidence, found: list[Explained]) -> pl.DataFrame:
     """One row per latent asked for: what was found, and for the others why they could not be explained."""
     refused = evidence.eligibility.filter(pl.col("status") != "eligible")
     skipped = [
@@ -223,12 +263,12 @@ def _frame(name: str, rows: list[Explained], source: list[int | None] | None = N
             "program": row.program,
             "source_latent": source[i] if source else None,
             "context_ids": list(row.context_ids),
-            "model": None,
-            "prompt_sha256": None,
-            "reply": None,
-            "prompt_tokens": 0,
-            "completion_tokens": 0,
-            "cost_usd": 0.0,
+            "model": row.model,
+            "prompt_sha256": row.prompt_sha256,
+            "reply": row.reply,
+            "prompt_tokens": row.prompt_tokens,
+            "completion_tokens": row.completion_tokens,
+            "cost_usd": row.cost_usd,
         }
         for i, row in enumerate(rows)
     )

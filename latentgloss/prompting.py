@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from latentgloss.errors import PromptError
 from latentgloss.hashing import json_sha256, text_sha256
 from latentgloss.protocols import Message
+from latentgloss.quoting import readable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +50,9 @@ class Prompt:
     def repaired(self, messages: tuple[Message, ...], reply: str, **values: str) -> tuple[Message, ...]:
         """The same request with a reply that could not be read, and what is wrong with it."""
         again = Message("user", self._filled(self.repair, "repair", values))
-        # Servers refuse empty messages, and a reply without end need not be read again.
-        return (*messages, Message("assistant", reply.strip()[:LONGEST_QUOTED_REPLY] or "(nothing)"), again)
+        # Servers refuse empty messages; a reply without end need not be read again, and what shows what it is not
+        # cannot be taken for a message of its own.
+        return (*messages, Message("assistant", harmless(reply.strip()[:LONGEST_QUOTED_REPLY]) or "(nothing)"), again)
 
     def _filled(self, text: str, section: str, values: dict[str, str]) -> str:
         wanted = set(Template(text).get_identifiers())
@@ -61,6 +63,11 @@ class Prompt:
                 todo=f"correct latentgloss/prompts/{self.name}.txt or whoever fills it in",
             )
         return Template(text).substitute(values)
+
+
+def harmless(reply: str) -> str:
+    """A reply line by line, without what is not seen and without control tokens."""
+    return "\n".join(readable(line) for line in reply.splitlines())
 
 
 LONGEST_QUOTED_REPLY = 1000

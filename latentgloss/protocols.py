@@ -68,6 +68,10 @@ class Judge(Protocol):
     def embedder(self) -> str:
         """The embedding model it asks, or empty; key in every score table."""
 
+    @property
+    def decides(self) -> bool:
+        """Whether it says yes or no itself. Then it is asked about test alone: no threshold has to be chosen."""
+
     def identity(self) -> dict[str, Any]:
         """Everything that decides its answers; part of the recipe."""
         ...

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -91,6 +92,13 @@ def quoted_tokens(
     A character that several tokens make up is marked as a whole if one of them is. Raises ExplainerError if a token is
     not of the vocabulary.
     """
+    return quoted_runs(tokens, vocabulary, marked)[0]
+
+
+def quoted_runs(
+    tokens: UInt32[np.ndarray, " length"], vocabulary: Vocabulary, marked: Bool[np.ndarray, " length"] | None = None
+) -> tuple[str, list[slice]]:
+    """`quoted_tokens`, and for each mark in order the tokens that have a part in it."""
     vocabulary.check(tokens[None])
     ids = tokens.tolist()
     # A special token is one byte that is in no text; its place is remembered, so that the byte itself stays possible.
@@ -99,7 +107,7 @@ def quoted_tokens(
     flags = [False] * len(ids) if marked is None else marked.tolist()
     plain = _PLAIN.fullmatch(text) is not None
     if plain and not any(flags):
-        return f"{OPEN}{text}{CLOSE}"
+        return f"{OPEN}{text}{CLOSE}", []
     starts = [0, *accumulate(map(len, data))]
     at = range(len(text) + 1) if plain else _character_starts(text)
     shown = list(text) if plain else _escaped(text)
@@ -114,10 +122,13 @@ def quoted_tokens(
         for beside in (i - 1, i):
             if 0 <= beside < len(text):
                 shown[beside] = _SHOWN.get(text[beside], shown[beside])
+    runs: list[slice] = []
     for first, last in zip(edges[::2], edges[1::2], strict=True):
         shown[first] = MARK + shown[first]
         shown[last - 1] += UNMARK
-    return f"{OPEN}{''.join(shown)}{CLOSE}"
+        begin, end = bisect_right(starts, at[first]) - 1, bisect_left(starts, at[last])
+        runs.append(slice(begin, end))
+    return f"{OPEN}{''.join(shown)}{CLOSE}", runs
 
 
 def _character_starts(text: str) -> list[int]:

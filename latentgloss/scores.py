@@ -135,8 +135,9 @@ def score_block(
         if good.is_empty():
             frames.append({"judgements": schema.JUDGEMENTS.empty(), "scores": missing})
             continue
-        answered = judgements.with_answers(mine.rows, list(judge.judge(mine.questions(scorer.name, texts))))
-        if scorer.decides:
+        put = mine.where(pl.col("split") == "test") if judge.decides else mine
+        answered = judgements.with_answers(put.rows, list(judge.judge(put.questions(scorer.name, texts))))
+        if scorer.decides and not judge.decides:
             answered = judgements.decided(answered)
         found = [judgements.scores(answered, good["latent"], arm, scorer.metric, key) for arm in arms]
         frames.append(

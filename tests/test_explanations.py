@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
+import scripted_model
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from latentgloss import schema
 from latentgloss.errors import SettingsError
-from latentgloss.explainers import EXPLAINERS, base_of
+from latentgloss.explainers import EXPLAINERS, Tools, base_of
 from latentgloss.explanations import dense_activations, in_order, null_explanations
-from latentgloss.settings import Settings
+from latentgloss.settings import ImportedSettings, Settings
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +108,7 @@ def test_nulls_come_after_what_they_are_the_null_of():
 
 def test_weights_restore_the_population(finished):
     """Over a latent's windows the weights add up to the windows the explain split has."""
-    from latentgloss.explanations import _BlockEvidence
+    from latentgloss.explanations import BlockEvidence
     from latentgloss.stages import STAGES
     from latentgloss.work import Work
 
@@ -113,7 +116,7 @@ def test_weights_restore_the_population(finished):
     work = Work(finished, stage, tiny.SPARSIFY, finished.recipe(stage, tiny.SPARSIFY))
     corpus = finished.corpus(work.input("resolved_saes"))
     usable = work.input("sampled_contexts").manifest.facts["windows_usable"]["explain"]
-    evidence = list(_BlockEvidence(work, corpus, "000000"))
+    evidence = list(BlockEvidence(work, corpus, "000000"))
     assert len(evidence) > 30
     for one in evidence:
         # windows active only on masked tokens are in neither class
@@ -131,8 +134,11 @@ def test_processes_give_what_one_process_gives(finished, tmp_path):
 
 
 def test_every_explainer_says_what_decides_its_output():
-    settings = Settings().explanations
+    settings = Settings().explanations.model_copy(
+        update={"model": "scripted", "imported": ImportedSettings(file="{sae}.csv")}
+    )
+    tools = Tools("m/h/s", Path(), lambda name: scripted_model.Scripted(), lambda name: scripted_model.Everything())
     for name, make in EXPLAINERS.items():
-        identity = make.identity(settings)
+        identity = make.identity(settings, tools)
         assert identity["explainer"] == name
         assert "version" in identity

@@ -168,7 +168,7 @@ def asked(finished):
 
 
 class Scripted:
-    name, embedder = "scripted", ""
+    name, embedder, decides = "scripted", "", False
 
     def __init__(self, answer):
         self.answer, self.asked = answer, []

@@ -21,7 +21,7 @@ VARIABLES = {
 def test_each_prompt_is_filled_in_by_its_variables_and_nothing_else(name):
     values = dict.fromkeys(VARIABLES[name], "x")
     messages = prompt(name).messages(**values)
-    assert [m.role for m in messages][0] == "system" and messages[-1].role == "user"
+    assert messages[0].role == "system" and messages[-1].role == "user"
     for wrong in ({}, {**values, "more": "x"}):
         with pytest.raises(PromptError, match="exactly its variables"):
             prompt(name).messages(**wrong)

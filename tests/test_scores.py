@@ -40,7 +40,7 @@ def world(tmp_path_factory):
 class Scripted:
     """A judge that answers by a rule that is given the truth, which no real judge sees."""
 
-    name, embedder = "scripted", ""
+    name, embedder, decides = "scripted", "", False
 
     def __init__(self, world, answer):
         _, contexts, corpus, _ = world
