@@ -26,7 +26,7 @@ LONGEST = 20_000
 """Characters of a reply that are kept."""
 
 
-class Unread(Exception):  # noqa: N818 (not an error: the reply is, and the model is told)
+class Unread(Exception):
     """A reply is not what was asked for; the message says why, to the model as well."""
 
 

@@ -16,7 +16,7 @@ import re
 import unicodedata
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -116,7 +116,7 @@ def quoted_runs(
         if i in vocabulary.special:
             shown[place[start]] = BORDER
     of_byte = np.repeat(flags, [len(d) for d in data])
-    on = [bool(of_byte[a:b].any()) for a, b in zip(at, at[1:], strict=False)] if any(flags) else [False] * len(text)
+    on = [bool(of_byte[a:b].any()) for a, b in pairwise(at)] if any(flags) else [False] * len(text)
     edges = [i for i, (a, b) in enumerate(zip([False, *on], [*on, False], strict=True)) if a != b]
     for i in edges:  # an angle of the text beside a mark would be taken for part of it
         for beside in (i - 1, i):

@@ -86,7 +86,11 @@ def _value(settings: Settings, dotted: str) -> Any:
 _SCORERS = ("detection", "fuzzing", "embedding")
 """Those with a stage `<scorer>_scores`."""
 
-_SHOWN_MARKS = tuple(f"{of}{e}" for e in ("llm", "llm_cot", "contrastive", "best_of_k") for of in ("", "null:"))
+_MASKED_IF_SHOWN = tuple(
+    ("masked", "explanations.explainers", f"{of}{name}")
+    for name in ("llm", "llm_cot", "contrastive", "best_of_k")
+    for of in ("", "null:")
+)
 """Explainers that show marks, which masked tokens never get."""
 
 _ALL = (
@@ -152,7 +156,7 @@ _ALL = (
         version="1",
         inputs=(
             Input("resolved_saes", ("cache",)),
-            Input("activation_cache", ("latents",), tuple(("masked", "explanations.explainers", e) for e in _SHOWN_MARKS)),
+            Input("activation_cache", ("latents",), _MASKED_IF_SHOWN),
             Input("sampled_contexts", ("eligibility", "explain", "select")),
             Input("sampled_negatives", ("explain", "select")),
         ),

@@ -70,9 +70,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> l
     for spelling, text in zip(tokenizer.convert_ids_to_tokens(list(range(len(strings)))), strings, strict=True):
         spelling = spelling or ""
         data = text.encode("utf-8", "replace")
-        if separate:
-            data = b" " + data
-        elif spelling.startswith("▁") and spelling.replace("▁", " ") == " " + text:
+        if separate or (spelling.startswith("▁") and spelling.replace("▁", " ") == " " + text):
             data = b" " + data
         elif "\ufffd" in text:
             if len(spelling) == 6 and spelling.startswith("<0x"):

@@ -87,12 +87,11 @@ class Scripted:
 
 def with_logprobs(text, certainty=0.9):
     """A reply of one token per character, each digit with its twin at the rest of the probability."""
+    sure, unsure = float(np.log(certainty)), float(np.log(1 - certainty))
     tokens = tuple(
-        TokenLogprobs(c, float(np.log(certainty)), ((c, float(np.log(certainty))), ("10"[int(c)], float(np.log(1 - certainty)))))
-        if c in "01"
-        else TokenLogprobs(c, -0.01, ((c, -0.01),))
+        TokenLogprobs(c, sure, ((c, sure), ("10"[int(c)], unsure))) if c in "01" else TokenLogprobs(c, -0.01)
         for c in text
-    )  # fmt: skip
+    )
     return Reply("ok", text=text, logprobs=tokens)
 
 
