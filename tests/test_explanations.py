@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from latentgloss import schema
 from latentgloss.errors import SettingsError
 from latentgloss.explainers import EXPLAINERS, Tools, base_of
-from latentgloss.explanations import dense_activations, in_order, null_explanations
+from latentgloss.explanations import in_order, null_explanations
+from latentgloss.marks import dense_activations
 from latentgloss.settings import ImportedSettings, Settings
 
 
@@ -108,7 +109,7 @@ def test_nulls_come_after_what_they_are_the_null_of():
 
 def test_weights_restore_the_population(finished):
     """Over a latent's windows the weights add up to the windows the explain split has."""
-    from latentgloss.explanations import BlockEvidence
+    from latentgloss.evidence import BlockEvidence
     from latentgloss.stages import STAGES
     from latentgloss.work import Work
 

@@ -120,9 +120,14 @@ def _balanced_accuracy(answer: Answer, truth: Bool[np.ndarray, " contexts"]) -> 
     """Of the contexts that were answered; NaN unless there is one of each class."""
     status = answer.status or ["ok"] * len(truth)
     answered = np.array([s == "ok" for s in status])
-    said: Bool[np.ndarray, " contexts"] = answer.evidence > 0.5 if answer.prediction is None else answer.prediction
-    hits = [said[answered & (truth == of)] == of for of in (True, False)]
-    return float(np.mean([hit.mean() for hit in hits])) if all(hit.size for hit in hits) else float("nan")
+    said = np.asarray(answer.evidence > 0.5 if answer.prediction is None else answer.prediction)
+    rates: list[float] = []
+    for of in (True, False):
+        among = said[answered & (truth == of)]
+        if not among.size:
+            return float("nan")
+        rates.append(float((among == of).mean()))
+    return sum(rates) / 2
 
 
 def _chosen(row: Explained, samples: list[Told[str]], values: list[float]) -> Explained:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from latentgloss.explainers.windows import Vocabulary
-    from latentgloss.protocols import LanguageModel, Question, Reply, Task, TokenLogprobs
+    from latentgloss.protocols import LanguageModel, Message, Question, Reply, Task, TokenLogprobs
     from latentgloss.settings import LlmJudgeSettings
 
 VERSION = "1"
@@ -79,53 +79,46 @@ class LlmJudge:
         going: deque[tuple[Question, list[int]]] = deque()  # with the numbers of its prompts
         told: deque[Told[Verdicts]] = deque()
 
-        def asks() -> Iterator[Ask[Verdicts]]:
+        def coming() -> Iterator[Ask[Verdicts]]:
             for question in questions:
-                requests = self.requests(question)
-                going.append((question, [prompt_number(request) for request in requests]))
-                for at, request in zip(self._cuts(question), requests, strict=True):
-                    yield self.ask(request, len(range(*at.indices(len(question.tokens)))))
+                asks = self.asks(question)
+                going.append((question, [prompt_number(ask.request) for ask in asks]))
+                yield from asks
 
         def finished() -> Iterator[Answer]:
             while going and len(told) >= len(going[0][1]):
                 question, numbers = going.popleft()
                 yield self._answer(question, numbers, [told.popleft() for _ in numbers])
 
-        for one in ask_all(self.model, asks()):
+        for one in ask_all(self.model, coming()):
             told.append(one)
             yield from finished()
         yield from finished()  # questions about nothing
 
-    def requests(self, question: Question) -> list[Request]:
+    def asks(self, question: Question) -> list[Ask[Verdicts]]:
         """The prompts of a question. Raises ExplainerError if a token is not of the vocabulary."""
         vocabulary = self.vocabulary()
         explanation = readable(" ".join(question.explanation.split()))
-        found: list[Request] = []
+        found: list[Ask[Verdicts]] = []
         for at in self._cuts(question):
-            marks = question.marks[at] if question.marks is not None else [None] * len(question.tokens[at])
-            lines = [
-                f"{number}. {quoted_tokens(tokens, vocabulary, marked)}"
-                for number, (tokens, marked) in enumerate(zip(question.tokens[at], marks, strict=True), 1)
-            ]
+            tokens = question.tokens[at]
+            marks = [None] * len(tokens) if question.marks is None else list(question.marks[at])
+            shown = [quoted_tokens(row, vocabulary, marked) for row, marked in zip(tokens, marks, strict=True)]
+            lines = [f"{number}. {text}" for number, text in enumerate(shown, 1)]
             messages = self.prompt.messages(explanation=explanation, passages="\n".join(lines))
             can = self.model.capabilities
-            found.append(
-                Request(
-                    messages,
-                    self.settings.max_tokens,
-                    choice=_all_answers(len(lines)) if "choice" in can and len(lines) <= MOST_CHOICES else None,
-                    logprobs=ALTERNATIVES if "logprobs" in can else 0,
-                )
+            request = Request(
+                messages,
+                self.settings.max_tokens,
+                choice=_all_answers(len(lines)) if "choice" in can and len(lines) <= MOST_CHOICES else None,
+                logprobs=ALTERNATIVES if "logprobs" in can else 0,
             )
+            n = len(lines)
+            found.append(Ask(request, partial(read_verdicts, n=n), partial(self._repaired, n=n)))
         return found
 
-    def ask(self, request: Request, n: int) -> Ask[Verdicts]:
-        """A prompt with `n` contexts, and how its reply is read."""
-        return Ask(
-            request,
-            partial(read_verdicts, n=n),
-            lambda messages, reply, problem: self.prompt.repaired(messages, reply, problem=problem, n=str(n)),
-        )
+    def _repaired(self, messages: tuple[Message, ...], reply: str, problem: str, n: int) -> tuple[Message, ...]:
+        return self.prompt.repaired(messages, reply, problem=problem, n=str(n))
 
     def _cuts(self, question: Question) -> list[slice]:
         step = self.settings.per_prompt
