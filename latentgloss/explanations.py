@@ -113,6 +113,10 @@ def _explain(work: Work, pool: Executor | None) -> None:
             counts[name] += int((rows[name]["status"] == "ok").sum())
         work.progress(done + 1, len(blocks), "blocks of latents")
     work.facts = {"explained": counts}
+    taken = work.draft.scan(schema.EXPLANATIONS).select(pl.col("prompt_tokens", "completion_tokens", "cost_usd").sum())
+    spent = taken.collect().row(0, named=True)
+    if any(spent.values()):
+        work.facts["spent"] = spent
 
 
 @contextlib.contextmanager

@@ -55,6 +55,10 @@ class Answer:
     status: list[str] | None = None
     """Per context `ok` or why it is unscored; None: all ok."""
     reason: list[str] | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    """What the answer took, of judges that pay."""
 
 
 class Judge(Protocol):

@@ -190,6 +190,15 @@ def test_an_unreadable_judge_is_unscored_with_a_reason(finished):
     assert "ok" not in set(scores["status"])
 
 
+def test_what_was_spent_is_in_the_record(finished, model):
+    detection = finished.store.current("detection_scores", tiny.SPARSIFY).manifest.facts["spent"]
+    assert detection["executed"] == {"prompt_tokens": 0, "completion_tokens": 0, "cost_usd": 0}
+    assert detection["scripted"]["cost_usd"] > 1 and detection["scripted"]["prompt_tokens"] > 100_000
+    rows = explanations(finished)
+    spent = finished.store.current("explanations", tiny.SPARSIFY).manifest.facts["spent"]
+    assert spent["cost_usd"] == pytest.approx(rows["cost_usd"].sum())
+
+
 def test_fuzzing_tells_right_marks_from_wrong_ones(finished):
     scores = finished.store.current("fuzzing_scores", tiny.SPARSIFY).read(schema.SCORES)
     assert scores.filter(judge="scripted", explainer="llm", status="ok")["score"].median() > 0.9

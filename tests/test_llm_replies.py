@@ -85,7 +85,8 @@ def test_a_list_alone_is_read(bits, around):
 
 @pytest.mark.parametrize(
     "text", ["", "[1, 0", "1, 0", "[1, 0, 1]", "[1]", "[1, 2]", "[1, NaN]", "[true, false]", "[1, 0] [0, 1]",
-             "[1.0, 0]", "Here: [1, 0]", "[1, 0]. Done", "[１, 0]", "[1, 0" + ", 0" * 10_000 + "]", "[[1, 0]]", "[-1, 0]"],
+             "[1.0, 0]", "Here: [1, 0]", "[1, 0]. Done", "[１, 0]", "[1, 0" + ", 0" * 10_000 + "]", "[[1, 0]]",
+             "[-1, 0]"],
 )  # fmt: skip
 def test_nothing_else_is_read_as_verdicts(text):
     with pytest.raises(Unread):
@@ -103,7 +104,10 @@ def test_probabilities_are_of_one_against_zero_at_each_answer():
     assert found.probability == pytest.approx([1 / (1 + np.exp(-2.3)), 0.0])
     for odd in (float("nan"), float("-inf")):
         broken = (Token("[", 0.0), Token("1", odd, (("1", odd), ("0", odd))), Token("]", 0.0))
-        assert read_verdicts(Reply("ok", text="[1]", logprobs=broken), 1).probability is None
+        assert np.isnan(read_verdicts(Reply("ok", text="[1]", logprobs=broken), 1).probability).all()
+    # Neither the answer nor its twin is among what was listed: the answer was forced, and nothing is known.
+    forced = (Token("[", 0.0), Token("1", -9.0, (("Yes", -0.1), ("No", -2.0))), Token("]", 0.0))
+    assert np.isnan(read_verdicts(Reply("ok", text="[1]", logprobs=forced), 1).probability).all()
     other = Reply("ok", text="[1, 0]", logprobs=with_logprobs("[0, 1]").logprobs)
     assert read_verdicts(other, 2).probability is None
 

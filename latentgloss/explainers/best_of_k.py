@@ -109,7 +109,7 @@ class BestOfKExplainer:
         """The first windows of either class, in an order that hides which is which."""
         windows = one.select
         assert windows is not None
-        truth = (windows.activations > 0).any(axis=1)
+        truth: Bool[np.ndarray, " windows"] = (windows.activations > 0).any(axis=1)
         n = self.settings.per_class
         rows = np.concatenate([np.flatnonzero(truth)[:n], np.flatnonzero(~truth)[:n]])
         rows = rows[np.argsort(counter_hash(self.seed ^ _SHUFFLE, one.latent, rows), kind="stable")]
@@ -120,13 +120,13 @@ def _balanced_accuracy(answer: Answer, truth: Bool[np.ndarray, " contexts"]) -> 
     """Of the contexts that were answered; NaN unless there is one of each class."""
     status = answer.status or ["ok"] * len(truth)
     answered = np.array([s == "ok" for s in status])
-    said = np.asarray(answer.evidence > 0.5 if answer.prediction is None else answer.prediction)
-    rates: list[float] = []
-    for of in (True, False):
-        among = said[answered & (truth == of)]
-        if not among.size:
+    said = np.asarray(answer.prediction) if answer.prediction is not None else np.asarray(answer.evidence) > 0.5
+    right, rates = said == truth, []
+    for of in (truth, ~truth):
+        counted = answered & of
+        if not counted.any():
             return float("nan")
-        rates.append(float((among == of).mean()))
+        rates.append(float(right[counted].mean()))
     return sum(rates) / 2
 
 

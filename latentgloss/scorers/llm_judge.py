@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from math import exp
+from math import exp, inf, nan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Verdicts:
 
     active: list[bool]
     probability: list[float] | None
-    """Of being active, where the model says so."""
+    """Of being active, where the model says so; NaN where it says too little."""
 
 
 class LlmJudge:
@@ -142,7 +142,12 @@ class LlmJudge:
             if told.value.probability is not None:
                 probability[at] = told.value.probability
         given = None if np.isnan(probability).all() else probability
-        return Answer(evidence, prediction, given, prompts, status, reason)
+        return Answer(
+            evidence, prediction, given, prompts, status, reason,
+            sum(told.prompt_tokens for told in tolds),
+            sum(told.completion_tokens for told in tolds),
+            sum(told.cost_usd for told in tolds),
+        )  # fmt: skip
 
 
 def prompt_number(request: Request) -> int:
@@ -178,7 +183,8 @@ def _probabilities(logprobs: tuple[TokenLogprobs, ...], raw: str, start: int, bi
     """p(1) / (p(0) + p(1)) at the token of each answer; None if the tokens are not those of the reply.
 
     The other answer is the same token with the other digit. Where it is not among the alternatives it is less probable
-    than all of them, and counts as impossible.
+    than all of them: it counts as impossible beside an answer that is more probable than the last of them, and beside
+    any other nothing is known (NaN).
     """
     if not logprobs or "".join(token.token for token in logprobs) != raw:
         return None
@@ -193,9 +199,15 @@ def _probabilities(logprobs: tuple[TokenLogprobs, ...], raw: str, start: int, bi
             token = next(tokens)
             begin, end = end, end + len(token.token)
         other = token.token[: place - begin] + ("0" if bit == "1" else "1") + token.token[place - begin + 1 :]
-        against = dict(token.top).get(other)
-        share = 1.0 if against is None else 1 / (1 + exp(min(against - token.logprob, 700.0)))
-        if not 0 <= share <= 1:  # a logarithm that is no number
-            return None
+        share = _share(token, other)
         found.append(share if bit == "1" else 1 - share)
     return found
+
+
+def _share(token: TokenLogprobs, other: str) -> float:
+    """p(token) / (p(token) + p(other)); NaN if it cannot be told."""
+    listed = dict(token.top)
+    if other in listed:
+        return 1 / (1 + exp(min(listed[other] - token.logprob, 700.0)))
+    least = min(listed.values(), default=inf)
+    return 1.0 if token.logprob > least else nan
