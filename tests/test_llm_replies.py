@@ -144,7 +144,7 @@ def test_a_judge_answers_each_question_with_as_many_verdicts_as_contexts(sizes, 
         assert 1 <= n <= per_prompt
         assert (request.choice is not None) == (listed and n <= 6)
         assert request.choice is None or len(request.choice) == 2**n
-        assert asked_of(request).split("\n")[0] == "Description: ⟦about ⟨U+27E7⟩ a⟧"
+        assert asked_of(request).split("\n")[0] == "Description: ⟦about⏎⟨U+27E7⟩ a⟧"
 
 
 def test_what_fails_in_one_prompt_leaves_the_others_alone():

@@ -98,7 +98,7 @@ class LlmJudge:
     def asks(self, question: Question) -> list[Ask[Verdicts]]:
         """The prompts of a question. Raises ExplainerError if a token is not of the vocabulary."""
         vocabulary = self.vocabulary()
-        explanation = readable(" ".join(question.explanation.split()))
+        explanation = readable(question.explanation)
         found: list[Ask[Verdicts]] = []
         for at in self._cuts(question):
             tokens = question.tokens[at]
