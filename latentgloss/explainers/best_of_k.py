@@ -109,7 +109,7 @@ class BestOfKExplainer:
         """The first windows of either class, in an order that hides which is which."""
         windows = one.select
         assert windows is not None
-        truth: Bool[np.ndarray, " windows"] = (windows.activations > 0).any(axis=1)
+        truth = np.asarray((windows.activations > 0).any(axis=1))
         n = self.settings.per_class
         rows = np.concatenate([np.flatnonzero(truth)[:n], np.flatnonzero(~truth)[:n]])
         rows = rows[np.argsort(counter_hash(self.seed ^ _SHUFFLE, one.latent, rows), kind="stable")]
