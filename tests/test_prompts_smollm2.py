@@ -139,12 +139,7 @@ def test_probabilities_come_from_the_tokens_of_a_real_reply(workspace, smollm2, 
     print("SmolLM2's probabilities:", answer.probability.round(2))
 
 
-def test_whatever_smollm2_says_ends_in_a_status(smollm2, vocabulary):
-    judge = LlmJudge(smollm2, "detection", lambda: vocabulary, LlmJudgeSettings(max_tokens=16))
-    asked = question(smollm2, TEXTS)
-    (answer,) = judge.judge([asked])
-    print("judge:", answer.status[0], answer.prediction, answer.reason[0])
-    assert set(answer.status) <= {"ok", "parse_failed"}
+def test_whatever_smollm2_says_ends_in_a_status(smollm2):
     read = prompt("explain")
     shown = "\n".join(f"{i}. {quoted(t)} (10)".replace("January", "<<January>>") for i, t in enumerate(TEXTS, 1))
     from latentgloss.asking import Ask
