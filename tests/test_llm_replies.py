@@ -96,6 +96,9 @@ def test_nothing_else_is_read_as_verdicts(text):
 def test_probabilities_are_of_one_against_zero_at_each_answer():
     found = read_verdicts(with_logprobs("[1, 0]", 0.9), 2)
     assert found.probability == pytest.approx([0.9, 0.1])
+    reply = with_logprobs("\n[1, 0]", 0.9)  # some servers strip a reply, and add the token that ended it
+    ended = Reply("ok", text="[1, 0]", logprobs=(*reply.logprobs, Token("<|im_end|>", -0.1)))
+    assert read_verdicts(ended, 2).probability == pytest.approx([0.9, 0.1])
     # A token that is cut otherwise, and an alternative that is not among those listed.
     reply = with_logprobs("[1, 0]", 0.9)
     one, zero = Token("[1", -0.1, (("[1", -0.1), ("[0", -2.4))), Token("0", -0.2, (("0", -0.2), ("2", -3.0)))

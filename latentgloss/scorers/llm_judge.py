@@ -165,8 +165,7 @@ _LIST = re.compile(r"\[\s*([01](?:\s*,\s*[01])*)\s*,?\s*\]")
 
 def read_verdicts(reply: Reply, n: int) -> Verdicts:
     """A list of `n` zeros and ones, and nothing beside it. Raises Unread for anything else: nothing is guessed."""
-    raw = storable(reply.text)
-    text = without_thoughts(raw).strip()
+    text = without_thoughts(storable(reply.text)).strip()
     fenced = _FENCE.match(text)
     text = fenced[1].strip() if fenced else text
     if not text:
@@ -176,19 +175,21 @@ def read_verdicts(reply: Reply, n: int) -> Verdicts:
     bits = re.findall("[01]", found[1])
     if len(bits) != n:
         raise Unread(f"the list has {len(bits)} numbers and there are {n} passages")
-    return Verdicts([bit == "1" for bit in bits], _probabilities(reply.logprobs, raw, raw.rindex(text), bits))
+    return Verdicts([bit == "1" for bit in bits], _probabilities(reply.logprobs, text, bits))
 
 
-def _probabilities(logprobs: tuple[TokenLogprobs, ...], raw: str, start: int, bits: list[str]) -> list[float] | None:
-    """p(1) / (p(0) + p(1)) at the token of each answer; None if the tokens are not those of the reply.
+def _probabilities(logprobs: tuple[TokenLogprobs, ...], text: str, bits: list[str]) -> list[float] | None:
+    """p(1) / (p(0) + p(1)) at the token of each answer; None if the answer is not among the tokens, once.
 
     The other answer is the same token with the other digit. Where it is not among the alternatives it is less probable
     than all of them: it counts as impossible beside an answer that is more probable than the last of them, and beside
     any other nothing is known (NaN).
     """
-    if not logprobs or "".join(token.token for token in logprobs) != raw:
+    whole = "".join(token.token for token in logprobs)
+    if whole.count(text) != 1:  # what ended the reply may stand behind it
         return None
-    places = [i for i in range(start, len(raw)) if raw[i] in "01"][: len(bits)]
+    start = whole.index(text)
+    places = [i for i in range(start, start + len(text)) if whole[i] in "01"]
     found: list[float] = []
     end = 0
     tokens = iter(logprobs)
