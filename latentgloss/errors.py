@@ -61,6 +61,10 @@ class LanguageModelError(LatentglossError):
     """A language model cannot be reached, lacks what is asked of it, or its budget is spent."""
 
 
+class PromptError(LatentglossError):
+    """A prompt's file is malformed, or it is filled in with other variables than it has."""
+
+
 class ExplainerError(LatentglossError):
     """An explainer was called with something no explainer can work from."""
 

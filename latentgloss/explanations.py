@@ -1,8 +1,7 @@
 """Explanations: one row per latent asked for and explainer, always.
 
-What belongs here: gathering the evidence of a block of latents, running each explainer over it, and the null
-explanations (another latent's text). Reads `contexts`, `eligibility`, `negatives` of the explain split; writes
-`explanations`. What an explainer does with the evidence is in `explainers/`.
+What belongs here: running each explainer over the evidence of a block of latents, and the null explanations (another
+latent's text). Writes `explanations`. What is read is in `evidence.py`, what an explainer makes of it in `explainers/`.
 
 Nothing of the test split is read here: its parts are not among this stage's inputs.
 """
@@ -22,18 +21,16 @@ import numpy as np
 import polars as pl
 
 from latentgloss import schema
+from latentgloss.evidence import BlockEvidence
 from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, Explainer, base_of
-from latentgloss.explainers.windows import Windows
 from latentgloss.hashing import counter_hash, json_sha256
-from latentgloss.marks import dense_activations
 from latentgloss.work import attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from jaxtyping import UInt32
 
-    from latentgloss.corpus import Corpus
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.settings import ExplanationSettings
     from latentgloss.work import Work
@@ -79,14 +76,14 @@ def _explain(work: Work, pool: Executor | None) -> None:
     resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
     corpus = work.workspace.corpus(resolved)
     vocabulary = work.workspace.vocabulary(work.model.name)
-    settings = work.settings.explanations
+    settings, tools = work.settings.explanations, work.workspace.tools(work.partition)
     length = work.settings.contexts.length
     blocks = sorted(int(name) for name in contexts.manifest.blocks)
     names = in_order(settings.explainers)
     counts = dict.fromkeys(names, 0)
     for done, block in enumerate(blocks):
         name_of_block = f"{block:06d}"
-        evidence = _BlockEvidence(work, corpus, name_of_block)
+        evidence = BlockEvidence(work, corpus, name_of_block)
         consumed = {
             "resolved_saes": resolved.content(("cache",)),
             "contexts": contexts.content(("eligibility", "explain"), name_of_block),
@@ -95,8 +92,11 @@ def _explain(work: Work, pool: Executor | None) -> None:
         }
         rows: dict[str, pl.DataFrame] = {}
         for name in names:
-            base = EXPLAINERS[base_of(name)](settings, vocabulary)
-            recipe = work.block_recipe(settings={"explainer": name, **base.identity(settings)}, **consumed)
+            base = EXPLAINERS[base_of(name)](settings, vocabulary, tools)
+            shown = {need: evidence.content(need) for need in sorted(base.needs)}
+            recipe = work.block_recipe(
+                settings={"explainer": name, **base.identity(settings, tools)}, **consumed, **shown
+            )
             if name.startswith(NULL):
                 neighbours = cache.content(("latents",), name_of_block)
                 recipe |= {"seed": settings.seed, "of": json_sha256(recipe), "latents": neighbours}
@@ -107,12 +107,16 @@ def _explain(work: Work, pool: Executor | None) -> None:
                     )
                     frame = null_explanations(rows[base_of(name)], twins, name, settings.seed)
                 else:
-                    frame = _rows(name, evidence, _explained(name, base, evidence, pool))
+                    frame = _rows(name, evidence, _explained(name, base, evidence.showing(base.needs), pool))
                 work.draft.put(block_name(block, name), recipe, (schema.EXPLANATIONS,), {"explanations": frame})
             rows[name] = work.draft.read(schema.EXPLANATIONS, block_name(block, name))
             counts[name] += int((rows[name]["status"] == "ok").sum())
         work.progress(done + 1, len(blocks), "blocks of latents")
     work.facts = {"explained": counts}
+    taken = work.draft.scan(schema.EXPLANATIONS).select(pl.col("prompt_tokens", "completion_tokens", "cost_usd").sum())
+    spent = taken.collect().row(0, named=True)
+    if any(spent.values()):
+        work.facts["spent"] = spent
 
 
 @contextlib.contextmanager
@@ -143,7 +147,7 @@ def _explain_there(name: str, evidence: list[Evidence]) -> list[Explained]:
     return list(EXPLAINERS[name](*_prepared).explain(evidence))
 
 
-def _explained(name: str, base: Explainer, evidence: _BlockEvidence, pool: Executor | None) -> list[Explained]:
+def _explained(name: str, base: Explainer, evidence: Iterable[Evidence], pool: Executor | None) -> list[Explained]:
     if pool is None or not base.computes:
         return list(base.explain(evidence))
     everything = list(evidence)
@@ -151,58 +155,7 @@ def _explained(name: str, base: Explainer, evidence: _BlockEvidence, pool: Execu
     return [found for part in pool.map(_explain_there, [name] * len(chunks), chunks) for found in part]
 
 
-class _BlockEvidence:
-    """Evidence of the eligible latents of one block, built when first iterated over."""
-
-    def __init__(self, work: Work, corpus: Corpus, block: str) -> None:
-        self.work, self.corpus, self.block = work, corpus, block
-        self.eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY, block)
-
-    def __iter__(self) -> Iterator[Evidence]:
-        length = self.work.settings.contexts.length
-        contexts = self.work.input("sampled_contexts").read(schema.CONTEXTS, self.block)
-        negatives = self.work.input("sampled_negatives").read(schema.NEGATIVES, self.block)
-        shares = self.work.input("sampled_negatives").read(schema.STRATA_SHARES, self.block)
-        explain = pl.col("split") == "explain"
-        population = self.eligibility.select("latent", n_population="n_explain")
-        positive = (
-            contexts.filter(explain).join(population, on="latent")
-            .sort("latent", "order")
-            .with_columns(weight=pl.col("n_population") / pl.len().over("latent"))
-        )  # fmt: skip
-        negative = (
-            negatives.filter(explain)
-            .join(shares.select("latent", "split", "stratum", "population", "sampled"),
-                  on=["latent", "split", "stratum"])
-            .with_columns(weight=pl.col("population") / pl.col("sampled"))
-            .sort("latent", "stratum", "order")
-        )  # fmt: skip
-        pos_tokens = self.corpus.contexts(positive["context"].to_numpy(), length)
-        neg_tokens = self.corpus.contexts(negative["context"].to_numpy(), length)
-        strength = dense_activations(positive, length)
-        for latent in self.eligibility.filter(pl.col("status") == "eligible")["latent"].to_list():
-            p, n = _rows_of(positive, latent), _rows_of(negative, latent)
-            zeros = np.zeros((n.stop - n.start, length), dtype=np.float32)
-            yield Evidence(
-                latent,
-                Windows(
-                    tokens=np.concatenate([pos_tokens[p], neg_tokens[n]]),
-                    activations=np.concatenate([strength[p], zeros]),
-                    weight=np.concatenate([positive["weight"][p].to_numpy(), negative["weight"][n].to_numpy()]).astype(
-                        np.float32
-                    ),
-                ),
-                positive["context"][p].to_list() + negative["context"][n].to_list(),
-            )
-
-
-def _rows_of(frame: pl.DataFrame, latent: int) -> slice:
-    """Rows of one latent in a frame sorted by latent."""
-    column = frame["latent"]
-    return slice(int(column.search_sorted(latent, "left")), int(column.search_sorted(latent, "right")))
-
-
-def _rows(name: str, evidence: _BlockEvidence, found: list[Explained]) -> pl.DataFrame:
+def _rows(name: str, evidence: BlockEvidence, found: list[Explained]) -> pl.DataFrame:
     """One row per latent asked for: what was found, and for the others why they could not be explained."""
     refused = evidence.eligibility.filter(pl.col("status") != "eligible")
     skipped = [
@@ -223,12 +176,12 @@ def _frame(name: str, rows: list[Explained], source: list[int | None] | None = N
             "program": row.program,
             "source_latent": source[i] if source else None,
             "context_ids": list(row.context_ids),
-            "model": None,
-            "prompt_sha256": None,
-            "reply": None,
-            "prompt_tokens": 0,
-            "completion_tokens": 0,
-            "cost_usd": 0.0,
+            "model": row.model,
+            "prompt_sha256": row.prompt_sha256,
+            "reply": row.reply,
+            "prompt_tokens": row.prompt_tokens,
+            "completion_tokens": row.completion_tokens,
+            "cost_usd": row.cost_usd,
         }
         for i, row in enumerate(rows)
     )

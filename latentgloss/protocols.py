@@ -55,6 +55,10 @@ class Answer:
     status: list[str] | None = None
     """Per context `ok` or why it is unscored; None: all ok."""
     reason: list[str] | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    """What the answer took, of judges that pay."""
 
 
 class Judge(Protocol):
@@ -67,6 +71,10 @@ class Judge(Protocol):
     @property
     def embedder(self) -> str:
         """The embedding model it asks, or empty; key in every score table."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether it says yes or no itself. Then it is asked about test alone: no threshold has to be chosen."""
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides its answers; part of the recipe."""

@@ -95,7 +95,9 @@ LATENT = Column("latent", pl.UInt32, "Index of the latent in its SAE.")
 SPLIT = Column("split", pl.String, "`explain`, `select` or `test`; no document is in two of them.")
 CONTEXT = Column("context", pl.UInt32, "Number of the window in the corpus: position // context_length.")
 EXPLAINER = Column("explainer", pl.String, "Name of the explainer, as in settings.")
-STATUS_EXPLANATION = "`ok`, `failed`, `no_partner`, `parse_failed`, `refused`, `llm_error`, `too_few_contexts`"
+STATUS_EXPLANATION = (
+    "`ok`, `failed`, `no_partner`, `parse_failed`, `refused`, `llm_error`, `unsupported`, `not_imported`"
+)
 
 DOCUMENTS = Table(
     "documents",
@@ -297,7 +299,12 @@ JUDGEMENTS = Table(
         Column("prediction", pl.Boolean, "What the judge says; empty if unscored.", nullable=True),
         Column("evidence", pl.Float32, "What it says so by; higher is more active.", nullable=True),
         Column("probability", pl.Float32, "Calibrated probability, where the judge gives one.", nullable=True),
-        Column("prompt", pl.Int64, "Prompt it was judged in, with others; empty: alone.", nullable=True),
+        Column(
+            "prompt",
+            pl.Int64,
+            "Prompt it was judged in, with others: 60 bits of its hash; empty: alone.",
+            nullable=True,
+        ),
         Column("status", pl.String, "`ok`, `parse_failed`, `refused`, `llm_error`, `no_donor`, `unsupported`."),
         Column("reason", pl.String, "Why it is unscored, in words; empty if scored."),
     ),

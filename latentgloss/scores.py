@@ -24,12 +24,15 @@ from latentgloss.work import one_by_one
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from latentgloss.protocols import Judge
+    from latentgloss.protocols import Answer, Judge
     from latentgloss.scorers.base import Asked, Scorer
     from latentgloss.settings import ScorerSettings
     from latentgloss.work import Work
 
 NULL = "null:"
+TAKEN = ("prompt_tokens", "completion_tokens", "cost_usd")
+Spent = dict[str, dict[str, float]]
+"""Per judge, what its answers took."""
 BY_BLOCK = ("sampled_contexts", "sampled_negatives")
 """Inputs that are cut into blocks of latents: a block of scores depends on the same block of these alone."""
 
@@ -48,6 +51,7 @@ def _score(scorer: Scorer, work: Work) -> None:
     chosen = sampled(work.input("sampled_contexts").read(schema.ELIGIBILITY), settings)
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})
+    spent: Spent = {}
     tables = (schema.JUDGEMENTS, schema.SCORES)
     for done, block in enumerate(blocks):
         asked: Asked | None = None
@@ -74,7 +78,7 @@ def _score(scorer: Scorer, work: Work) -> None:
             )
             if not work.draft.reuse(name, recipe, tables):
                 asked = plan.ask(block) if asked is None else asked
-                found = score_block(scorer, explained, asked, plan.arms, judges, chosen)
+                found = score_block(scorer, explained, asked, plan.arms, judges, chosen, spent)
                 found["scores"] = judgements.with_specificity(found["scores"], nulls.get(f"{NULL}{explainer}"))
                 work.draft.put(name, recipe, tables, found)
             if explainer.startswith(NULL):
@@ -82,6 +86,8 @@ def _score(scorer: Scorer, work: Work) -> None:
         work.progress(done + 1, len(blocks), "blocks of latents")
     scored = work.draft.scan(schema.SCORES).group_by("explainer", "negatives", "status").len().collect()
     work.facts = {"scores": {f"{e} on {n}: {s}": count for e, n, s, count in scored.sort(pl.all()).iter_rows()}}
+    if any(any(taken.values()) for taken in spent.values()):
+        work.facts["spent"] = spent
 
 
 def sampled(eligibility: pl.DataFrame, settings: ScorerSettings) -> np.ndarray | None:
@@ -108,10 +114,12 @@ def score_block(
     arms: list[str],
     judges: Sequence[Judge],
     chosen: np.ndarray | None = None,
+    spent: Spent | None = None,
 ) -> dict[str, pl.DataFrame]:
     """Judgements and scores of one explainer's explanations (rows of `schema.EXPLANATIONS`) of one block.
 
-    `chosen`: the latents that are judged; the other eligible ones get rows of status `not_sampled`.
+    `chosen`: the latents that are judged; the other eligible ones get rows of status `not_sampled`. What the answers
+    took is added to `spent`.
     """
     if chosen is not None:
         out = ~pl.col("status").is_in(judgements.NOT_ELIGIBLE) & ~pl.col("latent").is_in(chosen.tolist())
@@ -138,8 +146,12 @@ def score_block(
         if good.is_empty():
             frames.append({"judgements": schema.JUDGEMENTS.empty(), "scores": missing})
             continue
-        answered = judgements.with_answers(mine.rows, list(judge.judge(mine.questions(scorer.name, texts))))
-        if scorer.decides:
+        put = mine.where(pl.col("split") == "test") if judge.decides else mine
+        answers = list(judge.judge(put.questions(scorer.name, texts)))
+        if spent is not None:
+            _spend(spent.setdefault(judge.name, dict.fromkeys(TAKEN, 0)), answers)
+        answered = judgements.with_answers(put.rows, answers)
+        if scorer.decides and not judge.decides:
             answered = judgements.decided(answered)
         found = [judgements.scores(answered, good["latent"], arm, scorer.metric, key) for arm in arms]
         if asked.population is not None:
@@ -154,6 +166,11 @@ def score_block(
             }
         )
     return {name: pl.concat([frame[name] for frame in frames]) for name in ("judgements", "scores")}
+
+
+def _spend(taken: dict[str, float], answers: list[Answer]) -> None:
+    for name in TAKEN:
+        taken[name] += sum(getattr(answer, name) for answer in answers)
 
 
 score_detection = runner(SCORERS["detection"])

@@ -80,10 +80,50 @@ class PatternSettings(Strict):
     """Most rules in one pattern; all of them are in its sentence."""
 
 
+class LlmSettings(Strict):
+    """Of explainers that ask a language model."""
+
+    contexts: int = Field(default=40, ge=1)
+    """Activating contexts shown: the first of the explain sample."""
+    silent: int = Field(default=20, ge=1)
+    """Non-activating contexts shown by `contrastive`; strata take turns."""
+    max_tokens: int = Field(default=160, ge=16)
+    """Most tokens of a reply."""
+    max_tokens_cot: int = Field(default=800, ge=16)
+    """The same of `llm_cot`, which thinks aloud first."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+
+
+class BestOfKSettings(Strict):
+    k: int = Field(default=3, ge=2, le=20)
+    temperature: float = Field(default=0.8, gt=0, le=2)
+    judge: str | None = None
+    """Language model that judges them on select; None: the one that explains."""
+    per_class: int = Field(default=20, ge=1)
+    """Most select contexts, activating and not, they are judged on."""
+
+
+class ImportedSettings(Strict):
+    """Explanations from elsewhere."""
+
+    file: str | None = None
+    """`.jsonl` or `.jsonl.gz` as Neuronpedia exports it, or `.csv` with columns latent and explanation. `{model}`,
+    `{hookpoint}` and `{sae}` stand for the parts of the SAE's name: one file per SAE."""
+    explained_by: str | None = None
+    """Only those of this `explanationModelName`."""
+    type: str | None = None
+    """Only those of this `typeName`."""
+
+
 class ExplanationSettings(Strict):
     explainers: tuple[str, ...] = ("pattern", "token_table", "null:pattern")
     seed: int = 0
+    model: str | None = None
+    """Language model of `llm`, `llm_cot`, `contrastive` and `best_of_k`: a name in the registry."""
     pattern: PatternSettings = PatternSettings()
+    llm: LlmSettings = LlmSettings()
+    best_of_k: BestOfKSettings = BestOfKSettings()
+    imported: ImportedSettings = ImportedSettings()
 
 
 class ScorerSettings(Strict):
@@ -95,10 +135,19 @@ class ScorerSettings(Strict):
     """Eligible latents that are judged per SAE; None: all. The others are rows of status `not_sampled`."""
 
 
+class LlmJudgeSettings(Strict):
+    per_prompt: int = Field(default=5, ge=1, le=20)
+    """Contexts judged together."""
+    max_tokens: int = Field(default=100, ge=16)
+    """Most tokens of a reply."""
+
+
 class JudgedSettings(ScorerSettings):
     """Of scorers whose judges are chosen by name."""
 
     judges: tuple[str, ...] = ("executed",)
+    """`executed`, and `llm:NAME` with a language model of the registry."""
+    llm: LlmJudgeSettings = LlmJudgeSettings()
 
 
 class FuzzingSettings(JudgedSettings):

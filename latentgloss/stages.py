@@ -86,6 +86,13 @@ def _value(settings: Settings, dotted: str) -> Any:
 _SCORERS = ("detection", "fuzzing", "embedding")
 """Those with a stage `<scorer>_scores`."""
 
+_MASKED_IF_SHOWN = tuple(
+    ("masked", "explanations.explainers", f"{of}{name}")
+    for name in ("llm", "llm_cot", "contrastive", "best_of_k")
+    for of in ("", "null:")
+)
+"""Explainers that show marks, which masked tokens never get."""
+
 _ALL = (
     Stage(
         name="tokenized_corpus",
@@ -149,7 +156,7 @@ _ALL = (
         version="2",
         inputs=(
             Input("resolved_saes", ("cache",)),
-            Input("activation_cache", ("latents",)),
+            Input("activation_cache", ("latents",), _MASKED_IF_SHOWN),
             Input("sampled_contexts", ("eligibility", "explain", "select")),
             Input("sampled_negatives", ("explain", "select")),
         ),

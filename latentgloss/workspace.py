@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentgloss import settings as settings_module
-from latentgloss.errors import MissingInput
+from latentgloss.errors import InputError, MissingInput
 from latentgloss.files import LocalFiles
 from latentgloss.hashing import DigestCache
 from latentgloss.registry import Registry, SaeSpec
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
     from latentgloss.corpus import Corpus
     from latentgloss.embedder import SentenceEmbedder
+    from latentgloss.explainers.base import Tools
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.lance import LanceTables
-    from latentgloss.protocols import Vectors
+    from latentgloss.protocols import Judge, LanguageModel, Vectors
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
@@ -69,6 +70,7 @@ class Workspace:
         self._subjects: dict[str, Subject] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
         self._embedders: dict[str, SentenceEmbedder] = {}
+        self._language_models: dict[str, LanguageModel] = {}
 
     @classmethod
     def open(cls, path: Path | None = None) -> Workspace:
@@ -108,12 +110,30 @@ class Workspace:
         """What each token id reads as, by the model's tokenizer. Raises SubjectError."""
         if model not in self._vocabularies:
             from latentgloss.explainers.windows import Vocabulary
-            from latentgloss.subject_files import load_tokenizer
+            from latentgloss.subject_files import load_tokenizer, token_bytes
 
             tokenizer = load_tokenizer(self.registry.model(model), self.model_cache)
             strings = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-            self._vocabularies[model] = Vocabulary(strings)
+            self._vocabularies[model] = Vocabulary(strings, token_bytes(tokenizer, strings), tokenizer.all_special_ids)
         return self._vocabularies[model]
+
+    def language_model(self, name: str) -> LanguageModel:
+        """A language model by its name. Raises InputError if there is none of that name."""
+        if name not in self._language_models:
+            raise InputError(f"language model {name!r} is not in the registry", expected="the name of one that is")
+        return self._language_models[name]
+
+    def tools(self, partition: str) -> Tools:
+        """What explainers of a SAE's latents may use."""
+        from latentgloss.explainers.base import Tools
+        from latentgloss.scorers import language_judge
+
+        model = self.registry.sae(partition).model
+
+        def judge(name: str) -> Judge:
+            return language_judge(self, name, "detection", model, self.settings.detection.llm)
+
+        return Tools(partition, self.settings.folder, self.language_model, judge)
 
     def embedder(self, name: str) -> SentenceEmbedder:
         """An embedder of the registry, loaded when it first embeds. Raises InputError if there is none of that name."""
@@ -310,7 +330,7 @@ class Workspace:
         if stage.name == "explanations":
             from latentgloss.explainers import identities as explainer_identities
 
-            return {"explainers": explainer_identities(self.settings.explanations)}
+            return {"explainers": explainer_identities(self.settings.explanations, self.tools(partition))}
         if stage.noun == "scores":
             from latentgloss.scorers import identities as judge_identities
 

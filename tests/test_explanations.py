@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
+import scripted_model
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from latentgloss import schema
 from latentgloss.errors import SettingsError
-from latentgloss.explainers import EXPLAINERS, base_of
-from latentgloss.explanations import dense_activations, in_order, null_explanations
-from latentgloss.settings import Settings
-from latentgloss.windows import Windows
+from latentgloss.explainers import EXPLAINERS, Tools, base_of
+from latentgloss.explanations import in_order, null_explanations
+from latentgloss.marks import dense_activations
+from latentgloss.settings import ImportedSettings, Settings
 
 
 @pytest.fixture(scope="module")
@@ -105,17 +108,16 @@ def test_nulls_come_after_what_they_are_the_null_of():
 
 
 def test_weights_restore_the_population(finished):
-    """Over a latent's windows the weights add up to the usable windows of the explain split."""
-    from latentgloss.explanations import _BlockEvidence
+    """Over a latent's windows the weights add up to the windows the explain split has."""
+    from latentgloss.evidence import BlockEvidence
     from latentgloss.stages import STAGES
     from latentgloss.work import Work
 
     stage = STAGES["explanations"]
     work = Work(finished, stage, tiny.SPARSIFY, finished.recipe(stage, tiny.SPARSIFY))
     corpus = finished.corpus(work.input("resolved_saes"))
-    windows = Windows.of(corpus, 16)
-    usable = int((windows.usable & (windows.split == 0)).sum())
-    evidence = list(_BlockEvidence(work, corpus, "000000"))
+    usable = work.input("sampled_contexts").manifest.facts["windows_usable"]["explain"]
+    evidence = list(BlockEvidence(work, corpus, "000000"))
     assert len(evidence) > 30
     for one in evidence:
         # windows active only on masked tokens are in neither class
@@ -133,8 +135,11 @@ def test_processes_give_what_one_process_gives(finished, tmp_path):
 
 
 def test_every_explainer_says_what_decides_its_output():
-    settings = Settings().explanations
+    settings = Settings().explanations.model_copy(
+        update={"model": "scripted", "imported": ImportedSettings(file="{sae}.csv")}
+    )
+    tools = Tools("m/h/s", Path(), lambda name: scripted_model.Scripted(), lambda name: scripted_model.Everything())
     for name, make in EXPLAINERS.items():
-        identity = make.identity(settings)
+        identity = make.identity(settings, tools)
         assert identity["explainer"] == name
         assert "version" in identity

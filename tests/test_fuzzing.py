@@ -169,7 +169,7 @@ def asked(finished):
 
 
 class Scripted:
-    name, embedder = "scripted", ""
+    name, embedder, decides = "scripted", "", False
 
     def __init__(self, answer):
         self.answer, self.asked = answer, []

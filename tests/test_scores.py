@@ -16,7 +16,6 @@ from latentgloss.protocols import Answer
 from latentgloss.scorers import SCORERS, detection, judge_named
 from latentgloss.scorers.base import Asked
 from latentgloss.settings import ScorerSettings
-from latentgloss.windows import Windows
 
 BLOCK = "000000"
 ARMS = ["same_document", "random"]
@@ -43,7 +42,7 @@ def world(tmp_path_factory):
 class Scripted:
     """A judge that answers by a rule that is given the truth, which no real judge sees."""
 
-    name, embedder = "scripted", ""
+    name, embedder, decides = "scripted", "", False
 
     def __init__(self, world, answer):
         _, contexts, corpus, _ = world

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from latentgloss import __version__
-from latentgloss.cli import saes, search, show, trace, upkeep
+from latentgloss.cli import saes, search, show, trace, tryout, upkeep
 from latentgloss.errors import LatentglossError
 
 __all__ = ["cli", "main"]
@@ -62,6 +62,7 @@ for command in (
     show.explanations,
     show.scores,
     trace.lineage,
+    tryout.try_,
     search.search,
     search.index,
     saes.saes,

@@ -10,25 +10,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import SettingsError
-from latentgloss.explainers import pattern, token_table
-from latentgloss.explainers.base import Evidence, Explained, Explainer
+from latentgloss.explainers import best_of_k, imported, llm, pattern, token_table
+from latentgloss.explainers.base import Evidence, Explained, Explainer, Tools
 
 if TYPE_CHECKING:
     from latentgloss.settings import ExplanationSettings
 
-__all__ = ["EXPLAINERS", "NULL", "Evidence", "Explained", "Explainer", "base_of", "identities"]
+__all__ = ["EXPLAINERS", "NULL", "Evidence", "Explained", "Explainer", "Tools", "base_of", "identities"]
 
 NULL = "null:"
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     "pattern": pattern.PatternExplainer,
     "token_table": token_table.TokenTableExplainer,
+    "llm": llm.LlmExplainer,
+    "llm_cot": llm.CotExplainer,
+    "contrastive": llm.ContrastiveExplainer,
+    "best_of_k": best_of_k.BestOfKExplainer,
+    "imported": imported.ImportedExplainer,
 }
 
 
-def identities(settings: ExplanationSettings) -> dict[str, dict[str, Any]]:
+def identities(settings: ExplanationSettings, tools: Tools) -> dict[str, dict[str, Any]]:
     """Per explainer asked for, what decides its output beside the evidence. Raises SettingsError."""
-    return {name: EXPLAINERS[base_of(name)].identity(settings) for name in settings.explainers}
+    return {name: EXPLAINERS[base_of(name)].identity(settings, tools) for name in settings.explainers}
 
 
 def base_of(name: str) -> str:

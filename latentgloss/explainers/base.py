@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from jaxtyping import Bool
 
     from latentgloss.explainers.windows import Vocabulary, Windows
+    from latentgloss.protocols import Judge, LanguageModel
     from latentgloss.settings import ExplanationSettings
+
+Need = Literal["masked", "select"]
+"""What of a latent's evidence only some explainers look at."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,12 @@ class Evidence:
     windows: Windows
     context_ids: list[int]
     """Context numbers of the windows, in the same order."""
+    strata: tuple[str, ...] = ()
+    """Per window `activating`, or its kind of non-activating context."""
+    masked: Bool[np.ndarray, "n length"] | None = None
+    """Tokens of the windows on which no activation counts; of explainers that need it."""
+    select: Windows | None = None
+    """Windows of the select split, to choose between explanations by; of explainers that need it."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +47,40 @@ class Explained:
     program: str | None = None
     context_ids: tuple[int, ...] = ()
     """The contexts it was made from."""
+    model: str | None = None
+    prompt_sha256: str | None = None
+    """Of the messages a language model was shown first."""
+    reply: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What explainers of one SAE may use beside their evidence. Making it loads nothing."""
+
+    partition: str
+    folder: Path
+    """Where relative paths in settings start."""
+    language_model: Callable[[str], LanguageModel]
+    """The model of that name. Raises InputError if there is none."""
+    judge: Callable[[str], Judge]
+    """The language model of that name as judge of detection. Raises InputError if there is none."""
 
 
 class Explainer(Protocol):
     """Explains latents."""
 
     computes: bool
-    """Whether its time goes into computing here: then latents are spread over processes."""
+    """Whether its time goes into computing here: then latents are spread over processes, where there are no tools."""
+    needs: frozenset[Need]
 
-    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None: ...
+    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None: ...
 
     @staticmethod
-    def identity(settings: ExplanationSettings) -> dict[str, Any]:
-        """Everything that decides its output beside the evidence; part of the recipe."""
+    def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
+        """Everything that decides its output beside the evidence; part of the recipe. Raises SettingsError."""
         ...
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]: ...

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float32, Int8, UInt32
 
-    from latentgloss.explainers.base import Evidence
+    from latentgloss.explainers.base import Evidence, Need, Tools
     from latentgloss.settings import ExplanationSettings
 
 VERSION = 1
@@ -213,12 +213,13 @@ class PatternExplainer:
     """Explains each latent by the pattern learnt from all its explain contexts."""
 
     computes = True
+    needs: frozenset[Need] = frozenset()
 
-    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
+    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
         self.settings, self.vocabulary = settings.pattern, vocabulary
 
     @staticmethod
-    def identity(settings: ExplanationSettings) -> dict[str, Any]:
+    def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
         return {"explainer": "pattern", "version": VERSION, **settings.pattern.model_dump(mode="json")}
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float32, UInt32
 
-    from latentgloss.explainers.base import Evidence
+    from latentgloss.explainers.base import Evidence, Need, Tools
     from latentgloss.settings import ExplanationSettings
 
 VERSION = 1
@@ -125,12 +125,13 @@ class TokenTableExplainer:
     """Explains each latent by its token table."""
 
     computes = True
+    needs: frozenset[Need] = frozenset()
 
-    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
+    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
         self.vocabulary = vocabulary
 
     @staticmethod
-    def identity(settings: ExplanationSettings) -> dict[str, Any]:
+    def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
         return {"explainer": "token_table", "version": VERSION}
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:

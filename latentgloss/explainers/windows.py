@@ -15,7 +15,7 @@ import numpy as np
 from latentgloss.errors import ExplainerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from jaxtyping import Float32, Int32, UInt32
 
@@ -82,8 +82,14 @@ class Vocabulary:
     Built once per tokenizer (about 0.2 s for 50,000 tokens) from the text each token id decodes to.
     """
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    def __init__(
+        self, strings: Sequence[str], data: Sequence[bytes] | None = None, special: Iterable[int] = ()
+    ) -> None:
+        """`data`: the UTF-8 bytes each token adds to a text, where its string alone does not say (`token_bytes`)."""
         self.strings = tuple(strings)
+        self.data = tuple(text.encode("utf-8", "replace") for text in strings) if data is None else tuple(data)
+        self.special = frozenset(special)
+        """Ids of special tokens, which are no text."""
         folded = [_word(text) for text in self.strings]
         self._names: dict[str, tuple[str, ...]] = {"class": CLASSES}
         self._groups: dict[str, Int32[np.ndarray, " vocabulary"]] = {

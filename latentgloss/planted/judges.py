@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt32
 
-from latentgloss.explainers import EXPLAINERS, Evidence, Explained, Explainer
+from latentgloss.explainers import EXPLAINERS, Evidence, Explained, Explainer, Tools
 from latentgloss.hashing import canonical, counter_hash, json_sha256, text_sha256
 from latentgloss.planted.rules import ANYTHING, Label, Rule, Seen, ids, labels, rules, vocabulary
 from latentgloss.protocols import Answer, Question
@@ -27,6 +27,7 @@ from latentgloss.schema import GRAM
 from latentgloss.scorers import JUDGES
 
 if TYPE_CHECKING:
+    from latentgloss.explainers.base import Need
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.settings import ExplanationSettings
 
@@ -73,6 +74,7 @@ def evidence(label: Label, question: Question) -> Float32[np.ndarray, " contexts
 class _Judge:
     name = ""
     embedder = ""
+    decides = False
     version = "1"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -214,12 +216,13 @@ def explainer(name: str, label_of: Callable[[Rule], Label | None]) -> type[Expla
 
     class Scripted:
         computes = False
+        needs: frozenset[Need] = frozenset()
 
-        def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
+        def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
             """Nothing is learnt."""
 
         @staticmethod
-        def identity(settings: ExplanationSettings) -> dict[str, Any]:
+        def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
             return {"explainer": name, "texts": json_sha256([[i, label.text] for i, label in said.items()])}
 
         def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
@@ -236,12 +239,13 @@ class Memoriser:
     """Says nothing but which contexts it was shown."""
 
     computes = False
+    needs: frozenset[Need] = frozenset()
 
-    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary) -> None:
+    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
         """Nothing is learnt."""
 
     @staticmethod
-    def identity(settings: ExplanationSettings) -> dict[str, Any]:
+    def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
         return {"explainer": "memoriser", "shown": SHOWN}
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:

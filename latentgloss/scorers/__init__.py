@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import SettingsError
@@ -13,31 +14,63 @@ from latentgloss.scorers import detection, fuzzing
 from latentgloss.scorers.base import JudgeOfContexts, Scorer
 from latentgloss.scorers.cosine import CosineJudge, cosine_judge
 from latentgloss.scorers.executed import ExecutedJudge
+from latentgloss.scorers.llm_judge import LlmJudge
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latentgloss.corpus import Corpus
     from latentgloss.explainers.windows import Vocabulary
-    from latentgloss.protocols import Judge
-    from latentgloss.settings import EmbeddingSettings, JudgedSettings
+    from latentgloss.protocols import Judge, Task
+    from latentgloss.scorers.base import Plan
+    from latentgloss.settings import EmbeddingSettings, JudgedSettings, LlmJudgeSettings
     from latentgloss.work import Work
     from latentgloss.workspace import Workspace
+
+LLM = "llm:"
+"""Before the name of a language model in `judges`. Its name alone is the key in score tables."""
 
 JUDGES: dict[str, type[JudgeOfContexts]] = {"executed": ExecutedJudge}
 
 
 def judge_named(name: str, vocabulary: Vocabulary) -> Judge:
-    """Raises SettingsError for a judge there is none of."""
+    """A judge that needs nothing but the vocabulary. Raises SettingsError if there is none of that name."""
     return _judge(name)(vocabulary)
 
 
-def judges_of_contexts(work: Work, settings: JudgedSettings) -> list[Judge]:
-    """Judges that need nothing but the model's vocabulary. Raises SettingsError for a judge there is none of."""
+def language_judge(workspace: Workspace, name: str, task: Task, model: str, settings: LlmJudgeSettings) -> LlmJudge:
+    """A language model as judge of contexts of a subject model. Loads neither.
+
+    Raises InputError if there is no language model of that name, SettingsError if its scores would pass for others'.
+    """
+    if name in {*JUDGES, CosineJudge.name}:
+        raise SettingsError(
+            f"a language model is called {name!r}, as another judge is",
+            expected="names that tell judges apart in score tables",
+            todo="rename it in the registry",
+        )
+    return LlmJudge(workspace.language_model(name), task, lambda: workspace.vocabulary(model), settings)
+
+
+def judges_of_contexts(task: Task, work: Work, settings: JudgedSettings) -> list[Judge]:
+    """Judges of a scorer by name. Raises SettingsError or InputError for one there is none of."""
     vocabulary = work.workspace.vocabulary(work.model.name)
-    return [judge_named(name, vocabulary) for name in settings.judges]
+    return [
+        language_judge(work.workspace, name.removeprefix(LLM), task, work.model.name, settings.llm)
+        if name.startswith(LLM)
+        else judge_named(name, vocabulary)
+        for name in settings.judges
+    ]
 
 
-def identities_of_contexts(workspace: Workspace, settings: JudgedSettings) -> dict[str, dict[str, Any]]:
-    """Raises SettingsError for a judge there is none of."""
-    return {name: _judge(name).identity() for name in settings.judges}
+def identities_of_contexts(task: Task, workspace: Workspace, settings: JudgedSettings) -> dict[str, dict[str, Any]]:
+    """Raises SettingsError or InputError for a judge there is none of."""
+    return {
+        name: language_judge(workspace, name.removeprefix(LLM), task, "", settings.llm).identity()
+        if name.startswith(LLM)
+        else _judge(name).identity()
+        for name in settings.judges
+    }
 
 
 def judges_of_vectors(work: Work, settings: EmbeddingSettings) -> list[Judge]:
@@ -56,17 +89,22 @@ def _judge(name: str) -> type[JudgeOfContexts]:
     if name not in JUDGES:
         raise SettingsError(
             f"judge {name!r} is unknown",
-            expected=f"one of {', '.join(sorted(JUDGES))}",
+            expected=f"one of {', '.join(sorted(JUDGES))}, or {LLM}NAME with the name of a language model",
             todo="correct `judges` of the scorer in latentgloss.toml",
         )
     return JUDGES[name]
 
 
+def _judged(task: Task, plan: Callable[[Work, Corpus, tuple[str, ...]], Plan]) -> Scorer:
+    judges, identities = partial(judges_of_contexts, task), partial(identities_of_contexts, task)
+    return Scorer(task, "balanced_accuracy", SPLITS, plan, judges, identities)
+
+
 SCORERS: dict[str, Scorer] = {
     scorer.name: scorer
     for scorer in (
-        Scorer("detection", "balanced_accuracy", SPLITS, detection.plan, judges_of_contexts, identities_of_contexts),
-        Scorer("fuzzing", "balanced_accuracy", SPLITS, fuzzing.plan, judges_of_contexts, identities_of_contexts),
+        _judged("detection", detection.plan),
+        _judged("fuzzing", fuzzing.plan),
         Scorer("embedding", "auroc", ("test",), detection.plan_of_vectors, judges_of_vectors, identities_of_vectors),
     )
 }

@@ -54,7 +54,11 @@ class Asked:
 
     def of(self, latents: pl.Series) -> Asked:
         """Those of some latents."""
-        keep = self.rows["latent"].is_in(latents.implode()).to_numpy()
+        return self.where(pl.col("latent").is_in(latents.implode()))
+
+    def where(self, rows: pl.Expr) -> Asked:
+        """Some of the rows."""
+        keep = self.rows.select(rows).to_series().to_numpy()
         marks, masked = (None if a is None else a[keep] for a in (self.marks, self.masked))
         return replace(self, rows=self.rows.filter(keep), tokens=self.tokens[keep], marks=marks, masked=masked)
 

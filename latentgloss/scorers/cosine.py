@@ -27,6 +27,7 @@ class CosineJudge:
 
     name = "cosine"
     version = "1"
+    decides = False
 
     def __init__(self, embedder: Embedder, explanations: Vectors, contexts: Vectors) -> None:
         """`explanations`: vectors of texts as queries; `contexts`: of contexts by number, as documents."""

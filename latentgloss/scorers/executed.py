@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 class ExecutedJudge:
     name = "executed"
     embedder = ""
+    decides = False
     version = "1"
 
     def __init__(self, vocabulary: Vocabulary) -> None:

@@ -1,0 +1,147 @@
+"""The `best_of_k` explainer: several sentences of the `llm` explainer, of which a judge takes one.
+
+The samples differ by seed. A judge of detection reads each on windows of the *select* split, and the one with the
+highest balanced accuracy is kept, the first of equals. Nothing of test is seen, so the score of what was chosen is not
+flattered by the choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latentgloss.asking import ask_all
+from latentgloss.errors import ExplainerError
+from latentgloss.explainers.base import Explained
+from latentgloss.explainers.llm import LlmExplainer, explained, model_of
+from latentgloss.hashing import counter_hash
+from latentgloss.prompting import messages_sha256
+from latentgloss.protocols import Question
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from jaxtyping import Bool
+
+    from latentgloss.asking import Told
+    from latentgloss.explainers.base import Evidence, Need, Tools
+    from latentgloss.explainers.windows import Vocabulary
+    from latentgloss.protocols import Answer, Request
+    from latentgloss.settings import ExplanationSettings
+
+VERSION = 1
+_SHUFFLE = 0xBE57
+
+
+class BestOfKExplainer:
+    """Samples of `llm`, chosen between on the select split."""
+
+    name = "best_of_k"
+    computes = False
+    needs: frozenset[Need] = frozenset({"masked", "select"})
+
+    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
+        self.settings, self.seed = settings.best_of_k, settings.seed
+        self.llm = LlmExplainer(settings, vocabulary, tools)
+        assert tools is not None  # a model was found with them
+        self.judge = tools.judge(settings.best_of_k.judge or self.llm.model.name)
+
+    @staticmethod
+    def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
+        judge = tools.judge(settings.best_of_k.judge or model_of(settings, tools, BestOfKExplainer.name).name)
+        chosen = settings.best_of_k.model_dump(mode="json", exclude={"judge"})
+        return {
+            "explainer": BestOfKExplainer.name,
+            "version": VERSION,
+            "samples": LlmExplainer.identity(settings, tools),
+            "judge": judge.identity(),
+            "seed": settings.seed,
+            **chosen,
+        }
+
+    def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
+        """One explanation per latent, in order. Everything is sampled before anything is judged."""
+        everything = list(evidence)
+        rows: dict[int, Explained] = {}
+        requests: dict[int, Request] = {}
+        for one in everything:
+            ids = tuple(one.context_ids[row] for row in self.llm.chosen(one))
+            blank = Explained(one.latent, "failed", context_ids=ids)
+            try:
+                requests[one.latent] = request = self.llm.request(one)
+                digest = messages_sha256(request.messages)
+                rows[one.latent] = replace(blank, model=self.llm.model.name, prompt_sha256=digest)
+            except ExplainerError as e:
+                rows[one.latent] = replace(blank, reason=str(e))
+        asked = [
+            self.llm.ask(replace(request, temperature=self.settings.temperature, seed=self.seed * 1000 + sample))
+            for request in requests.values()
+            for sample in range(self.settings.k)
+        ]
+        told = iter(list(ask_all(self.llm.model, asked)))
+        samples = {latent: [next(told) for _ in range(self.settings.k)] for latent in requests}
+        best = self._best({one.latent: one for one in everything}, samples)
+        for one in everything:
+            row = rows[one.latent]
+            yield _chosen(row, samples[one.latent], best[one.latent]) if one.latent in samples else row
+
+    def _best(self, evidence: dict[int, Evidence], samples: dict[int, list[Told[str]]]) -> dict[int, list[float]]:
+        """Balanced accuracy of each sample of each latent on select; NaN where it cannot be told."""
+        questions: list[tuple[int, str, Question, Bool[np.ndarray, " contexts"]]] = []
+        for latent, tolds in samples.items():
+            question, truth = self._question(evidence[latent])
+            texts = dict.fromkeys(told.value for told in tolds if told.value is not None)
+            if truth.any() and not truth.all():
+                questions += [(latent, text, replace(question, explanation=text), truth) for text in texts]
+        answers = self.judge.judge(question for _, _, question, _ in questions)
+        value = {
+            (latent, text): _balanced_accuracy(answer, truth)
+            for (latent, text, _, truth), answer in zip(questions, answers, strict=True)
+        }
+        return {
+            latent: [value.get((latent, told.value or ""), float("nan")) for told in tolds]
+            for latent, tolds in samples.items()
+        }
+
+    def _question(self, one: Evidence) -> tuple[Question, Bool[np.ndarray, " contexts"]]:
+        """The first windows of either class, in an order that hides which is which."""
+        windows = one.select
+        assert windows is not None
+        truth = np.asarray((windows.activations > 0).any(axis=1))
+        n = self.settings.per_class
+        rows = np.concatenate([np.flatnonzero(truth)[:n], np.flatnonzero(~truth)[:n]])
+        rows = rows[np.argsort(counter_hash(self.seed ^ _SHUFFLE, one.latent, rows), kind="stable")]
+        return Question("detection", one.latent, "", None, windows.tokens[rows], None), truth[rows]
+
+
+def _balanced_accuracy(answer: Answer, truth: Bool[np.ndarray, " contexts"]) -> float:
+    """Of the contexts that were answered; NaN unless there is one of each class."""
+    status = answer.status or ["ok"] * len(truth)
+    answered = np.array([s == "ok" for s in status])
+    said = np.asarray(answer.prediction) if answer.prediction is not None else np.asarray(answer.evidence) > 0.5
+    right, rates = said == truth, []
+    for of in (truth, ~truth):
+        counted = answered & of
+        if not counted.any():
+            return float("nan")
+        rates.append(float(right[counted].mean()))
+    return sum(rates) / 2
+
+
+def _chosen(row: Explained, samples: list[Told[str]], values: list[float]) -> Explained:
+    """The best sample; with the tokens and the price of all of them."""
+    known = [i for i, value in enumerate(values) if not np.isnan(value)]
+    if known:
+        row = explained(row, samples[max(known, key=lambda i: values[i])])
+    elif any(told.value is not None for told in samples):
+        row = replace(row, status="failed", reason="none of the samples could be judged on the select split")
+    else:
+        row = explained(row, samples[0])
+    return replace(
+        row,
+        prompt_tokens=sum(told.prompt_tokens for told in samples),
+        completion_tokens=sum(told.completion_tokens for told in samples),
+        cost_usd=sum(told.cost_usd for told in samples),
+    )

@@ -1,0 +1,216 @@
+"""One latent, one prompt: what a language model would be shown, what it replies, what is read of it.
+
+What belongs here: what `latentgloss try` finds out. It goes the way the stages go, over what is current in the store;
+nothing is computed for other latents and nothing is stored (the reply cache of an engine apart).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from latentgloss import schema
+from latentgloss.asking import Ask, ask_all
+from latentgloss.errors import InputError, LanguageModelError, MissingInput
+from latentgloss.evidence import BlockEvidence
+from latentgloss.explainers import EXPLAINERS
+from latentgloss.explainers.llm import LlmExplainer
+from latentgloss.prompting import messages_sha256
+from latentgloss.scorers import LLM, SCORERS
+from latentgloss.scorers.llm_judge import LlmJudge
+from latentgloss.stages import STAGES
+from latentgloss.work import Work
+from latentgloss.workspace import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from latentgloss.explainers import Tools
+    from latentgloss.protocols import Capability, LanguageModel, Message, Reply, Request
+    from latentgloss.settings import JudgedSettings
+    from latentgloss.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A prompt and, unless it was only looked at, what came of it."""
+
+    about: dict[str, Any]
+    """Who was asked about what."""
+    messages: tuple[Message, ...]
+    prompt_sha256: str
+    status: str = ""
+    """Empty: nothing was sent."""
+    reason: str = ""
+    reply: str = ""
+    repaired: bool = False
+    """Whether `reply` is that to a second request."""
+    value: Any = None
+    """What was read: the explanation, or for each passage whether the latent is said to be active."""
+    truth: list[bool] = field(default_factory=list)
+    """Of a judge's passages."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+
+
+class Nobody:
+    """A language model that answers nothing, in whose name prompts can be looked at."""
+
+    capabilities: frozenset[Capability] = frozenset()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": self.name}
+
+    def count_tokens(self, requests: Sequence[Request]) -> list[int] | None:
+        return None
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        raise LanguageModelError(f"nothing was to be sent to {self.name!r}")
+
+
+def try_explainer(workspace: Workspace, partition: str, latent: int, explainer: str, *, dry: bool) -> Tried:
+    """The explanation of one latent, made anew. `dry`: the prompt only.
+
+    Raises MissingInput if contexts have not been sampled, InputError for a latent that is not explained, or an
+    explainer that asks nobody.
+    """
+    make = EXPLAINERS.get(explainer)
+    asking = [name for name, kind in EXPLAINERS.items() if issubclass(kind, LlmExplainer)]
+    if make is None or not issubclass(make, LlmExplainer):
+        raise InputError(f"explainer {explainer!r} has no prompt of its own", expected=f"one of {', '.join(asking)}")
+    work = _as_it_stands(workspace, "explanations", partition)
+    settings, tools = workspace.settings.explanations, workspace.tools(partition)
+    if dry:
+        settings, tools = _without_model(settings.model or "nobody", settings, tools)
+    made = make(settings, workspace.vocabulary(work.model.name), tools)
+    evidence = _evidence(workspace, work, latent, made)
+    about = {"latent": latent, "explainer": explainer, "model": made.model.name}
+    return _tried(made.model, made.ask(made.request(evidence)), about, dry=dry)
+
+
+def _without_model(name: str, settings: Any, tools: Tools) -> tuple[Any, Tools]:
+    return settings.model_copy(update={"model": name}), replace(tools, language_model=Nobody)
+
+
+def _evidence(workspace: Workspace, work: Work, latent: int, made: LlmExplainer) -> Any:
+    contexts = work.input("sampled_contexts")
+    block = f"{latent // schema.BLOCK:06d}"
+    if block in contexts.manifest.blocks:
+        corpus = workspace.corpus(work.input("resolved_saes"))
+        evidence = BlockEvidence(work, corpus, block, made.needs)
+        for one in evidence.of([latent]):
+            return one
+        known = evidence.eligibility.filter(latent=latent)
+        if known.height:
+            raise InputError(
+                f"latent {latent} of {work.partition} is {known['status'][0]} ({known['reason'][0]})",
+                expected="an eligible latent",
+            )
+    raise InputError(
+        f"latent {latent} of {work.partition} was not asked for",
+        expected="a latent that `latents` of the registry entry selects",
+    )
+
+
+def try_judge(
+    workspace: Workspace, partition: str, latent: int, judge: str, *,
+    scorer: str = "detection", explainer: str | None = None, text: str | None = None, number: int = 0, dry: bool,
+) -> Tried:  # fmt: skip
+    """One prompt of a judge about one latent, of the test split in its first arm; prompt `number` from 0.
+
+    The explanation is `text`, or the stored one of `explainer` (default: the first of the settings). Raises
+    MissingInput if something has not been materialised, InputError for what there is none of.
+    """
+    if scorer not in ("detection", "fuzzing"):
+        raise InputError(f"scorer {scorer!r} has no prompts", expected="detection or fuzzing")
+    work = _as_it_stands(
+        workspace, f"{scorer}_scores", partition, without={"explanations"} if text is not None else set()
+    )
+    settings: JudgedSettings = getattr(workspace.settings, scorer)
+    if text is None:
+        explainer = explainer or workspace.settings.explanations.explainers[0]
+        text = _stored(work, latent, explainer)
+    name = judge.removeprefix(LLM)
+    model: LanguageModel = Nobody(name) if dry else workspace.language_model(name)
+    made = LlmJudge(model, SCORERS[scorer].name, lambda: workspace.vocabulary(work.model.name), settings.llm)
+    plan = SCORERS[scorer].plan(work, workspace.corpus(work.input("resolved_saes")), ("test",))
+    everything = plan.ask(f"{latent // schema.BLOCK:06d}") if _has_block(work, latent) else None
+    mine = None if everything is None else everything.where(
+        (pl.col("latent") == latent) & (pl.col("arm") == plan.arms[0]) & (pl.col("status") == "ok")
+    )  # fmt: skip
+    if mine is None or mine.rows.is_empty():
+        raise InputError(f"{scorer} asks nothing about latent {latent} of {partition}", expected="an eligible latent")
+    rows = mine.rows.group_by("split", "part", maintain_order=True).agg("truth")
+    step = settings.llm.per_prompt
+    truths = [truth[i : i + step] for truth in rows["truth"].to_list() for i in range(0, len(truth), step)]
+    questions = mine.questions(made.task, {latent: (text, None)})
+    prompts = [ask for question in questions for ask in made.asks(question)]
+    if not 0 <= number < len(prompts):
+        raise InputError(f"there is no prompt {number}", expected=f"0 to {len(prompts) - 1}")
+    about = {"latent": latent, "scorer": scorer, "judge": name, "explainer": explainer, "explanation": text,
+             "negatives": plan.arms[0], "prompt": number, "prompts": len(prompts)}  # fmt: skip
+    tried = _tried(model, prompts[number], about, dry=dry)
+    return replace(tried, value=tried.value and tried.value.active, truth=truths[number])
+
+
+def _has_block(work: Work, latent: int) -> bool:
+    return f"{latent // schema.BLOCK:06d}" in work.input("sampled_contexts").manifest.blocks
+
+
+def _stored(work: Work, latent: int, explainer: str) -> str:
+    version = work.input("explanations")
+    name = f"{latent // schema.BLOCK:06d}-{explainer.replace(':', '.')}"
+    known = sorted({block.partition("-")[2].replace("null.", "null:") for block in version.manifest.blocks})
+    if explainer not in known:
+        raise InputError(f"there are no explanations of {explainer!r}", expected=f"one of {', '.join(known)}")
+    rows = version.read(schema.EXPLANATIONS, name).filter(latent=latent) if name in version.manifest.blocks else None
+    if rows is None or rows.is_empty():
+        raise InputError(f"latent {latent} of {work.partition} was not asked for")
+    if rows["status"][0] != "ok":
+        raise InputError(
+            f"{explainer} has no explanation of latent {latent}: {rows['status'][0]} ({rows['reason'][0]})",
+            todo="judge a sentence of your own (--text)",
+        )
+    return str(rows["explanation"][0])
+
+
+def _as_it_stands(workspace: Workspace, name: str, partition: str, without: set[str] | None = None) -> Work:
+    """What a stage would work on, with the current version of each input, whatever it was made from."""
+    stage = STAGES[name]
+    inputs: dict[str, Any] = {}
+    for needed in stage.inputs:
+        version = workspace.store.current(needed.stage, partition)
+        if version is not None:
+            inputs[needed.stage] = {partition: version}
+        elif needed.stage not in (without or set()):
+            raise MissingInput(
+                f"{needed.stage} of {partition} has not been materialised", todo=f"materialise {needed.stage} first"
+            )
+    work = Work(workspace, stage, partition, Recipe({}, inputs))
+    work.check_windows()
+    return work
+
+
+def _tried(model: LanguageModel, ask: Ask[Any], about: dict[str, Any], *, dry: bool) -> Tried:
+    messages = ask.request.messages
+    prompt = Tried(about, messages, messages_sha256(messages))
+    if dry:
+        return prompt
+    (told,) = ask_all(model, [ask])
+    return replace(
+        prompt,
+        status=told.status,
+        reason=told.reason,
+        reply=told.reply,
+        repaired=told.repaired,
+        value=told.value,
+        prompt_tokens=told.prompt_tokens,
+        completion_tokens=told.completion_tokens,
+        cost_usd=told.cost_usd,
+    )

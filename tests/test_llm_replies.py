@@ -1,0 +1,176 @@
+"""Replies of language models: read or not, never guessed; and the judge that reads them, prompt by prompt."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_model import Scripted, asked_of, passages_of, with_logprobs
+
+from latentgloss.asking import Unread, ask_all
+from latentgloss.errors import ScorerError
+from latentgloss.explainers.llm import LONGEST, read_explanation
+from latentgloss.explainers.windows import Vocabulary
+from latentgloss.protocols import Question, Reply
+from latentgloss.protocols import TokenLogprobs as Token
+from latentgloss.scorers.intruder import read_place, trial
+from latentgloss.scorers.llm_judge import LlmJudge, read_verdicts
+from latentgloss.settings import LlmJudgeSettings
+
+garbage = st.one_of(
+    st.text(max_size=60),
+    st.lists(
+        st.sampled_from(["EXPLANATION:", "\n", "words", " ", "**", "NaN", "[", "]", "0", "1", ",", "2", "⟦", "```",
+                         "<think>", "</think>", "\ud800", "１", "None"]), max_size=12,
+    ).map("".join),
+)  # fmt: skip
+
+
+@given(garbage)
+def test_any_reply_is_an_explanation_or_is_not(text):
+    try:
+        found = read_explanation(Reply("ok", text=text))
+    except Unread:
+        return
+    assert found in " ".join(text.encode("utf-8", "replace").decode().split()) and text.count("EXPLANATION") >= 1
+    assert 0 < len(found) <= LONGEST and "\n" not in found
+    found.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("EXPLANATION: Months.", "Months."),
+        ("**EXPLANATION:** Months and \n", "Months and"),
+        ('EXPLANATION: "Months"', "Months"),
+        ("STRONGEST: x\nEXPLANATION:\n Months", "Months"),
+        ("<think>EXPLANATION: no\n</think>\nEXPLANATION: Months", "Months"),
+        ("EXPLANATION: The word \"None\"", 'The word "None"'),
+    ],
+)  # fmt: skip
+def test_replies_that_are_read(text, expected):
+    assert read_explanation(Reply("ok", text=text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Months", "EXPLANATION:", "EXPLANATION: NaN", "EXPLANATION: none.", "EXPLANATION: a\nEXPLANATION: b",
+     "EXPLANATION: Months\n\nI hope this helps!", "EXPLANATION: " + "long " * 200],
+)  # fmt: skip
+def test_replies_that_are_not_read(text):
+    with pytest.raises(Unread):
+        read_explanation(Reply("ok", text=text))
+
+
+@given(garbage, st.integers(1, 6))
+def test_any_reply_is_a_list_of_the_right_length_or_none(text, n):
+    try:
+        found = read_verdicts(Reply("ok", text=text), n)
+    except Unread:
+        return
+    assert len(found.active) == n
+    assert re.findall("[01]", text.split("</think>")[-1].strip("`")) == [str(int(a)) for a in found.active]
+
+
+@given(
+    st.lists(st.sampled_from([0, 1]), min_size=1, max_size=6),
+    st.sampled_from(["{}", " {}\n", "```json\n{}\n```", "<think>[1]</think>{}"]),
+)
+def test_a_list_alone_is_read(bits, around):
+    assert read_verdicts(Reply("ok", text=around.format(bits)), len(bits)).active == [b == 1 for b in bits]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1, 0", "1, 0", "[1, 0, 1]", "[1]", "[1, 2]", "[1, NaN]", "[true, false]", "[1, 0] [0, 1]",
+             "[1.0, 0]", "Here: [1, 0]", "[1, 0]. Done", "[１, 0]", "[1, 0" + ", 0" * 10_000 + "]", "[[1, 0]]",
+             "[-1, 0]"],
+)  # fmt: skip
+def test_nothing_else_is_read_as_verdicts(text):
+    with pytest.raises(Unread):
+        read_verdicts(Reply("ok", text=text), 2)
+
+
+def test_probabilities_are_of_one_against_zero_at_each_answer():
+    found = read_verdicts(with_logprobs("[1, 0]", 0.9), 2)
+    assert found.probability == pytest.approx([0.9, 0.1])
+    reply = with_logprobs("\n[1, 0]", 0.9)  # some servers strip a reply, and add the token that ended it
+    ended = Reply("ok", text="[1, 0]", logprobs=(*reply.logprobs, Token("<|im_end|>", -0.1)))
+    assert read_verdicts(ended, 2).probability == pytest.approx([0.9, 0.1])
+    # A token that is cut otherwise, and an alternative that is not among those listed.
+    reply = with_logprobs("[1, 0]", 0.9)
+    one, zero = Token("[1", -0.1, (("[1", -0.1), ("[0", -2.4))), Token("0", -0.2, (("0", -0.2), ("2", -3.0)))
+    tokens = (one, Token(", ", 0.0), zero, Token("]", 0.0))
+    found = read_verdicts(Reply("ok", text=reply.text, logprobs=tokens), 2)
+    assert found.probability == pytest.approx([1 / (1 + np.exp(-2.3)), 0.0])
+    for odd in (float("nan"), float("-inf")):
+        broken = (Token("[", 0.0), Token("1", odd, (("1", odd), ("0", odd))), Token("]", 0.0))
+        assert np.isnan(read_verdicts(Reply("ok", text="[1]", logprobs=broken), 1).probability).all()
+    # Neither the answer nor its twin is among what was listed: the answer was forced, and nothing is known.
+    forced = (Token("[", 0.0), Token("1", -9.0, (("Yes", -0.1), ("No", -2.0))), Token("]", 0.0))
+    assert np.isnan(read_verdicts(Reply("ok", text="[1]", logprobs=forced), 1).probability).all()
+    other = Reply("ok", text="[1, 0]", logprobs=with_logprobs("[0, 1]").logprobs)
+    assert read_verdicts(other, 2).probability is None
+
+
+WORDS = Vocabulary([" a", " b", " c", "<<", "⟧\n2. ⟦"])
+
+
+def question(n, latent=1, marks=None, text="about\n⟧ a"):
+    tokens = (np.arange(n * 4).reshape(n, 4) % 5).astype(np.uint32)
+    return Question("detection" if marks is None else "fuzzing", latent, text, None, tokens, marks)
+
+
+@given(st.lists(st.integers(0, 12), max_size=5), st.integers(1, 7), st.booleans())
+def test_a_judge_answers_each_question_with_as_many_verdicts_as_contexts(sizes, per_prompt, listed):
+    """Whatever the sizes; verdicts stay with their contexts."""
+
+    def first_is_a(request):
+        shown = passages_of(asked_of(request))
+        return with_logprobs(str([int(p.startswith(" a")) for p in shown]))
+
+    model = Scripted(first_is_a, capabilities=("choice", "logprobs") if listed else ("logprobs",))
+    judge = LlmJudge(model, "detection", lambda: WORDS, LlmJudgeSettings(per_prompt=per_prompt))
+    questions = [question(n, i) for i, n in enumerate(sizes)]
+    answers = list(judge.judge(iter(questions)))
+    assert [len(a.evidence) for a in answers] == sizes
+    for asked, answer in zip(questions, answers, strict=True):
+        assert answer.prediction.tolist() == (asked.tokens[:, 0] == 0).tolist()
+        assert answer.status == ["ok"] * len(asked.tokens)
+        if len(asked.tokens):
+            assert answer.probability == pytest.approx(np.where(asked.tokens[:, 0] == 0, 0.9, 0.1))
+            assert (answer.prompt >= 0).all()
+    for request in model.seen:
+        n = len(passages_of(asked_of(request)))
+        assert 1 <= n <= per_prompt
+        assert (request.choice is not None) == (listed and n <= 6)
+        assert request.choice is None or len(request.choice) == 2**n
+        assert asked_of(request).split("\n")[0] == "Description: ⟦about⏎⟨U+27E7⟩ a⟧"
+
+
+def test_what_fails_in_one_prompt_leaves_the_others_alone():
+    def some(request):
+        n = len(passages_of(asked_of(request)))
+        return Reply("llm_error", "the server said 500") if n == 5 else str([1] * n)
+
+    judge = LlmJudge(Scripted(some), "detection", lambda: WORDS, LlmJudgeSettings())
+    (answer,) = judge.judge([question(7)])
+    assert answer.status == ["llm_error"] * 5 + ["ok"] * 2
+    assert answer.reason[0] == "the server said 500" and answer.reason[6] == ""
+    assert np.isnan(answer.evidence).tolist() == [True] * 5 + [False] * 2
+    assert answer.probability is None and len(set(answer.prompt.tolist())) == 2
+
+
+def test_a_trial_shows_five_marked_windows():
+    marks = np.eye(5, 4, dtype=bool) | np.eye(5, 4, -1, dtype=bool)
+    tokens = question(5).tokens
+    model = Scripted(lambda r: "4" if len(passages_of(asked_of(r))) == 5 else "", capabilities=("choice",))
+    (told,) = ask_all(model, [trial(tokens, marks, WORDS, model)])
+    assert told.value == 3 and model.seen[0].choice == ("1", "2", "3", "4", "5")
+    with pytest.raises(ScorerError, match="5 marked windows"):
+        trial(tokens, np.zeros_like(marks), WORDS, model)
+    for wrong in ("", "6", "0", "1 or 2", "Passage 3", "33", "NaN"):
+        with pytest.raises(Unread):
+            read_place(Reply("ok", text=wrong))
