@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from latentgloss.embedder import SentenceEmbedder
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.lance import LanceTables
+    from latentgloss.llm.client import Client
+    from latentgloss.llm.ledger import Ledger
+    from latentgloss.llm.reply_cache import ReplyCache
     from latentgloss.protocols import Vectors
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
@@ -69,6 +72,7 @@ class Workspace:
         self._subjects: dict[str, Subject] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
         self._embedders: dict[str, SentenceEmbedder] = {}
+        self._language_models: dict[str, Client] = {}
 
     @classmethod
     def open(cls, path: Path | None = None) -> Workspace:
@@ -125,6 +129,34 @@ class Workspace:
                 spec, self.model_cache, device=machine.device, threads=machine.threads
             )
         return self._embedders[name]
+
+    def language_model(self, name: str) -> Client:
+        """A language model of the registry (`protocols.LanguageModel`), started when it is first asked what the cache
+        does not know. Raises InputError, RegistryError; LanguageModelError if its files are not here."""
+        if name not in self._language_models:
+            from latentgloss.llm.models import open_model
+
+            spec = self.registry.language_model(name)
+            self._language_models[name] = open_model(
+                spec, self.replies, self.ledger, self.model_cache, self.settings.machine
+            )
+        return self._language_models[name]
+
+    @cached_property
+    def replies(self) -> ReplyCache:
+        """Replies of all language models, kept beside the versions of the store."""
+        from latentgloss.llm.database import Database
+        from latentgloss.llm.reply_cache import ReplyCache
+
+        return ReplyCache(Database(self.settings.store_root))
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What language models have cost, and the budget."""
+        from latentgloss.llm.ledger import Ledger
+
+        budget = self.settings.budget
+        return Ledger(self.replies.database, tokens=budget.tokens, usd=budget.usd)
 
     @cached_property
     def lance(self) -> LanceTables:
