@@ -36,7 +36,21 @@ def open_model(
             return OpenAICompatible(spec)
 
         return Client(spec, served, replies, ledger, count=_counter(spec, cache_dir) if spec.tokenizer else None)
-    raise LanguageModelError(f"{spec.name}: engine {spec.engine!r} is not built in")
+    from latentgloss.llm.engine import Batches
+    from latentgloss.llm.transformers_engine import CAPABILITIES, TransformersEngine, chat_tokens
+
+    if spec.engine == "vllm":
+        raise LanguageModelError(f"{spec.name}: engine vllm is not built in", todo="serve it: engine openai_compatible")
+    engine = TransformersEngine(model_of(spec, spec.model), cache_dir, device=machine.device, threads=machine.threads)
+    return Client(
+        spec,
+        lambda: Batches(engine, spec.in_flight),
+        replies,
+        ledger,
+        identity=engine.identity(),
+        capabilities=CAPABILITIES,
+        count=lambda requests: [len(chat_tokens(engine.tokenizer, request)) for request in requests],
+    )
 
 
 def model_of(spec: LanguageModelSpec, source: str) -> ModelSpec:
@@ -50,6 +64,7 @@ def _counter(spec: LanguageModelSpec, cache_dir: Path) -> Callable[[Sequence[Req
     tokenizer: list[Any] = []
 
     def count(requests: Sequence[Request]) -> list[int]:
+        from latentgloss.llm.transformers_engine import chat_tokens
         from latentgloss.subject_files import load_tokenizer
 
         if not tokenizer:
@@ -60,11 +75,3 @@ def _counter(spec: LanguageModelSpec, cache_dir: Path) -> Callable[[Sequence[Req
         return [len(chat_tokens(tokenizer[0], request)) for request in requests]
 
     return count
-
-
-def chat_tokens(tokenizer: Any, request: Request) -> list[int]:
-    """Token ids of the prompt: the messages in the tokenizer's chat template, ready for the reply."""
-    messages = [{"role": m.role, "content": m.content} for m in request.messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
