@@ -9,7 +9,6 @@ import random
 import signal
 import sqlite3
 import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +17,17 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 from llm_server import Server
-from test_llm_client import ask, client_of, echo
+from test_llm_client import ask, client_of, echo, spec_of
 
 from latentgloss.errors import StoreError
 from latentgloss.llm import database as database_module
+from latentgloss.llm.client import Client
 from latentgloss.llm.database import Database, file_system
 from latentgloss.llm.ledger import Cost, Ledger, charged_to
+from latentgloss.llm.openai_compatible import OpenAICompatible
 from latentgloss.llm.reply_cache import ReplyCache, request_key
 from latentgloss.protocols import Message, Reply, Request, TokenLogprobs
+from latentgloss.registry import Prices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,9 +215,31 @@ def test_processes_share_one_budget(tmp_path: Path) -> None:
 
 
 def _run_client(store: Path, url: str, count: int) -> None:
-    with client_of(url, store, in_flight=8) as client:
+    with client_of(url, store, in_flight=8, paid=True, prices=Prices(prompt=1, completion=1), usd=1e3) as client:
         for _ in client.complete(ask(i) for i in range(count)):
             pass
+
+
+def _run_unclosed(store: Path, url: str) -> None:
+    spec, database = spec_of(url, in_flight=8), Database(store)
+    client = Client(spec, lambda: OpenAICompatible(spec), ReplyCache(database), Ledger(database))
+    for _ in client.complete(ask(i) for i in range(10_000)):
+        pass
+
+
+@pytest.mark.kill
+def test_an_interrupted_run_keeps_what_was_in_flight(tmp_path: Path) -> None:
+    """Ctrl-C: the server has answered nothing that is not in the cache."""
+    with Server(echo, delay_s=0.3) as server:
+        child = _SPAWN.Process(target=_run_unclosed, args=(tmp_path, server.base_url))
+        child.start()
+        while sum(server.requests.values()) < 30:
+            time.sleep(0.01)
+        os.kill(child.pid or 0, signal.SIGINT)
+        child.join(30)
+        assert child.exitcode == 1
+        with opened(tmp_path) as cache:
+            assert len(cache) == sum(server.answered.values()) == sum(server.requests.values()) < 100
 
 
 @pytest.mark.kill
@@ -224,7 +248,6 @@ def test_a_killed_run_pays_again_only_for_what_was_in_flight(tmp_path: Path, see
     """kill -9 at random moments. The server counts: a reply that was written is never asked for again."""
     chance, count = random.Random(seed), 1500
     with Server(echo, delay_s=0.002) as server:
-        kept: Counter[str] = Counter()
         kills = 0
         while True:
             child = _SPAWN.Process(target=_run_client, args=(tmp_path, server.base_url, count))
@@ -238,8 +261,9 @@ def test_a_killed_run_pays_again_only_for_what_was_in_flight(tmp_path: Path, see
                 kills += 1
             child.join(120)
             with opened(tmp_path) as cache:
-                kept[f"{len(cache)}"] += 1
                 assert sum(server.requests.values()) - len(cache) <= 8 * kills
+                # What was sent and never answered may be billed, and is counted.
+                assert Ledger(cache.database).spent().tokens >= 30 * sum(server.requests.values())
             if child.exitcode == 0:
                 break
         with opened(tmp_path) as cache:

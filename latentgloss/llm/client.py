@@ -22,7 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ FEW = 3
 ALL_REJECTED = 20
 """So many refused requests, and none answered, are a mistake in the registry."""
 GRACE_S = 10.0
-"""How long closing waits for what is in flight: it is paid for."""
+"""How long an end, of `complete` before its time or of the client, waits for what is in flight: it is paid for."""
 
 
 @dataclass(eq=False)
@@ -65,6 +65,8 @@ class _Job:
     request: Request
     charged: tuple[str, str]
     waiting: int = 1
+    sent: bool = False
+    """An attempt is under way."""
     future: Future[Reply] = field(default_factory=Future)
 
 
@@ -135,7 +137,11 @@ class Client:
     # -- in the caller's thread ------------------------------------------------------------------------------
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
-        """See the protocol. Raises LanguageModelError; closing the iterator early drops what was not sent yet."""
+        """See the protocol. Raises LanguageModelError.
+
+        Closed early (an exception in the consumer, KeyboardInterrupt), it drops what was not sent yet and waits
+        `GRACE_S` at most for what was.
+        """
         ahead: deque[_Job | Reply] = deque()
         left = iter(requests)
         self._begin()
@@ -146,21 +152,17 @@ class Client:
                     ahead.append(self._start(request))
                 if not ahead:
                     return
-                head = ahead.popleft()
-                if isinstance(head, Reply):
-                    yield head
-                    continue
-                try:
-                    reply = head.future.result()
-                finally:
-                    self._leave(head)
+                head = ahead[0]
+                reply = head.future.result() if isinstance(head, _Job) else head
+                self._leave(ahead.popleft())
                 yield reply
         finally:
             for item in ahead:
-                if isinstance(item, _Job):
-                    self._leave(item)
+                self._leave(item)
             with self._lock:
                 self._calls -= 1
+            # Nobody may be left to receive what is in flight, but it is paid for: let it reach the cache.
+            wait([item.future for item in ahead if isinstance(item, _Job) and item.sent], timeout=GRACE_S)
 
     def close(self, grace_s: float = GRACE_S) -> None:
         """Waits for what is in flight, `grace_s` at most, and ends the thread. `complete` starts it again."""
@@ -199,9 +201,10 @@ class Client:
             loop.call_soon_threadsafe(self._launch, job)
         return job
 
-    def _leave(self, job: _Job) -> None:
-        with self._lock:
-            job.waiting -= 1
+    def _leave(self, item: _Job | Reply) -> None:
+        if isinstance(item, _Job):
+            with self._lock:
+                item.waiting -= 1
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
@@ -253,8 +256,8 @@ class Client:
         first = time.monotonic()
         tries = busy = 0
         while True:
-            while (wait := self._not_before - time.monotonic()) > 0:
-                await asyncio.sleep(wait * random.uniform(1.0, 1.1))
+            while (pause := self._not_before - time.monotonic()) > 0:
+                await asyncio.sleep(pause * random.uniform(1.0, 1.1))
             if self._stopped is not None:
                 raise self._stopped
             if self._dropped(job):
@@ -262,15 +265,16 @@ class Client:
             try:
                 reply = await self._attempt(job)
             except Failure as e:
+                job.sent = False
                 tries += WEIGHT.get(e.kind, 1)
                 busy += e.kind == "busy"
                 reason = self._verdict(e, job, first, tries=tries, busy=busy)
                 if reason is not None:
                     return Reply("llm_error", reason)
-                wait = min(self._backoff_s * 2 ** (max(tries, busy) - 1), BACKOFF_MOST_S) * random.uniform(0.5, 1.5)
+                pause = min(self._backoff_s * 2 ** (max(tries, busy) - 1), BACKOFF_MOST_S) * random.uniform(0.5, 1.5)
                 if e.kind == "busy":
                     self._not_before = max(self._not_before, time.monotonic() + (e.wait_s or 0.0))
-                await asyncio.sleep(max(wait, e.wait_s or 0.0))
+                await asyncio.sleep(max(pause, e.wait_s or 0.0))
             else:
                 self._health.good()
                 return reply
@@ -278,7 +282,8 @@ class Client:
     def _dropped(self, job: _Job) -> bool:
         """Whether nobody waits for it any more; from then on nobody can."""
         with self._lock:
-            if job.waiting > 0:
+            job.sent = job.waiting > 0
+            if job.sent:
                 return False
             self._jobs.pop(job.key, None)
             return True
