@@ -30,6 +30,8 @@ PER_CLIENT = 32
 """Connections of one HTTP client. Its work per request grows with them, so more requests get more clients."""
 
 CONNECT_S = 10.0
+IMPOSSIBLE = -9999.0
+"""What servers write for minus infinity, which JSON has not."""
 _QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 """Codes of a 429 that no waiting mends."""
 
@@ -191,5 +193,6 @@ def _reply(content: bytes, request: Request) -> Reply:
 
 
 def _token(item: Any) -> TokenLogprobs:
-    top = sorted(((str(t["token"]), float(t["logprob"])) for t in item.get("top_logprobs") or ()), key=lambda t: -t[1])
+    found = ((str(t["token"]), float(t["logprob"])) for t in item.get("top_logprobs") or ())
+    top = sorted((t for t in found if t[1] > IMPOSSIBLE), key=lambda t: -t[1])
     return TokenLogprobs(str(item["token"]), float(item["logprob"]), tuple(top))

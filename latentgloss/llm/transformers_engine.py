@@ -177,6 +177,7 @@ class _Decoding:
         """Takes and returns the next token, from the model's logits over the vocabulary."""
         if self.ended:
             return min(self.engine._ends, default=0)
+        logits = self._allowed(logits)
         token = self._pick(logits)
         ends = token in self.engine._ends
         if not ends:
@@ -205,16 +206,22 @@ class _Decoding:
     def _stopped(self) -> bool:
         return bool(self.request.stop) and any(stop in self._text() for stop in self.request.stop)
 
-    def _pick(self, logits: Tensor) -> int:
-        """Greedy at temperature 0, else a draw from the nucleus. With choices, among tokens that lead to one."""
+    def _allowed(self, logits: Tensor) -> Tensor:
+        """With choices, minus infinity for tokens that lead to none of them."""
         import torch
 
-        if self._choices:
-            at = len(self.tokens)
-            allowed = sorted({c[at] for c in self._choices if len(c) > at and list(c[:at]) == self.tokens})
-            masked = torch.full_like(logits, float("-inf"))
-            masked[allowed] = logits[allowed]
-            logits = masked
+        if not self._choices:
+            return logits
+        at = len(self.tokens)
+        allowed = sorted({c[at] for c in self._choices if len(c) > at and list(c[:at]) == self.tokens})
+        masked = torch.full_like(logits, float("-inf"))
+        masked[allowed] = logits[allowed]
+        return masked
+
+    def _pick(self, logits: Tensor) -> int:
+        """Greedy at temperature 0, else a draw from the nucleus."""
+        import torch
+
         if self.request.temperature <= 0:
             return int(logits.argmax())
         probabilities = torch.softmax(logits / self.request.temperature, dim=0)
@@ -233,13 +240,14 @@ class _Decoding:
         return self._draws
 
     def _logprobs(self, logits: Tensor, token: int) -> TokenLogprobs:
-        """Of the model itself, before choices and temperature."""
+        """Before temperature and nucleus; with choices, among the tokens that lead to one (as vLLM gives them)."""
         import torch
 
         logprobs = torch.log_softmax(logits, dim=0)
         best = logprobs.topk(self.request.logprobs)
         decode = self.engine.tokenizer.decode
-        top = tuple((str(decode([i])), p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        top = tuple((str(decode([i])), p) for i, p in pairs if p > float("-inf"))
         return TokenLogprobs(str(decode([token])), float(logprobs[token]), top)
 
 
