@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Literal, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from latentgloss.errors import LatentglossError
 from latentgloss.protocols import Reply, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Kind = Literal[
     "unreachable", "dropped", "timeout", "failed", "malformed", "busy", "rejected", "forbidden", "misdeclared"
@@ -55,7 +57,10 @@ class BatchEngine(Protocol):
     """Answers many requests in one go, in this process."""
 
     def answer_all(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
-        """Each request's place and its reply, in any order, each once. Called in one thread only."""
+        """Each request's place and its reply, in any order, each once. One call at a time.
+
+        Raises LanguageModelError if it can answer nothing at all.
+        """
         ...
 
 
@@ -91,27 +96,32 @@ class Batches:
     async def _batch(self, taken: list[tuple[Request, asyncio.Future[Reply]]]) -> None:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
-        def settle(place: int, outcome: Reply | Failure) -> None:
+        def settle(place: int, outcome: Reply | BaseException) -> None:
             future = taken[place][1]
             if future.done():  # nobody waits any more
                 return
-            if isinstance(outcome, Failure):
+            if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+
+        def tell(what: Callable[..., None], *values: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(what, *values)
 
         def run() -> None:
             left = set(range(len(taken)))
             try:
                 for place, outcome in self.engine.answer_all([request for request, _ in taken]):
                     left.discard(place)
-                    loop.call_soon_threadsafe(settle, place, outcome)
+                    tell(settle, place, outcome)
             except BaseException as e:  # a thread has nobody to raise to
-                failure = Failure("failed", f"{type(e).__name__}: {e}")
+                ours = isinstance(e, LatentglossError)  # files that are missing: no retry mends that
+                failure = e if ours else Failure("failed", f"{type(e).__name__}: {e}")
                 for place in left:
-                    loop.call_soon_threadsafe(settle, place, failure)
+                    tell(settle, place, failure)
             finally:
-                loop.call_soon_threadsafe(done.set)
+                tell(done.set)
 
         # A thread of its own, which ends with the process: an executor's would be waited for.
         threading.Thread(target=run, name="language model", daemon=True).start()

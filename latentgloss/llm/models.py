@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from latentgloss.llm.engine import Engine
     from latentgloss.llm.ledger import Ledger
     from latentgloss.llm.reply_cache import ReplyCache
-    from latentgloss.protocols import Request
+    from latentgloss.llm.transformers_engine import TransformersEngine
+    from latentgloss.llm.vllm_engine import VllmEngine
+    from latentgloss.protocols import Capability, Request
     from latentgloss.registry import LanguageModelSpec
     from latentgloss.settings import MachineSettings
 
@@ -37,20 +39,32 @@ def open_model(
 
         return Client(spec, served, replies, ledger, count=_counter(spec, cache_dir) if spec.tokenizer else None)
     from latentgloss.llm.engine import Batches
-    from latentgloss.llm.transformers_engine import CAPABILITIES, TransformersEngine, chat_tokens
+    from latentgloss.llm.transformers_engine import chat_tokens
 
-    if spec.engine == "vllm":
-        raise LanguageModelError(f"{spec.name}: engine vllm is not built in", todo="serve it: engine openai_compatible")
-    engine = TransformersEngine(model_of(spec, spec.model), cache_dir, device=machine.device, threads=machine.threads)
+    engine, capabilities = _local(spec, cache_dir, machine)
     return Client(
         spec,
         lambda: Batches(engine, spec.in_flight),
         replies,
         ledger,
         identity=engine.identity(),
-        capabilities=CAPABILITIES,
+        capabilities=capabilities,
         count=lambda requests: [len(chat_tokens(engine.tokenizer, request)) for request in requests],
     )
+
+
+def _local(
+    spec: LanguageModelSpec, cache_dir: Path, machine: MachineSettings
+) -> tuple[TransformersEngine | VllmEngine, frozenset[Capability]]:
+    files = model_of(spec, spec.model)
+    if spec.engine == "vllm":
+        from latentgloss.llm.vllm_engine import CAPABILITIES, VllmEngine
+
+        return VllmEngine(spec, files, cache_dir), CAPABILITIES
+    from latentgloss.llm import transformers_engine
+
+    engine = transformers_engine.TransformersEngine(files, cache_dir, device=machine.device, threads=machine.threads)
+    return engine, transformers_engine.CAPABILITIES
 
 
 def model_of(spec: LanguageModelSpec, source: str) -> ModelSpec:
