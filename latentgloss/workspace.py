@@ -32,10 +32,9 @@ if TYPE_CHECKING:
     from latentgloss.embedder import SentenceEmbedder
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.lance import LanceTables
-    from latentgloss.llm.client import Client
     from latentgloss.llm.ledger import Ledger
     from latentgloss.llm.reply_cache import ReplyCache
-    from latentgloss.protocols import Vectors
+    from latentgloss.protocols import LanguageModel, Vectors
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
@@ -72,7 +71,7 @@ class Workspace:
         self._subjects: dict[str, Subject] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
         self._embedders: dict[str, SentenceEmbedder] = {}
-        self._language_models: dict[str, Client] = {}
+        self._language_models: dict[str, LanguageModel] = {}
 
     @classmethod
     def open(cls, path: Path | None = None) -> Workspace:
@@ -130,8 +129,8 @@ class Workspace:
             )
         return self._embedders[name]
 
-    def language_model(self, name: str) -> Client:
-        """A language model of the registry (`protocols.LanguageModel`), started when it is first asked what the cache
+    def language_model(self, name: str) -> LanguageModel:
+        """A language model of the registry, started when it is first asked what the cache
         does not know. Raises InputError, RegistryError; LanguageModelError if its files are not here."""
         if name not in self._language_models:
             from latentgloss.llm.models import open_model
