@@ -24,6 +24,7 @@ from latentgloss import schema
 from latentgloss.evidence import BlockEvidence
 from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, Explainer, base_of
 from latentgloss.hashing import counter_hash, json_sha256
+from latentgloss.llm.ledger import charged_to
 from latentgloss.work import attempt
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def explain(works: Sequence[Work]) -> Iterator[Work]:
             error = attempt(prepare)
             for work in together:
                 work.start()
-                work.error = error or attempt(partial(_explain, work, *pool))
+                with charged_to(work.stage.name, work.partition):
+                    work.error = error or attempt(partial(_explain, work, *pool))
                 yield work
 
 

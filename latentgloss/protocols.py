@@ -140,6 +140,7 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    """Tells several replies to one prompt apart, also where the model takes none (capability `seed`)."""
     stop: tuple[str, ...] = ()
     choice: tuple[str, ...] | None = None
     """The reply is one of these (capability `choice`)."""
@@ -151,7 +152,10 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """One token of a reply. Natural logarithms."""
+    """One token of a reply. Natural logarithms, of the model before temperature.
+
+    With a choice they are relative to the tokens that lead to one. Some servers add the token that ended the reply.
+    """
 
     token: str
     logprob: float

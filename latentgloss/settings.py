@@ -170,6 +170,15 @@ class ReportSettings(Strict):
     resamples: int = Field(default=2000, ge=200)
 
 
+class BudgetSettings(Strict):
+    """Of all paid language models together, store-wide and over all runs (`latentgloss.llm.ledger`). In no recipe."""
+
+    tokens: int | None = Field(default=None, ge=0)
+    """Of prompts and replies."""
+    usd: float | None = Field(default=None, ge=0)
+    """Without one of the two, nothing is paid for."""
+
+
 class MachineSettings(Strict):
     """Facts of this machine. In no recipe."""
 
@@ -215,6 +224,7 @@ class Settings(Strict):
     embedding: EmbeddingSettings = EmbeddingSettings()
     search: SearchSettings = SearchSettings()
     report: ReportSettings = ReportSettings()
+    budget: BudgetSettings = BudgetSettings()
     machine: MachineSettings = MachineSettings()
     folder: Path = Path()
     """Folder of the file; relative paths start here."""

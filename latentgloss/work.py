@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from latentgloss.errors import LatentglossError, MissingInput
 from latentgloss.files import disk_full, is_disk_full
+from latentgloss.llm.ledger import charged_to
 from latentgloss.stages import among
 
 if TYPE_CHECKING:
@@ -145,7 +146,8 @@ def one_by_one(compute: Callable[[Work], None]) -> Callable[[Sequence[Work]], It
     def run(works: Sequence[Work]) -> Iterator[Work]:
         for work in works:
             work.start()
-            work.error = attempt(lambda work=work: compute(work))  # type: ignore[misc]
+            with charged_to(work.stage.name, work.partition):
+                work.error = attempt(lambda work=work: compute(work))  # type: ignore[misc]
             yield work
 
     return run

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentgloss import settings as settings_module
-from latentgloss.errors import InputError, MissingInput
+from latentgloss.errors import MissingInput
 from latentgloss.files import LocalFiles
 from latentgloss.hashing import DigestCache
 from latentgloss.registry import Registry, SaeSpec
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from latentgloss.explainers.base import Tools
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.lance import LanceTables
+    from latentgloss.llm.ledger import Ledger
+    from latentgloss.llm.reply_cache import ReplyCache
     from latentgloss.protocols import Judge, LanguageModel, Vectors
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
@@ -117,12 +119,6 @@ class Workspace:
             self._vocabularies[model] = Vocabulary(strings, token_bytes(tokenizer, strings), tokenizer.all_special_ids)
         return self._vocabularies[model]
 
-    def language_model(self, name: str) -> LanguageModel:
-        """A language model by its name. Raises InputError if there is none of that name."""
-        if name not in self._language_models:
-            raise InputError(f"language model {name!r} is not in the registry", expected="the name of one that is")
-        return self._language_models[name]
-
     def tools(self, partition: str) -> Tools:
         """What explainers of a SAE's latents may use."""
         from latentgloss.explainers.base import Tools
@@ -145,6 +141,34 @@ class Workspace:
                 spec, self.model_cache, device=machine.device, threads=machine.threads
             )
         return self._embedders[name]
+
+    def language_model(self, name: str) -> LanguageModel:
+        """A language model of the registry, started when it is first asked what the cache
+        does not know. Raises InputError, RegistryError; LanguageModelError if its files are not here."""
+        if name not in self._language_models:
+            from latentgloss.llm.models import open_model
+
+            spec = self.registry.language_model(name)
+            self._language_models[name] = open_model(
+                spec, self.replies, self.ledger, self.model_cache, self.settings.machine
+            )
+        return self._language_models[name]
+
+    @cached_property
+    def replies(self) -> ReplyCache:
+        """Replies of all language models, kept beside the versions of the store."""
+        from latentgloss.llm.database import Database
+        from latentgloss.llm.reply_cache import ReplyCache
+
+        return ReplyCache(Database(self.settings.store_root))
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What language models have cost, and the budget."""
+        from latentgloss.llm.ledger import Ledger
+
+        budget = self.settings.budget
+        return Ledger(self.replies.database, tokens=budget.tokens, usd=budget.usd)
 
     @cached_property
     def lance(self) -> LanceTables:

@@ -86,3 +86,52 @@ def test_a_partition_never_leaves_its_folder(key):
         return
     assert "/".join(parts) == key
     assert all(part and not part.startswith(".") and ".." not in part and "\\" not in part for part in parts)
+
+
+SERVED = 'name = "m"\nengine = "openai_compatible"\nmodel = "org/m"\nbase_url = "http://host:8000/v1"\n'
+
+
+def language_model(root, text):
+    folder = root / "language_models"
+    folder.mkdir(exist_ok=True)
+    (folder / "m.toml").write_text(text)
+    return Registry.open(root)
+
+
+def test_a_language_model_s_identity_has_no_address_key_or_price(root):
+    text = SERVED + 'revision = "abc"\nquantisation = "fp8"\n'
+    more = (
+        'api_key_env = "KEY"\npaid = true\nin_flight = 3\nprices = {prompt = 1.0, completion = 2.0}\n'
+        'capabilities = ["logprobs"]\n'
+    )
+    plain = language_model(root, text).language_model("m").declared()
+    assert plain == {"engine": "openai_compatible", "model": "org/m", "quantisation": "fp8", "revision": "abc"}
+    assert language_model(root, text.replace("host", "other") + more).language_model("m").declared() == plain
+    other = language_model(root, text + "parameters = {reasoning_effort = 'low'}\n").language_model("m")
+    assert other.declared() != plain
+
+
+SECRET = "sk-0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (SERVED.replace("base_url", "#"), "needs base_url"),
+        (SERVED + "paid = true\n", "prices"),
+        (SERVED + 'capabilities = ["choice"]\n', "vllm"),
+        (SERVED + 'capabilities = ["telepathy"]\n', "capabilities"),
+        (SERVED.replace("openai_compatible", "transformers"), "only of engine"),
+        (SERVED + f'api_key = "{SECRET}"\n', "did you mean 'api_key_env'"),
+        (SERVED + f'api_key_env = "{SECRET}"\n', "not the key itself"),
+        (SERVED.replace("host", f"me:{SECRET}@host"), "without user or password"),
+        (SERVED + "in_flight = 0\n", "in_flight"),
+    ],
+)
+def test_a_language_model_that_cannot_be_is_refused_without_quoting_secrets(root, text, says):
+    registry = language_model(root, text)
+    with pytest.raises(RegistryError) as caught:
+        registry.language_model("m")
+    assert says in str(caught.value) and SECRET not in str(caught.value) + repr(caught.value)
+    with pytest.raises(InputError, match=r"other\.toml"):
+        registry.language_model("other")

@@ -1,0 +1,89 @@
+"""Replies by what was asked: store-wide, append-only, kept the moment each arrives.
+
+What belongs here: the key of a request, how a reply is written down, and finding it again. A reply is a fact about a
+complete request (model identity, messages, parameters), so it never goes stale; `llm_error` is no fact about the
+request and is not kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from latentgloss.errors import StoreError
+from latentgloss.hashing import canonical, text_sha256
+from latentgloss.protocols import Reply, Request, TokenLogprobs
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from latentgloss.llm.database import Database
+
+KEPT = frozenset({"ok", "truncated", "refused"})
+"""Statuses that a model's answer has."""
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Request)}
+_COUNTS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd")
+
+
+def request_key(identity_sha256: str, request: Request) -> bytes:
+    """sha256 of everything that decides the reply. `identity_sha256` is the model's.
+
+    Parameters at their default are left out, so that a parameter added later changes no key.
+    """
+    content: dict[str, Any] = {"model": identity_sha256, "messages": [[m.role, m.content] for m in request.messages]}
+    for name, default in _DEFAULTS.items():
+        value = getattr(request, name)
+        if name != "messages" and value != default:
+            content[name] = value
+    return bytes.fromhex(text_sha256(canonical(content)))
+
+
+class ReplyCache:
+    """The replies in a store's database."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def get(self, key: bytes) -> Reply | None:
+        """The reply, whoever wrote it, with `from_cache` set. Raises StoreError if its record is damaged."""
+        found = self.database.rows("SELECT body FROM reply WHERE key = ?", key)
+        if not found:
+            return None
+        try:
+            return _decoded(found[0][0])
+        except (zlib.error, ValueError, KeyError, TypeError) as e:
+            raise StoreError(
+                f"{self.database.path}: the reply to {key.hex()} is damaged ({e})",
+                expected="the record as it was written",
+                todo=f"delete it (DELETE FROM reply WHERE key = x'{key.hex()}') to have it asked again",
+            ) from e
+
+    def put(self, transaction: sqlite3.Connection, key: bytes, reply: Reply) -> None:
+        """Keeps a reply, within a transaction of the database. The first of two for one key stays."""
+        if reply.status in KEPT:
+            transaction.execute("INSERT OR IGNORE INTO reply (key, body) VALUES (?, ?)", (key, _encoded(reply)))
+
+    def __len__(self) -> int:
+        found = self.database.rows("SELECT count(*) FROM reply")
+        return int(found[0][0]) if found else 0
+
+
+def _encoded(reply: Reply) -> bytes:
+    """JSON, deflated: small, and its checksum tells a damaged record."""
+    content: dict[str, Any] = {"status": reply.status, "text": reply.text}
+    content |= {name: value for name in ("reason", *_COUNTS) if (value := getattr(reply, name))}
+    if reply.logprobs:
+        content["logprobs"] = [[t.token, t.logprob, t.top] for t in reply.logprobs]
+    return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 1)
+
+
+def _decoded(body: bytes) -> Reply:
+    content = json.loads(zlib.decompress(body))
+    logprobs = tuple(
+        TokenLogprobs(token, logprob, tuple((t, p) for t, p in top))
+        for token, logprob, top in content.pop("logprobs", ())
+    )
+    return Reply(**content, logprobs=logprobs, from_cache=True)
