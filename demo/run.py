@@ -49,6 +49,7 @@ _TERMINAL = os.fdopen(os.dup(sys.stdout.fileno()), "w") if sys.stdout.isatty() e
 console = Console(file=_TERMINAL) if _TERMINAL else Console(width=190)
 SHOWN_METRIC = "balanced_accuracy"
 GAIN_METRIC = "auroc"
+BASELINE, NULL = "token_table", "null:"
 """Balanced accuracy over 100 + 100 windows moves in steps of .005: too coarse for a difference. Shown, too, where a
 scorer has no balanced accuracy."""
 
@@ -222,7 +223,7 @@ def _bar(bars: Bars, label: str) -> "Advance":
 
 
 def _print_report(workspace: Workspace) -> None:
-    """A row per SAE, scorer and kind of negatives: trained SAEs and baselines together, nulls beside them."""
+    """A table per SAE, trained ones and baselines: a row per scorer, kind of negatives and explainer."""
     reports = [workspace.store.current("score_report", model) for model in sorted(workspace.registry.models)]
     frames = [r.read(schema.REPORT) for r in reports if r is not None]
     both = pl.concat(frames) if frames else schema.REPORT.empty()
@@ -230,31 +231,44 @@ def _print_report(workspace: Workspace) -> None:
         console.print("There is no report yet.")
         return
     order = list(workspace.settings.explanations.explainers)
-    explainers = sorted(both["explainer"].unique(), key=lambda e: (order.index(e) if e in order else len(order), e))
-    table = Table(title=f"Median {SHOWN_METRIC} over scored latents, 95 % interval")
-    words = ("SAE", "scorer", "negatives")
-    for head in (*words, "alive", "eligible", "scored", *explainers, f"{GAIN_METRIC} gain"):
-        table.add_column(head, justify="left" if head in words else "right", overflow="fold")
+    shown = [e for e in order if e != BASELINE and not e.startswith(NULL)]
     for (partition,), of_sae in both.group_by("partition", maintain_order=True):
-        table.add_section()
-        for number, (scorer, shown, gains) in enumerate(_arms(of_sae)):
-            by = {row["explainer"]: row for row in shown.iter_rows(named=True)}
+        first = of_sae.row(0, named=True)
+        counts = f"{first['n_eligible']:,} of {first['n_latents']:,} latents eligible, {first['n_alive']:,} alive"
+        table = Table(title=f"{partition}{_kind(workspace, str(partition))}: {counts}", title_justify="left")
+        for head, width in COLUMNS:
+            table.add_column(head, justify="left" if head in WORDS else "right", min_width=width, overflow="fold")
+        for scorer, rows, gains in _arms(of_sae):
+            by = {row["explainer"]: row for row in rows.iter_rows(named=True)}
             gain = {row["explainer"]: row for row in gains.iter_rows(named=True)}
-            first = next(by[e] for e in explainers if e in by)
-            table.add_row(
-                "" if number else f"{partition}{_kind(workspace, str(partition))}",
-                scorer,
-                first["negatives"],
-                *(f"{first[name]:,}" for name in ("n_alive", "n_eligible")),
-                f"{first['n_scored']:,}" + ("" if first["n_asked"] == first["n_eligible"] else " sampled"),
-                *(_interval(by.get(e), "median") for e in explainers),
-                _interval(gain.get(explainers[0]), "gain"),
-            )
-    console.print(table)
+            for explainer in (e for e in shown if e in by):
+                row = by[explainer]
+                table.add_row(
+                    scorer, row["negatives"], explainer,
+                    f"{row['n_scored']:,}" + ("" if row["n_asked"] == row["n_eligible"] else f" of {row['n_asked']:,}"),
+                    "" if row["n_judged"] is None else f"{row['n_judged']:.0f}",
+                    _short(row["coverage"]), _interval(row, "median"), _short(row["corrected"]),
+                    _interval(row, "specificity"), _interval(by.get(f"{NULL}{explainer}"), "median"),
+                    _interval(by.get(BASELINE), "median"), _interval(gain.get(explainer), "gain"),
+                )  # fmt: skip
+        console.print(table)
     console.print(
-        f"Scored is a count of `{explainers[0]}`. `null:` explains with another latent's text. "
-        f"Gain of `{explainers[0]}` over `token_table`: median paired difference over all eligible latents.\n"
+        "Score: balanced accuracy unless AUROC is named. Medians over scored latents, 95 % intervals over latents.\n"
+        "n: contexts judged per latent; coverage: the share of them that could be counted. Corrected: 0 within\n"
+        "reach of knowing nothing, 1 perfect. Null: another latent's text; specificity: the difference to it per latent.\n"
+        f"Gain over `{BASELINE}`: median paired difference over all eligible latents. Population: all other contexts,\n"
+        "each kind by its share.\n",
+        highlight=False,
     )
+
+
+COLUMNS = (
+    ("scorer", 9), ("negatives", 9), ("explainer", 9), ("scored", 6), ("n", 3), ("coverage", 8), ("score", 17),
+    ("corrected", 9), ("specificity", 17), ("null", 17), (BASELINE, 17), (f"{GAIN_METRIC} gain", 17),
+)  # fmt: skip
+
+
+WORDS = ("scorer", "negatives", "explainer")
 
 
 def _arms(of_sae: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame, pl.DataFrame]]:
@@ -275,10 +289,14 @@ def _kind(workspace: Workspace, partition: str) -> str:
     return " (control)" if sae.control else " (baseline)" if sae.format in BASELINES else ""
 
 
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+
+
 def _interval(row: dict[str, Any] | None, name: str) -> str:
     if row is None or row[name] is None:
-        return "none"
-    value, low, high = (f"{row[key]:.3f}".replace("0.", ".", 1) for key in (name, f"{name}_low", f"{name}_high"))
+        return ""
+    value, low, high = (_short(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
     return f"{value} [{low}, {high}]"
 
 

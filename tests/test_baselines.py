@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import polars as pl
 import pytest
 import tiny
 import torch
@@ -140,6 +141,9 @@ def test_baselines_go_through_every_stage_as_saes_do(workspace):
         assert scores["latent"].n_unique() == n
         assert (scores["status"] == "ok").any()
     rows = workspace.store.current("score_report", "tiny").read(schema.REPORT)
+    for row in rows.filter(pl.col("n_scored") > 0).iter_rows(named=True):
+        assert row["corrected"] == pytest.approx((row["median"] - 0.5) / 0.5)
+        assert 0 < row["coverage"] <= 1 and row["n_judged"] >= 20
     control = dict(rows.select("partition", "control").unique().iter_rows())
     assert control == {tiny.SPARSIFY: False, tiny.SAELENS: True, partitions[0]: True, partitions[1]: False}
 

@@ -45,7 +45,7 @@ def test_a_failure_stops_no_other_sae_and_a_fresh_store_computes_nothing(
     again = run(tiny_workspace, tmp_path / "home")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "nothing to compute" in again.stdout
-    assert "Median balanced_accuracy" in again.stdout and "lineage" in again.stdout
+    assert "latents eligible" in again.stdout and "specificity" in again.stdout and "lineage" in again.stdout
 
 
 def test_every_scorer_has_a_row_in_its_own_metric(monkeypatch: pytest.MonkeyPatch) -> None:

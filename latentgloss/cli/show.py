@@ -153,7 +153,10 @@ def scores(
     if as_json:
         print_json_rows(rows)
         return
-    columns = ("latent", "explainer", "scorer", "judge", "negatives", "score", "ci_low", "ci_high", "specificity", "n")
+    columns = (
+        "latent", "explainer", "scorer", "judge", "negatives",
+        "score", "ci_low", "ci_high", "corrected", "specificity", "n", "coverage",
+    )  # fmt: skip
     print_table(
         (*(c.upper() for c in columns), "STATUS"),
         ([*(r[c] for c in columns), r["status"] + (f": {r['reason']}" if r["reason"] else "")] for r in rows),

@@ -100,7 +100,13 @@ def _summary(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str, seed: int
     scored = values[np.isfinite(values)]
     median = statistics.median_interval(values, seed=seed, resamples=resamples)
     quartiles = np.quantile(scored, [0.25, 0.75]) if len(scored) else (None, None)
+    # Of both metrics that are summarised the uninformed value is one half for every latent.
+    corrected = statistics.corrected(np.array([median.value]), statistics.uninformed(metric, np.array([np.nan])))
+    judged = eligible.join(frame.filter(pl.col("status").is_in(["ok", "unscored"])), on="latent")
     return {
+        "corrected": _number(corrected[0]),
+        "n_judged": judged.filter(pl.col(metric).is_not_null())["n"].median(),
+        "coverage": judged["coverage"].mean(),
         "metric": metric,
         "n_scored": len(scored),
         "median": _number(median.value),
