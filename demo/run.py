@@ -255,7 +255,7 @@ def _print_report(workspace: Workspace) -> None:
     console.print(
         "Score: balanced accuracy unless AUROC is named. Medians over scored latents, 95 % intervals over latents.\n"
         "n: contexts judged per latent; coverage: the share of them that could be counted. Corrected: 0 within\n"
-        "reach of knowing nothing, 1 perfect. Null: another latent's text; specificity: the difference to it per latent.\n"
+        "reach of knowing nothing, 1 perfect. Null: another latent's text; specificity: what is gained over it.\n"
         f"Gain over `{BASELINE}`: median paired difference over all eligible latents. Population: all other contexts,\n"
         "each kind by its share.\n",
         highlight=False,
