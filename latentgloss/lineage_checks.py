@@ -295,7 +295,7 @@ def activation_checks(
 def score_checks(
     scores: pl.DataFrame, judgements: pl.DataFrame, nulls: pl.DataFrame | None, strata: pl.DataFrame | None
 ) -> list[Check]:
-    """Each score of a latent, from its judgements on the test split, and its specificity, from the null's scores.
+    """Each score of a latent and its interval, from its judgements on the test split; specificity from null scores.
 
     `strata`: shares of the strata (`schema.STRATA_SHARES`); without them scores of the population go unchecked.
     """
@@ -322,11 +322,10 @@ def score_checks(
         found = _recomputed(judged, {arm: share for arm, share in shares.items() if share}, by_rank)
         if not by_rank:
             found[row["metric"]] = found["balanced_accuracy"]
+        found |= _ends(judged, shares, by_rank, whole=row["negatives"] == schema.POPULATION)
         stored = {name: row[name] for name in found if name in row}
         stored[row["metric"]] = row["score"]
-        same = judged.height == row["n"] and all(
-            stored[name] is not None and abs(found[name] - stored[name]) <= TOLERANCE for name in stored
-        )
+        same = judged.height == row["n"] and all(_close(found[name], stored[name]) for name in stored)
         what = f"score of {row['judge']} on {row['negatives']} from its judgements"
         checks.append(Check(what, same, _text({**found, "n": judged.height}), _text({**stored, "n": row["n"]})))
         if nulls is not None and row["specificity"] is not None:
@@ -354,6 +353,44 @@ def _recomputed(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool) -
     tpr = _share(positive["prediction"])
     tnr = sum(share * _share(~each[arm]["prediction"]) for arm, share in shares.items())
     return {"balanced_accuracy": (tpr + tnr) / 2, "tpr": tpr, "tnr": tnr}
+
+
+def _close(found: float, stored: float | None) -> bool:
+    """What cannot be computed is stored as nothing."""
+    return bool(np.isnan(found)) if stored is None else abs(found - stored) <= TOLERANCE
+
+
+def _ends(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool, whole: bool) -> dict[str, float]:
+    """Ends of the intervals of what `_recomputed` returns; documents and prompts are clusters. `whole`: population."""
+    truth, document, prompt, stratum = (
+        series.to_numpy()[None]
+        for series in (
+            judged["truth"],
+            judged["document"],
+            judged["prompt"].fill_null(-1),
+            judged["negatives"].replace_strict(list(shares), range(len(shares)), return_dtype=pl.Int8),
+        )
+    )
+    valid, share = np.ones_like(truth), np.array([list(shares.values())])
+    if by_rank:
+        evidence = judged["evidence"].to_numpy()[None]
+        area = statistics.auroc(truth, evidence, valid, document, stratum=stratum, share=share, prompt=prompt)
+        intervals = {"ci": area, "auroc": area}
+    else:
+        said = judged["prediction"].to_numpy()[None]
+        if whole:
+            rates = statistics.prevalence_weighted(
+                truth, said, valid, document, stratum, share, np.array([0.5]), prompt=prompt
+            )
+            tnr = statistics.Interval(1 - rates.fpr.value, 1 - rates.fpr.high, 1 - rates.fpr.low)
+            intervals = {"ci": rates.balanced_accuracy, "tpr": rates.tpr, "tnr": tnr}
+        else:
+            rates = statistics.rate_intervals(truth, said, valid, document, prompt=prompt)
+            intervals = {"ci": rates.balanced_accuracy, "tpr": rates.tpr, "tnr": rates.tnr}
+    ends = {}
+    for name, interval in intervals.items():
+        ends |= {f"{name}_low": float(interval.low[0]), f"{name}_high": float(interval.high[0])}
+    return ends
 
 
 def _share(said: pl.Series) -> float:
