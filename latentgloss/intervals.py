@@ -1,47 +1,39 @@
 """Intervals for rates and areas whose judgements come in clusters.
 
 What belongs here: how uncertain a share, a sum of shares or an area is when several judgements share a
-document or a prompt, and the tools for it (clusters found by one sort, sums over them, chunks of latents). What
-the numbers mean is in `statistics`, whose conventions for blocks of latents hold here too. Sources are named
-per function; between candidates, simulated coverage decided.
-
-Documents and prompts are crossed: neither holds the other. What both do to a variance is V_document + V_prompt -
-V_both, `both` being the judgements that share document and prompt, whose covariance would be counted twice (Cameron,
-Gelbach & Miller, J. Bus. Econ. Stat. 29:238, 2011). Where no two counted judgements share a prompt, that is
-V_document, to the last digit.
+document or a prompt (`clusters`). What the numbers mean is in `statistics`, whose conventions for blocks of latents
+hold here too. Sources are named per function; between candidates, simulated coverage decided.
 """
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Shaped
 from scipy import stats
 
+from latentgloss.clusters import (
+    Evidence,
+    Groups,
+    Ids,
+    Mask,
+    PerGroup,
+    PerLatent,
+    Shares,
+    Ways,
+    alone,
+    combined,
+    groupings,
+    in_chunks,
+    share_prompts,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-Mask: TypeAlias = Bool[np.ndarray, "latents n"]
-Evidence: TypeAlias = Float[np.ndarray, "latents n"]
-Ids: TypeAlias = Shaped[np.ndarray, "latents n"]
-PerLatent: TypeAlias = Float[np.ndarray, " latents"]
-Results: TypeAlias = Float[np.ndarray, "latents ..."]
-Shares: TypeAlias = Float[np.ndarray, "latents strata"]
-PerGroup: TypeAlias = Float[np.ndarray, " groups"]
-
-CHUNK = 1 << 19
-"""Judgements handled at once: bounds memory, and keeps the working set near the cache."""
-
+    from collections.abc import Sequence
 
 LEAST_INFLATION = 0.75
 """Of the variance of a share by clustering. Of .5 to 1 in steps the one whose coverage stays within .93 to .97."""
-
-
-THREADS = 4
-"""Ranges of latents computed at once, where there are as many processors."""
 
 
 class Interval(NamedTuple):
@@ -111,8 +103,9 @@ def auroc(
     strata of negatives, NaN if one that counts is missing.
 
     Variance: Obuchowski, Biometrics 53:567 (1997), DeLong's structural components summed within clusters,
-    with the covariance of positives and negatives of one cluster; `combined` for documents and prompts. The interval is symmetric on the logit scale, with Student's t on (clusters of the class
-    and kind that has fewest) - 1 degrees of freedom. Where the variance is zero (perfect separation, or evidence that
+    with the covariance of positives and negatives of one cluster; `combined` for documents and prompts. The
+    interval is symmetric on the logit scale, with Student's t on (clusters of the class and kind that has
+    fewest) - 1 degrees of freedom. Where the variance is zero (perfect separation, or evidence that
     never varies) it is Wilson's with that number of clusters as n: AUROC 1 from 50 documents gives [.93, 1].
     """
     if stratum is None or share is None:
@@ -203,79 +196,6 @@ def mover_ratio(top: Interval, bottom: Interval) -> Interval:
         known = ~np.isnan(low_a + low_b)
         low, high = np.where(inner > 0, low, 0.0), np.where(over > 0, high, np.inf)
         return Interval(a / b, np.where(known, low, np.nan), np.where(known, high, np.nan))
-
-
-class Groups:
-    """The clusters of a block: one sort per latent, then sums over columns in any order.
-
-    Sums run from left to right (`bincount`), never pairwise: so padding, which adds zeros, changes no last
-    digit, and a latent's numbers do not depend on how wide its block happens to be.
-    """
-
-    def __init__(self, cluster: Ids) -> None:
-        order = np.argsort(cluster, axis=1, kind="stable")
-        ids = np.take_along_axis(cluster, order, 1)
-        first = np.ones(ids.shape, bool)
-        first[:, 1:] = (ids[:, 1:] != ids[:, :-1]) | (ids[:, 1:] < 0)
-        self.group = np.empty(ids.shape, np.int64)
-        np.put_along_axis(self.group, order, (np.cumsum(first) - 1).reshape(ids.shape), 1)
-        self.latent = np.repeat(np.arange(len(ids)), first.sum(1))
-        self.n_latents = len(ids)
-
-    def sum(self, columns: Shaped[np.ndarray, "latents n"]) -> PerGroup:
-        """Sum of `columns` in each cluster, over all latents one after the other."""
-        return _sums(self.group.ravel(), columns.ravel(), len(self.latent))
-
-    def total(self, groups: Shaped[np.ndarray, " groups"]) -> PerLatent:
-        """Sum over the clusters of each latent."""
-        return _sums(self.latent, groups, self.n_latents)
-
-    def spread(self, values: PerLatent) -> PerGroup:
-        """A latent's value, repeated for each of its clusters."""
-        return values[self.latent]
-
-
-Ways: TypeAlias = "tuple[Groups] | tuple[Groups, Groups, Groups]"
-"""Documents alone; or documents, prompts, and what shares both."""
-
-
-def groupings(cluster: Ids, prompt: Ids) -> Ways:
-    """Documents alone where no latent has prompts (negative id: judged alone), so that they cost nothing."""
-    documents = Groups(cluster)
-    if not (prompt >= 0).any():
-        return (documents,)
-    prompts = Groups(prompt)
-    first = prompts.group.min(axis=1, keepdims=True)
-    return documents, prompts, Groups(documents.group * prompt.shape[1] + prompts.group - first)
-
-
-def alone(like: Mask) -> Ids:
-    """`prompt` of judgements made one at a time."""
-    return np.broadcast_to(np.int8(-1), like.shape)
-
-
-def share_prompts(ways: Ways, counted: Mask) -> Bool[np.ndarray, " latents"]:
-    """Latents of which some `counted` judgements were made in one prompt."""
-    if len(ways) == 1:
-        return np.zeros(ways[0].n_latents, bool)
-    return ways[1].total(ways[1].sum(counted) > 1) > 0
-
-
-def combined(ways: Sequence[PerLatent]) -> PerLatent:
-    """Variance under documents and prompts from those under documents, prompts and both.
-
-    Not below the smaller of the first two: the estimate may be anything, even negative. A floor at the larger one
-    covers too often (up to .98), most where a prompt lifts positives and negatives alike, which an area does not
-    feel; and it would jump where the first two judgements share a prompt.
-    """
-    document, prompt, both = ways
-    result: PerLatent = np.maximum(document + (prompt - both), np.minimum(document, prompt))
-    return result
-
-
-def _sums(index: Int[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], size: int) -> Float[np.ndarray, " size"]:
-    # bincount of nothing is an array of integers, whatever its weights
-    return np.bincount(index, values, minlength=size).astype(np.float64, copy=False)
 
 
 class OneWay(NamedTuple):
@@ -392,20 +312,3 @@ def _quantile(level: float, df: PerLatent | float) -> PerLatent | float:
     """Two-sided quantile of Student's t; at df = inf the normal one."""
     quantile: PerLatent | float = stats.t.ppf((1 + level) / 2, df)
     return quantile
-
-
-def in_chunks(
-    compute: Callable[..., tuple[PerLatent, ...]], *blocks: Shaped[np.ndarray, "latents _"]
-) -> tuple[Results, ...]:
-    """`compute` over ranges of latents, results concatenated; each range holds about `CHUNK` judgements."""
-    rows, n = blocks[0].shape
-    if n == 0:  # one column of padding, so that every latent has a first judgement
-        blocks = tuple(np.zeros((rows, 1), b.dtype) if b.shape[1] == 0 else b for b in blocks)
-    step = max(1, CHUNK // max(n, 1))
-    ranges = [tuple(b[i : i + step] for b in blocks) for i in range(0, max(rows, 1), step)]
-    if len(ranges) < 2:
-        parts = [compute(*part) for part in ranges]
-    else:  # sorting and arithmetic of arrays run beside each other
-        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-            parts = list(pool.map(lambda part: compute(*part), ranges))
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -184,9 +184,7 @@ def scores_of_population(
     value, columns = area, {}
     if metric != AUROC:
         prediction = padded("prediction", values=padded.frame["prediction"].fill_null(False).to_numpy())
-        found = statistics.prevalence_weighted(
-            truth, prediction, valid, document, stratum, share, rate, prompt=prompt
-        )
+        found = statistics.prevalence_weighted(truth, prediction, valid, document, stratum, share, rate, prompt=prompt)
         value = found.balanced_accuracy
         tnr = statistics.Interval(1 - found.fpr.value, 1 - found.fpr.high, 1 - found.fpr.low)
         columns = {

@@ -27,21 +27,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from latentgloss.clusters import Evidence, Ids, Mask, PerLatent, Shares, alone, groupings, in_chunks
 from latentgloss.errors import InputError
 from latentgloss.intervals import (
-    Evidence,
-    Ids,
     Interval,
-    Mask,
-    PerLatent,
     Rates,
-    Shares,
     auroc,
-    alone,
     clustered_share,
     correlation,
-    groupings,
-    in_chunks,
     mover,
     mover_ratio,
     rate_intervals,
