@@ -129,8 +129,17 @@ def cell(
     correlation: float,
     of_prompt: float = 0.0,
     latents: int = LATENTS,
+    *,
+    known: bool = True,
 ) -> float:
-    """Share of `latents`, with true values even in `band`, whose interval holds the truth. The seed is the cell's."""
+    """Share of `latents`, with true values even in `band`, whose interval holds the truth. The seed is the cell's.
+
+    `known`: whether the interval is told of the prompts.
+    """
+
+    def prompt(judged: Judged) -> np.ndarray | None:
+        return judged.prompt if known else None
+
     seed = [METRICS.index(metric), int(100 * band[0]), n, size, int(10 * correlation)]
     rng = np.random.default_rng([*seed, int(10 * of_prompt)] if of_prompt else seed)
     true = rng.uniform(*band, latents)
@@ -138,13 +147,13 @@ def cell(
     if metric == "auroc":
         judged = draw(np.full((latents, 2), 0.5))
         values = evidence(judged, true[:, None], correlation, rng, of_prompt)
-        return covered(statistics.auroc(judged.truth, values, *judged[2:4], prompt=judged.prompt), true)
+        return covered(statistics.auroc(judged.truth, values, *judged[2:4], prompt=prompt(judged)), true)
     if metric in ("tpr", "tnr", "balanced_accuracy"):
         # Balanced accuracy is made of unequal rates.
         more = rng.uniform(-1, 1, latents) * np.minimum(0.2, 0.99 - true) * (metric == "balanced_accuracy")
         judged = draw(np.stack([true + more, true - more], axis=1))
         said = judged.right == judged.truth
-        found = statistics.rate_intervals(judged.truth, said, *judged[2:4], prompt=judged.prompt)
+        found = statistics.rate_intervals(judged.truth, said, *judged[2:4], prompt=prompt(judged))
         return covered(getattr(found, metric), true)
     # The population: two strata of negatives, the smaller one harder.
     share = rng.uniform(0.02, 0.3, latents)
@@ -157,7 +166,12 @@ def cell(
         judged = draw(np.full((len(true), 3), 0.5))
         values = evidence(judged, areas, correlation, rng, of_prompt)
         area = statistics.auroc(
-            judged.truth, values, *judged[2:4], stratum=judged.stratum, share=share, prompt=judged.prompt
+            judged.truth,
+            values,
+            *judged[2:4],
+            stratum=judged.stratum,
+            share=share,
+            prompt=prompt(judged),
         )
         return covered(area, true)
     tpr, easy = rng.uniform(0.55, 0.95, latents), rng.uniform(0.02, 0.3, latents)
@@ -172,7 +186,7 @@ def cell(
     rate = true * fpr / (tpr * (1 - true) + true * fpr) if metric == "precision" else np.full(latents, 0.05)
     judged = draw(np.concatenate([tpr[:, None], 1 - fprs], axis=1))
     said = judged.right == judged.truth
-    found_there = statistics.prevalence_weighted(judged.truth, said, *judged[2:5], share, rate, prompt=judged.prompt)
+    found_there = statistics.prevalence_weighted(judged.truth, said, *judged[2:5], share, rate, prompt=prompt(judged))
     if metric == "precision":
         return covered(found_there.precision, true)
     if metric == "population_tnr":

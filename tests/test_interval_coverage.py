@@ -25,3 +25,10 @@ ERROR = 0.006
 def test_intervals_cover(metric: str) -> None:
     found = {where: study.cell(metric, *where) for where in SOME}  # type: ignore[arg-type]
     assert {w: c for w, c in found.items() if not 0.93 - ERROR <= c <= 0.97 + ERROR} == {}
+
+
+def test_documents_alone_miss_what_prompts_do() -> None:
+    where = (study.BANDS[2], 100, 2, 0.0, 0.3)
+    for metric in ("tpr", "balanced_accuracy", "auroc"):
+        assert study.cell(metric, *where, latents=1500) > 0.93 - 0.011
+        assert study.cell(metric, *where, latents=1500, known=False) < 0.90
