@@ -1,15 +1,19 @@
 """Do 95 % intervals contain the truth in 95 of 100 cases? Every interval that is stored, over simulated latents.
 
     python benchmarks/interval_coverage.py          all cells, result, figure in docs/images/coverage.svg
+    python benchmarks/interval_coverage.py --prompts    cells with prompts; the others as they are in the latest result
 
 A cell is a metric, a true value, judgements per class, a size of cluster and a correlation within it. What is judged
-is made up, so the truth is known: answers are beta-binomial in clusters (documents, or prompts of five), evidence is
-normal with a normal effect of the cluster. Tests run a part of the cells.
+is made up, so the truth is known: answers are beta-binomial in clusters, evidence is normal with a normal effect of
+the cluster. In cells with prompts five judgements of both classes share a prompt, across documents of one or two: an
+answer is the document's or the prompt's with a chance that is the root of the correlation, else its own. Tests run a
+part of the cells.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,8 +33,14 @@ BANDS = tuple((0.55 + 0.08 * i, 0.63 + 0.08 * i) for i in range(5))
 Stat. Sci. 16:101, 2001), whatever the interval; no latent has one exact value."""
 PER_CLASS = (50, 100, 200)
 SIZES = (2, 5)
-"""Judgements of a class per cluster: contexts per document as sampled, contexts per prompt."""
+"""Judgements of a class per cluster: contexts per document as sampled, and more."""
 CORRELATIONS = (0.0, 0.3)
+PER_PROMPT = 5
+CROSSED = tuple(
+    (band, n, 2, of_document, of_prompt)
+    for band, n, of_document, of_prompt in product(BANDS[::4], (50, 100), (0.0, 0.2), (0.1, 0.3))
+)
+"""Cells with prompts; the correlations of documents and of prompts."""
 
 
 class Judged(NamedTuple):
@@ -41,12 +51,29 @@ class Judged(NamedTuple):
     valid: np.ndarray
     cluster: np.ndarray
     stratum: np.ndarray
+    prompt: np.ndarray | None = None
 
 
-def answers(chances: np.ndarray, n: int, size: int, correlation: float, rng: np.random.Generator) -> Judged:
+def shared(prompt: np.ndarray, rng: np.random.Generator, draw: str) -> np.ndarray:
+    """A random number per prompt of each latent, beside its judgements."""
+    numbers: np.ndarray = getattr(rng, draw)((len(prompt), int(prompt.max()) + 1))
+    return np.take_along_axis(numbers, prompt, 1)
+
+
+def prompts(latents: int, kinds: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Shuffled, five to a prompt: positives with the first stratum, other strata with positives that do not count."""
+    orders = [rng.random((latents, 2 * n)).argsort(1) // PER_PROMPT for _ in range(kinds - 1)]
+    each = [orders[0], *(order[:, :n] + 2 * n * h for h, order in enumerate(orders[1:], 1))]
+    return np.concatenate(each, axis=1)
+
+
+def answers(
+    chances: np.ndarray, n: int, size: int, correlation: float, rng: np.random.Generator, of_prompt: float = 0.0
+) -> Judged:
     """n judgements of each kind, right with chances [latents kinds]: positives first, then strata of negatives.
 
-    Kinds have documents of their own. Of three documents one is short: it holds half as many judgements.
+    Kinds have documents of their own. Of three documents one is short: it holds half as many judgements. Prompts, if
+    `of_prompt` > 0, are easy or hard for all that is in them.
     """
     latents, kinds = chances.shape
     sizes = np.full(2 * n, size)
@@ -55,6 +82,15 @@ def answers(chances: np.ndarray, n: int, size: int, correlation: float, rng: np.
     k = int(of_kind.max()) + 1
     kind = np.repeat(np.arange(kinds), n)
     cluster = np.tile(of_kind, kinds) + k * kind
+    if of_prompt:
+        prompt = prompts(latents, kinds, n, rng)
+        own, pick = rng.random((2, latents, kinds * n))
+        of_document, other = np.sqrt(correlation), np.sqrt(of_prompt)
+        own = np.where(pick < other, shared(prompt, rng, "random"), own)
+        own = np.where(pick > 1 - of_document, rng.random((latents, k * kinds))[:, cluster], own)
+        right = own < chances[:, kind]
+        truth, cluster, kind = (np.broadcast_to(a, right.shape) for a in (kind == 0, cluster, kind))
+        return Judged(truth, right, np.ones_like(truth), cluster, kind - 1, prompt)
     p = chances.repeat(k, axis=1)
     if correlation:
         scale = (1 - correlation) / correlation
@@ -64,10 +100,18 @@ def answers(chances: np.ndarray, n: int, size: int, correlation: float, rng: np.
     return Judged(truth, right, np.ones_like(truth), cluster, kind - 1)
 
 
-def evidence(judged: Judged, area: np.ndarray, correlation: float, rng: np.random.Generator) -> np.ndarray:
-    """Normal evidence with an effect of the document; `area` [latents strata] is what each stratum's AUROC is."""
-    shared = rng.standard_normal((len(area), int(judged.cluster.max()) + 1))[:, judged.cluster[0]]
-    noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * rng.standard_normal(judged.truth.shape)
+def evidence(
+    judged: Judged, area: np.ndarray, correlation: float, rng: np.random.Generator, of_prompt: float = 0.0
+) -> np.ndarray:
+    """Normal evidence with effects of document and prompt; `area` [latents strata] is what each stratum's AUROC is.
+
+    A prompt is easy or hard: it moves positives and negatives apart. (One that moves both alike hardly moves an area.)
+    """
+    of_document = rng.standard_normal((len(area), int(judged.cluster.max()) + 1))[:, judged.cluster[0]]
+    own = rng.standard_normal(judged.truth.shape)
+    noise = np.sqrt(correlation) * of_document + np.sqrt(1 - correlation - of_prompt) * own
+    if judged.prompt is not None:
+        noise += np.sqrt(of_prompt) * shared(judged.prompt, rng, "standard_normal") * np.where(judged.truth, 1, -1)
     below = np.sqrt(2) * stats.norm.ppf(area)
     values: np.ndarray = noise - np.where(judged.truth, 0.0, below[:, np.maximum(judged.stratum[0], 0)])
     return values
@@ -78,21 +122,38 @@ def covered(interval: Interval, true: np.ndarray) -> float:
 
 
 def cell(
-    metric: str, band: tuple[float, float], n: int, size: int, correlation: float, latents: int = LATENTS
+    metric: str,
+    band: tuple[float, float],
+    n: int,
+    size: int,
+    correlation: float,
+    of_prompt: float = 0.0,
+    latents: int = LATENTS,
+    *,
+    known: bool = True,
 ) -> float:
-    """Share of `latents`, with true values even in `band`, whose interval holds the truth. The seed is the cell's."""
-    rng = np.random.default_rng([METRICS.index(metric), int(100 * band[0]), n, size, int(10 * correlation)])
+    """Share of `latents`, with true values even in `band`, whose interval holds the truth. The seed is the cell's.
+
+    `known`: whether the interval is told of the prompts.
+    """
+
+    def prompt(judged: Judged) -> np.ndarray | None:
+        return judged.prompt if known else None
+
+    seed = [METRICS.index(metric), int(100 * band[0]), n, size, int(10 * correlation)]
+    rng = np.random.default_rng([*seed, int(10 * of_prompt)] if of_prompt else seed)
     true = rng.uniform(*band, latents)
-    draw = partial(answers, n=n, size=size, correlation=correlation, rng=rng)
+    draw = partial(answers, n=n, size=size, correlation=correlation, rng=rng, of_prompt=of_prompt)
     if metric == "auroc":
         judged = draw(np.full((latents, 2), 0.5))
-        values = evidence(judged, true[:, None], correlation, rng)
-        return covered(statistics.auroc(judged.truth, values, judged.valid, judged.cluster), true)
+        values = evidence(judged, true[:, None], correlation, rng, of_prompt)
+        return covered(statistics.auroc(judged.truth, values, *judged[2:4], prompt=prompt(judged)), true)
     if metric in ("tpr", "tnr", "balanced_accuracy"):
         # Balanced accuracy is made of unequal rates.
         more = rng.uniform(-1, 1, latents) * np.minimum(0.2, 0.99 - true) * (metric == "balanced_accuracy")
         judged = draw(np.stack([true + more, true - more], axis=1))
-        found = statistics.rate_intervals(judged.truth, judged.right == judged.truth, judged.valid, judged.cluster)
+        said = judged.right == judged.truth
+        found = statistics.rate_intervals(judged.truth, said, *judged[2:4], prompt=prompt(judged))
         return covered(getattr(found, metric), true)
     # The population: two strata of negatives, the smaller one harder.
     share = rng.uniform(0.02, 0.3, latents)
@@ -103,8 +164,15 @@ def cell(
         keep = (areas[:, 0] > 0.3) & (areas[:, 0] < 0.98)
         share, areas, true = share[keep], areas[keep], true[keep]
         judged = draw(np.full((len(true), 3), 0.5))
-        values = evidence(judged, areas, correlation, rng)
-        area = statistics.auroc(judged.truth, values, judged.valid, judged.cluster, stratum=judged.stratum, share=share)
+        values = evidence(judged, areas, correlation, rng, of_prompt)
+        area = statistics.auroc(
+            judged.truth,
+            values,
+            *judged[2:4],
+            stratum=judged.stratum,
+            share=share,
+            prompt=prompt(judged),
+        )
         return covered(area, true)
     tpr, easy = rng.uniform(0.55, 0.95, latents), rng.uniform(0.02, 0.3, latents)
     if metric == "population_tnr":
@@ -117,9 +185,8 @@ def cell(
         true = (tpr + 1 - fpr) / 2
     rate = true * fpr / (tpr * (1 - true) + true * fpr) if metric == "precision" else np.full(latents, 0.05)
     judged = draw(np.concatenate([tpr[:, None], 1 - fprs], axis=1))
-    found_there = statistics.prevalence_weighted(
-        judged.truth, judged.right == judged.truth, judged.valid, judged.cluster, judged.stratum, share, rate
-    )
+    said = judged.right == judged.truth
+    found_there = statistics.prevalence_weighted(judged.truth, said, *judged[2:5], share, rate, prompt=prompt(judged))
     if metric == "precision":
         return covered(found_there.precision, true)
     if metric == "population_tnr":
@@ -139,6 +206,14 @@ METRICS = (
 )
 
 
+STYLES = {
+    "prompt icc": ("#c8691c", "#c8691c", 8),
+    "icc 0.3": ("#1f5a91", "#1f5a91", 0),
+    "icc 0.0": ("#fff", "#1f5a91", -8),
+}
+"""Fill, stroke and shift of a dot, by what its cell's name contains; the first that fits."""
+
+
 def figure(cells: dict[str, dict[str, float]], path: Path) -> None:
     """One row per metric, one dot per cell at its coverage; the band asked for behind them. SVG by hand."""
     left, width, row, top = 220, 420, 30, 34
@@ -156,7 +231,7 @@ def figure(cells: dict[str, dict[str, float]], path: Path) -> None:
         'fill="#e4eef7"/>',
         f'<line x1="{x(0.95):.1f}" x2="{x(0.95):.1f}" y1="{top}" y2="{top + row * len(cells)}" stroke="#6b8fb3"/>',
         f'<text x="{left}" y="20" fill="#333">share of intervals that hold the truth; '
-        "open: independent, filled: correlation .3</text>",
+        "open: independent, filled: correlation .3, orange: prompts of five</text>",
     ]
     for tick in (0.90, 0.93, 0.95, 0.97, 1.0):
         parts.append(f'<text x="{x(tick):.1f}" y="{height - 10}" text-anchor="middle" fill="#555">{tick:.2f}</text>')
@@ -164,13 +239,18 @@ def figure(cells: dict[str, dict[str, float]], path: Path) -> None:
         y = top + row * (number + 0.5)
         parts.append(f'<text x="{left - 12}" y="{y + 4:.1f}" text-anchor="end" fill="#222">{metric}</text>')
         for key, value in found.items():
-            clustered = key.endswith("icc 0.3")
-            fill, shift = ("#1f5a91", 5) if clustered else ("#fff", -5)
+            fill, stroke, shift = next(style for end, style in STYLES.items() if end in key)
             parts.append(
-                f'<circle cx="{x(value):.1f}" cy="{y + shift:.1f}" r="2.6" fill="{fill}" stroke="#1f5a91" '
+                f'<circle cx="{x(value):.1f}" cy="{y + shift:.1f}" r="2.6" fill="{fill}" stroke="{stroke}" '
                 'stroke-width="1"/>'
             )
     path.write_text("\n".join([*parts, "</svg>"]) + "\n")
+
+
+def name(band: tuple[float, float], n: int, size: int, correlation: float, of_prompt: float) -> str:
+    """Of a cell, in the result."""
+    prompt = f", prompt icc {of_prompt}" if of_prompt else ""
+    return f"true {band[0]:.2f}-{band[1]:.2f}, n {n}, cluster {size}, icc {correlation}{prompt}"
 
 
 def main() -> None:
@@ -178,19 +258,33 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=int, default=LATENTS, help="simulated per cell")
+    parser.add_argument(
+        "--prompts", action="store_true", help="cells with prompts only, beside the others of the latest"
+    )
     arguments = parser.parse_args()
+    latents = arguments.latents
+    plain = [(*where, 0.0) for where in product(BANDS, PER_CLASS, SIZES, CORRELATIONS)]
+    kept: dict[str, dict[str, float]] = {metric: {} for metric in METRICS}
+    origin = {}
+    if arguments.prompts:
+        latest = json.loads(max(world.RESULTS.glob("*-interval-coverage.json")).read_text())
+        latents, plain = latest["latents_per_cell"], []
+        kept = {metric: {k: v for k, v in latest["cells"][metric].items() if "prompt" not in k} for metric in METRICS}
+        origin = {"commit_of_cells_without_prompts": latest.get("commit_of_cells_without_prompts", latest["commit"])}
     cells = {
-        metric: {
-            f"true {band[0]:.2f}-{band[1]:.2f}, n {n}, cluster {size}, icc {correlation}": round(
-                cell(metric, band, n, size, correlation, arguments.latents), 4
-            )
-            for band, n, size, correlation in product(BANDS, PER_CLASS, SIZES, CORRELATIONS)
-        }
+        metric: kept[metric]
+        | {name(*where): round(cell(metric, *where, latents=latents), 4) for where in (*plain, *CROSSED)}
         for metric in METRICS
     }
     figure(cells, world.ROOT / "docs" / "images" / "coverage.svg")
-    summary = {metric: [min(found.values()), max(found.values())] for metric, found in cells.items()}
-    world.record("interval-coverage", {"latents_per_cell": arguments.latents, "range": summary, "cells": cells})
+    summary = {
+        kind: {
+            metric: [f(v for k, v in found.items() if ("prompt" in k) == crossed) for f in (min, max)]
+            for metric, found in cells.items()
+        }
+        for kind, crossed in (("range", False), ("range_with_prompts", True))
+    }
+    world.record("interval-coverage", {"latents_per_cell": latents, **origin, **summary, "cells": cells})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python benchmarks/statistics_scale.py
 
-Judgements are made up, with ties, documents shared by latents, and a tenth missing.
+Judgements are made up, with ties, documents shared by latents, and a tenth missing. Intervals are made twice: each
+judgement alone, and five to a prompt.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DOCUMENTS = 20_000
+PROMPTS = {
+    "intervals of rates, prompts": "intervals of rates",
+    "AUROC, prompts": "AUROC",
+    "population, prompts": "population: rates, precision, F1",
+    "population: AUROC, prompts": "population: AUROC",
+}
+"""What is measured with prompts, and without."""
 
 
 def peak_mib() -> int:
@@ -47,6 +55,9 @@ def main() -> None:
     document = rng.integers(0, DOCUMENTS, shape, dtype=np.int32)
     decile = np.where(truth, rng.integers(1, 11, shape, dtype=np.uint8), 0)
     stratum = rng.integers(0, 2, shape, dtype=np.int8)
+    order = rng.random(shape, dtype=np.float32).argsort(1) // 5
+    prompt = order + rng.integers(0, 1 << 59, (shape[0], 1))  # as large as parts of hashes are
+    del order
     share, rate = np.tile([0.1, 0.9], (shape[0], 1)), rng.uniform(1e-4, 0.1, shape[0])
     inputs = peak_mib()
     seconds: dict[str, float] = {}
@@ -75,6 +86,16 @@ def main() -> None:
         "population: AUPRC",
         lambda: statistics.auprc_at_base_rate(truth, evidence, valid, stratum, share, rate),
     )
+    timed(
+        "intervals of rates, prompts",
+        lambda: statistics.rate_intervals(truth, prediction, valid, document, prompt=prompt),
+    )
+    timed("AUROC, prompts", lambda: statistics.auroc(truth, evidence, valid, document, prompt=prompt))
+    timed("population, prompts", lambda: statistics.prevalence_weighted(*population, prompt=prompt))
+    timed(
+        "population: AUROC, prompts",
+        lambda: statistics.auroc(truth, evidence, valid, document, stratum=stratum, share=share, prompt=prompt),
+    )
     null = rng.permutation(area.value)
     p = timed("p from nulls", lambda: nulls.pooled_p(area.value, rate, null, rate))
     timed("Benjamini-Hochberg", lambda: families.benjamini_hochberg(p))
@@ -90,7 +111,10 @@ def main() -> None:
             "latents": shape[0],
             "judgements": shape[1],
             "seconds": seconds,
-            "total_seconds": round(sum(seconds.values()), 1),
+            "total_seconds": round(sum(took for name, took in seconds.items() if name not in PROMPTS), 1),
+            "total_seconds_with_prompts": round(
+                sum(took for name, took in seconds.items() if name not in PROMPTS.values()), 1
+            ),
             "inputs_mib": inputs,
             "peak_mib": peaks,
         },

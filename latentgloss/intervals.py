@@ -1,42 +1,39 @@
 """Intervals for rates and areas whose judgements come in clusters.
 
 What belongs here: how uncertain a share, a sum of shares or an area is when several judgements share a
-document, and the tools for it (clusters found by one sort, sums over them, chunks of latents). What the
-numbers mean is in `statistics`, whose conventions for blocks of latents hold here too. Sources are named
-per function; between candidates, simulated coverage decided.
+document or a prompt (`clusters`). What the numbers mean is in `statistics`, whose conventions for blocks of latents
+hold here too. Sources are named per function; between candidates, simulated coverage decided.
 """
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Shaped
 from scipy import stats
 
+from latentgloss.clusters import (
+    Evidence,
+    Groups,
+    Ids,
+    Mask,
+    PerGroup,
+    PerLatent,
+    Shares,
+    Ways,
+    alone,
+    combined,
+    groupings,
+    in_chunks,
+    share_prompts,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-Mask: TypeAlias = Bool[np.ndarray, "latents n"]
-Evidence: TypeAlias = Float[np.ndarray, "latents n"]
-Ids: TypeAlias = Shaped[np.ndarray, "latents n"]
-PerLatent: TypeAlias = Float[np.ndarray, " latents"]
-Results: TypeAlias = Float[np.ndarray, "latents ..."]
-Shares: TypeAlias = Float[np.ndarray, "latents strata"]
-PerGroup: TypeAlias = Float[np.ndarray, " groups"]
-
-CHUNK = 1 << 19
-"""Judgements handled at once: bounds memory, and keeps the working set near the cache."""
-
+    from collections.abc import Sequence
 
 LEAST_INFLATION = 0.75
 """Of the variance of a share by clustering. Of .5 to 1 in steps the one whose coverage stays within .93 to .97."""
-
-
-THREADS = 4
-"""Ranges of latents computed at once, where there are as many processors."""
 
 
 class Interval(NamedTuple):
@@ -70,31 +67,23 @@ def wilson(
     return Interval(share, np.where(known, low, np.nan), np.where(known, high, np.nan))
 
 
-def rate_intervals(truth: Mask, prediction: Mask, valid: Mask, cluster: Ids, level: float = 0.95) -> Rates:
+def rate_intervals(
+    truth: Mask, prediction: Mask, valid: Mask, cluster: Ids, level: float = 0.95, prompt: Ids | None = None
+) -> Rates:
     """TPR, TNR (Wilson at the effective sample size) and balanced accuracy (MOVER), with clusters.
 
-    Effective n = n / (1 + (m̄ - 1) ρ̂). m̄ = Σm²/n is the cluster size a judgement sees (exact for unequal
-    sizes); ρ̂ the ANOVA estimator of the intra-cluster correlation (with n₀ for unequal sizes; Donner, Int.
-    Stat. Rev. 54:67, 1986). It may be negative, down to an inflation of `LEAST_INFLATION`: cut at 0 it would
-    be too high on average where there is no clustering, and intervals too wide. Where all answers of a class
-    agree, ρ̂ cannot be estimated and is taken as 1: n is the number of clusters k, so a perfect rate has a
-    lower end of about k / (k + 3.84). ρ̂ being estimated, Student's t is used; degrees of freedom
-    (k - 1) m̄ / ((m̄ - 1) (1 - ρ̂)²) are twice the inverse of the inflation's squared relative error (from the
-    large-sample variance of ρ̂ in normal data): infinite without clustering, where the interval is
-    Wilson's own, and at ρ̂ = 1, where a cluster is one answer.
-    MOVER: Zou & Donner, Stat. Med. 27:1693 (2008), with the correlation of TPR and TNR over shared documents.
+    `clustered_share` has the effective sample size. MOVER: Zou & Donner, Stat. Med. 27:1693 (2008), with the
+    correlation of TPR and TNR over shared documents and prompts.
     """
 
-    def compute(truth: Mask, prediction: Mask, valid: Mask, cluster: Ids) -> tuple[PerLatent, ...]:
-        groups = Groups(cluster)
-        positive, negative = groups.sort(truth & valid), groups.sort(~truth & valid)
-        said = groups.sort(prediction)
-        tpr, residual_pos = clustered_share(groups, positive, said, level)
-        tnr, residual_neg = clustered_share(groups, negative, ~said, level)
-        accuracy = mover([tpr, tnr], [0.5, 0.5], correlation(groups, residual_pos, residual_neg))
+    def compute(truth: Mask, prediction: Mask, valid: Mask, cluster: Ids, prompt: Ids) -> tuple[PerLatent, ...]:
+        ways = groupings(cluster, prompt)
+        tpr, residual_pos = clustered_share(ways, truth & valid, prediction, level)
+        tnr, residual_neg = clustered_share(ways, ~truth & valid, ~prediction, level)
+        accuracy = mover([tpr, tnr], [0.5, 0.5], correlation(ways, residual_pos, residual_neg, valid))
         return (*tpr, *tnr, *accuracy)
 
-    parts = in_chunks(compute, truth, prediction, valid, cluster)
+    parts = in_chunks(compute, truth, prediction, valid, cluster, alone(truth) if prompt is None else prompt)
     return Rates(Interval(*parts[:3]), Interval(*parts[3:6]), Interval(*parts[6:]))
 
 
@@ -106,6 +95,7 @@ def auroc(
     level: float = 0.95,
     stratum: Ids | None = None,
     share: Shares | None = None,
+    prompt: Ids | None = None,
 ) -> Interval:
     """Area under the ROC curve (ties count half) with a clustered DeLong interval.
 
@@ -113,42 +103,49 @@ def auroc(
     strata of negatives, NaN if one that counts is missing.
 
     Variance: Obuchowski, Biometrics 53:567 (1997), DeLong's structural components summed within clusters,
-    with the covariance of positives and negatives of one document. The interval is symmetric on the logit
-    scale, with Student's t on (clusters of the class that has fewer) - 1 degrees of freedom. Where the
-    variance is zero (perfect separation, or evidence that never varies) it is Wilson's with that number of
-    clusters as n: AUROC 1 from 50 documents gives [.93, 1].
+    with the covariance of positives and negatives of one cluster; `combined` for documents and prompts. The
+    interval is symmetric on the logit scale, with Student's t on (clusters of the class and kind that has
+    fewest) - 1 degrees of freedom. Where the variance is zero (perfect separation, or evidence that
+    never varies) it is Wilson's with that number of clusters as n: AUROC 1 from 50 documents gives [.93, 1].
     """
     if stratum is None or share is None:
         stratum, share = np.zeros(truth.shape, np.int8), np.ones((len(truth), 1))
 
     def compute(
-        truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, stratum: Ids, share: Shares
+        truth: Mask, evidence: Evidence, valid: Mask, cluster: Ids, prompt: Ids, stratum: Ids, share: Shares
     ) -> tuple[PerLatent, ...]:
-        groups = Groups(cluster)
-        e, t, h = groups.sort(evidence), groups.sort(truth), groups.sort(stratum)
-        v = groups.sort(valid) & ~np.isnan(e)
-        positive, negative = v & t, v & ~t
+        ways = groupings(cluster, prompt)
+        valid = valid & ~np.isnan(evidence)
+        positive, negative = valid & truth, valid & ~truth
         n_pos = positive.sum(1)
-        area, of_pos, of_neg = np.zeros(len(e)), np.zeros(len(groups.latent)), np.zeros(len(groups.latent))
+        area = np.zeros(len(evidence))
+        of_pos, of_neg = ([np.zeros(len(way.latent)) for way in ways] for _ in range(2))
         with np.errstate(invalid="ignore", divide="ignore"):
             for number, weight in enumerate((share / share.sum(1, keepdims=True)).T):
-                within = negative & (h == number)
+                within = negative & (stratum == number)
                 n_neg = within.sum(1)
-                won = beaten(e, positive, within)
+                won = beaten(evidence, positive, within)
                 mine = (won * positive).sum(1) / (n_pos * n_neg)
                 placement = won / np.where(positive, n_neg[:, None], n_pos[:, None])
                 excess = np.nan_to_num(placement - mine[:, None])
                 area += np.where(weight == 0, 0.0, weight * mine)
-                of_pos += np.nan_to_num(groups.spread(weight / n_pos)) * groups.sum(excess * positive)
-                of_neg += np.nan_to_num(groups.spread(weight / n_neg)) * groups.sum(excess * within)
-            m_pos, m_neg = groups.sum(positive), groups.sum(negative)
-            k_pos, k_neg, k = (groups.total(m > 0) for m in (m_pos, m_neg, m_pos + m_neg))
-            variance = (
-                k_pos / (k_pos - 1) * groups.total(of_pos**2)
-                + k_neg / (k_neg - 1) * groups.total(of_neg**2)
-                + 2 * k / (k - 1) * groups.total(of_pos * of_neg)
-            )
-            fewer = np.minimum(k_pos, k_neg)
+                for sums, mask, n in ((of_pos, positive, n_pos), (of_neg, within, n_neg)):
+                    for i, way in enumerate(ways):
+                        sums[i] += np.nan_to_num(way.spread(weight / n)) * way.sum(excess * mask)
+            variances, fewest = [], []
+            for way, a, b in zip(ways, of_pos, of_neg, strict=True):
+                m_pos, m_neg = way.sum(positive), way.sum(negative)
+                k_pos, k_neg, k = (way.total(m > 0) for m in (m_pos, m_neg, m_pos + m_neg))
+                variances.append(
+                    k_pos / (k_pos - 1) * way.total(a**2)
+                    + k_neg / (k_neg - 1) * way.total(b**2)
+                    + 2 * k / (k - 1) * way.total(a * b)
+                )
+                fewest.append(np.minimum(k_pos, k_neg))
+            variance, fewer = variances[0], fewest[0]
+            if len(ways) > 1:
+                variance = np.where(share_prompts(ways, valid), combined(variances), variance)
+                fewer = np.minimum(fewer, fewest[1])
             df = np.where(fewer > 1, fewer - 1, np.nan)
             # Rounding leaves a variance of 1e-32 where it is zero; one misplaced pair leaves 1e-20 or more.
             flat = variance < 1e-24
@@ -158,7 +155,8 @@ def auroc(
         fallback = wilson(area, fewer, level, df)
         return area, np.where(flat, fallback.low, low), np.where(flat, fallback.high, high)
 
-    return Interval(*in_chunks(compute, truth, evidence, valid, cluster, stratum, share))
+    prompt = alone(truth) if prompt is None else prompt
+    return Interval(*in_chunks(compute, truth, evidence, valid, cluster, prompt, stratum, share))
 
 
 def mover(
@@ -200,46 +198,54 @@ def mover_ratio(top: Interval, bottom: Interval) -> Interval:
         return Interval(a / b, np.where(known, low, np.nan), np.where(known, high, np.nan))
 
 
-class Groups:
-    """The clusters of a block: one sort per latent, then sums over runs of sorted columns.
+class OneWay(NamedTuple):
+    """What one kind of clusters does to the variance of a share."""
 
-    Sums run from left to right (`bincount`), never pairwise: so padding, which adds zeros, changes no last
-    digit, and a latent's numbers do not depend on how wide its block happens to be.
+    inflation: PerLatent
+    df: PerLatent
+    mean_size: PerLatent
+    k: PerLatent
+    residual: PerGroup
+    """Hits of each cluster above what the share would give it."""
+
+
+def clustered_share(ways: Ways, within: Mask, said: Mask, level: float) -> tuple[Interval, list[PerGroup]]:
+    """Share of `said` among `within`, its interval, and each cluster's residual hits for each of `ways`.
+
+    Effective n = n / inflation. Of one kind of clusters the inflation is 1 + (m̄ - 1) ρ̂. m̄ = Σm²/n is the cluster
+    size a judgement sees (exact for unequal sizes); ρ̂ the ANOVA estimator of the intra-cluster correlation (with n₀
+    for unequal sizes; Donner, Int. Stat. Rev. 54:67, 1986). It may be negative, down to an inflation of
+    `LEAST_INFLATION`: cut at 0 it would be too high on average where there is no clustering, and intervals too wide.
+    Where all answers of a class agree, ρ̂ cannot be estimated and is taken as 1: n is the number of clusters k, so a
+    perfect rate has a lower end of about k / (k + 3.84). ρ̂ being estimated, Student's t is used; degrees of freedom
+    (k - 1) m̄ / ((m̄ - 1) (1 - ρ̂)²) are twice the inverse of the inflation's squared relative error (from the
+    large-sample variance of ρ̂ in normal data): infinite without clustering, where the interval is
+    Wilson's own, and at ρ̂ = 1, where a cluster is one answer.
+
+    Of documents and prompts it is `combined`, at most the larger m̄: the parts that documents and prompts have in an
+    answer add up to one at most. Degrees of freedom after Satterthwaite (Biometrics Bull. 2:110, 1946), the variances
+    of the inflations added up in the same way, and not fewer than either kind of clusters has.
     """
-
-    def __init__(self, cluster: Ids) -> None:
-        self.order = np.argsort(cluster, axis=1, kind="stable")
-        ids = np.take_along_axis(cluster, self.order, 1)
-        first = np.ones(ids.shape, bool)
-        first[:, 1:] = (ids[:, 1:] != ids[:, :-1]) | (ids[:, 1:] < 0)
-        self.group = np.cumsum(first) - 1
-        self.latent = np.repeat(np.arange(len(ids)), first.sum(1))
-        self.n_latents = len(ids)
-
-    def sort(self, columns: Shaped[np.ndarray, "latents n"]) -> Shaped[np.ndarray, "latents n"]:
-        """`columns` in the order in which the clusters of each latent lie together."""
-        return np.take_along_axis(columns, self.order, 1)
-
-    def sum(self, columns: Shaped[np.ndarray, "latents n"]) -> PerGroup:
-        """Sum of sorted `columns` in each cluster, over all latents one after the other."""
-        return _sums(self.group, columns.ravel(), len(self.latent))
-
-    def total(self, groups: Shaped[np.ndarray, " groups"]) -> PerLatent:
-        """Sum over the clusters of each latent."""
-        return _sums(self.latent, groups, self.n_latents)
-
-    def spread(self, values: PerLatent) -> PerGroup:
-        """A latent's value, repeated for each of its clusters."""
-        return values[self.latent]
+    found = [_one_way(groups, within, said) for groups in ways]
+    one, n = found[0], within.sum(1)
+    inflation, df, enough = one.inflation, one.df, one.k > 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if len(found) > 1:
+            two = found[1]
+            most = np.maximum(one.mean_size, two.mean_size)
+            total = np.clip(combined([way.inflation for way in found]), LEAST_INFLATION, most)
+            errors = [np.maximum(way.inflation, LEAST_INFLATION) ** 2 / way.df for way in found]
+            error = np.maximum(errors[0] + (errors[1] - errors[2]), np.maximum(errors[0], errors[1]))
+            together = two.mean_size > 1
+            inflation = np.where(together, total, inflation)
+            df = np.where(together, np.maximum(total**2 / error, np.minimum(one.df, two.df)), df)
+            enough = enough & (two.k > 1)
+        effective = np.where(enough, n / np.maximum(inflation, LEAST_INFLATION), np.nan)
+    interval = wilson(ratio((within & said).sum(1), n), effective, level, np.where(enough, df, np.nan))
+    return interval, [way.residual for way in found]
 
 
-def _sums(index: Int[np.ndarray, " n"], values: Shaped[np.ndarray, " n"], size: int) -> Float[np.ndarray, " size"]:
-    # bincount of nothing is an array of integers, whatever its weights
-    return np.bincount(index, values, minlength=size).astype(np.float64, copy=False)
-
-
-def clustered_share(groups: Groups, within: Mask, said: Mask, level: float) -> tuple[Interval, PerGroup]:
-    """Share of `said` among `within` (both sorted by cluster), its interval, each cluster's residual hits."""
+def _one_way(groups: Groups, within: Mask, said: Mask) -> OneWay:
     size, hits = groups.sum(within), groups.sum(within & said)
     n, k = groups.total(size), groups.total(size > 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -251,20 +257,24 @@ def clustered_share(groups: Groups, within: Mask, said: Mask, level: float) -> t
         n0 = (n - mean_size) / (k - 1)
         icc = (between - inside) / (between + (n0 - 1) * inside)
         icc = np.where(np.isfinite(icc), np.minimum(icc, 1.0), 1.0)
-        inflation = np.maximum(1 + (mean_size - 1) * icc, LEAST_INFLATION)
         df = (k - 1) * mean_size / ((mean_size - 1) * (1 - np.maximum(icc, 0.0)) ** 2)
-        effective = np.where(k > 1, n / inflation, np.nan)
-        interval = wilson(share, effective, level, np.where(k > 1, df, np.nan))
         residual = np.nan_to_num(hits - groups.spread(share) * size)
-    return interval, residual
+    return OneWay(1 + (mean_size - 1) * icc, df, mean_size, k, residual)
 
 
-def correlation(groups: Groups, a: PerGroup, b: PerGroup) -> PerLatent:
-    """Of the clusters' residuals, per latent; 0 where one does not vary."""
+def correlation(ways: Ways, a: Sequence[PerGroup], b: Sequence[PerGroup], counted: Mask) -> PerLatent:
+    """Of two sums of judgements, from their clusters' residuals for each of `ways`; 0 where one does not vary."""
+    aa, bb, ab = (
+        [way.total(x * y) for way, x, y in zip(ways, first, second, strict=True)]
+        for first, second in ((a, a), (b, b), (a, b))
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.sqrt(groups.total(a**2) * groups.total(b**2))
-        r: PerLatent = np.nan_to_num(groups.total(a * b) / spread, nan=0.0, posinf=0.0)
-    return r
+        r = ab[0] / np.sqrt(aa[0] * bb[0])
+        if len(ways) > 1:
+            crossed = (ab[0] + (ab[1] - ab[2])) / np.sqrt(combined(aa) * combined(bb))
+            r = np.where(share_prompts(ways, counted), np.clip(crossed, -1, 1), r)
+    result: PerLatent = np.nan_to_num(r, nan=0.0, posinf=0.0)
+    return result
 
 
 def beaten(evidence: Evidence, positive: Mask, negative: Mask) -> Evidence:
@@ -302,20 +312,3 @@ def _quantile(level: float, df: PerLatent | float) -> PerLatent | float:
     """Two-sided quantile of Student's t; at df = inf the normal one."""
     quantile: PerLatent | float = stats.t.ppf((1 + level) / 2, df)
     return quantile
-
-
-def in_chunks(
-    compute: Callable[..., tuple[PerLatent, ...]], *blocks: Shaped[np.ndarray, "latents _"]
-) -> tuple[Results, ...]:
-    """`compute` over ranges of latents, results concatenated; each range holds about `CHUNK` judgements."""
-    rows, n = blocks[0].shape
-    if n == 0:  # one column of padding, so that every latent has a first judgement
-        blocks = tuple(np.zeros((rows, 1), b.dtype) if b.shape[1] == 0 else b for b in blocks)
-    step = max(1, CHUNK // max(n, 1))
-    ranges = [tuple(b[i : i + step] for b in blocks) for i in range(0, max(rows, 1), step)]
-    if len(ranges) < 2:
-        parts = [compute(*part) for part in ranges]
-    else:  # sorting and arithmetic of arrays run beside each other
-        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-            parts = list(pool.map(lambda part: compute(*part), ranges))
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))

@@ -80,6 +80,12 @@ class _Padded:
         out[self.row, self.column] = given
         return out
 
+    def prompts(self) -> np.ndarray:
+        """Prompt of each judgement, -1 where it was made alone."""
+        out = np.full(self.shape, -1, np.int64)
+        out[self.row, self.column] = self.frame["prompt"].fill_null(-1).to_numpy()
+        return out
+
 
 def decided(answered: pl.DataFrame) -> pl.DataFrame:
     """With `threshold`, and a prediction wherever there is evidence and the judge did not decide itself."""
@@ -128,7 +134,7 @@ def scores(answered: pl.DataFrame, latents: pl.Series, arm: str, metric: str, ke
     truth, evidence = padded("truth"), padded("evidence", np.nan)
     valid = _counted(padded, metric)
     known = valid & ~np.isnan(evidence)
-    area = statistics.auroc(truth, evidence, known, padded("document"))
+    area = statistics.auroc(truth, evidence, known, padded("document"), prompt=padded.prompts())
     value, columns = (area, {}) if metric == AUROC else _of_decisions(padded, truth, valid)
     measured = {
         **_of_score(value, metric, truth, valid, padded.asked),
@@ -170,14 +176,15 @@ def scores_of_population(
     share, rate = wide.select(strata).to_numpy(), wide["firing_rate"].to_numpy()
     # Strata that were not drawn from are missing here: what there is does not stand for the population.
     share = np.where((abs(share.sum(1) - 1) < TOLERANCE)[:, None], share, np.nan)
-    truth, evidence, document = padded("truth"), padded("evidence", np.nan), padded("document")
+    truth, evidence = padded("truth"), padded("evidence", np.nan)
+    document, prompt = padded("document"), padded.prompts()
     valid = _counted(padded, metric)
     known = valid & ~np.isnan(evidence)
-    area = statistics.auroc(truth, evidence, known, document, stratum=stratum, share=share)
+    area = statistics.auroc(truth, evidence, known, document, stratum=stratum, share=share, prompt=prompt)
     value, columns = area, {}
     if metric != AUROC:
         prediction = padded("prediction", values=padded.frame["prediction"].fill_null(False).to_numpy())
-        found = statistics.prevalence_weighted(truth, prediction, valid, document, stratum, share, rate)
+        found = statistics.prevalence_weighted(truth, prediction, valid, document, stratum, share, rate, prompt=prompt)
         value = found.balanced_accuracy
         tnr = statistics.Interval(1 - found.fpr.value, 1 - found.fpr.high, 1 - found.fpr.low)
         columns = {
@@ -232,7 +239,7 @@ def _of_decisions(padded: _Padded, truth: np.ndarray, valid: np.ndarray) -> tupl
     # An absent prediction is False here, and masked by `valid`.
     prediction = padded("prediction", values=padded.frame["prediction"].fill_null(False).to_numpy())
     counts = statistics.confusion(truth, prediction, valid)
-    rates = statistics.rate_intervals(truth, prediction, valid, padded("document"))
+    rates = statistics.rate_intervals(truth, prediction, valid, padded("document"), prompt=padded.prompts())
     recalls = statistics.recall_by_decile(truth, prediction, padded("decile"), valid)
     return rates.balanced_accuracy, {
         "balanced_accuracy": rates.balanced_accuracy.value,

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 
 from latentgloss import lineage_checks as checks
-from latentgloss import schema
+from latentgloss import lineage_scores, schema
 from latentgloss.errors import InputError, LatentglossError, MissingInput, StoreError
 from latentgloss.hashing import frame_sha256, json_sha256
 from latentgloss.lineage_checks import Check
@@ -156,7 +156,7 @@ class _Walk(Reader):
             judged.checks += checks.membership_checks(judgements, seen.contexts, seen.negatives)
             if scores is not None:
                 nulls = _of_latent(self.rows(version, schema.SCORES, _null_of(block), node), latent)
-                node.checks += checks.score_checks(scores, judgements, nulls, seen.strata)
+                node.checks += lineage_scores.score_checks(scores, judgements, nulls, seen.strata)
             if seen.corpus is not None:
                 vocabulary = self.vocabulary(judged)
                 if vocabulary is not None:

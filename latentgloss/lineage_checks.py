@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from latentgloss import schema, statistics
 from latentgloss.errors import LatentglossError, StoreError
 from latentgloss.hashing import DigestCache, file_sha256, frame_sha256, json_sha256, text_sha256
 from latentgloss.stages import STAGES
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from latentgloss.store import Manifest, Store, Version
     from latentgloss.workspace import Workspace
 
-TOLERANCE = 1e-9
-"""Of a score against what its judgements give: nothing but the order of a sum may differ."""
-
 
 @dataclass(frozen=True)
 class Check:
@@ -50,7 +46,7 @@ class Check:
 
 
 def equal(what: str, found: Any, stored: Any) -> Check:
-    return Check(what, bool(found == stored), _text(found), _text(stored))
+    return Check(what, bool(found == stored), shown(found), shown(stored))
 
 
 def none_of(what: str, offenders: Iterable[Any], ok: str = "") -> Check:
@@ -59,7 +55,7 @@ def none_of(what: str, offenders: Iterable[Any], ok: str = "") -> Check:
     return Check(what, not wrong, f"{len(wrong)} that differ, first {wrong[:3]}" if wrong else ok)
 
 
-def _text(value: Any) -> str:
+def shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 100 else text[:97] + "…"
 
@@ -183,7 +179,7 @@ def sae_check(workspace: Workspace, partition: str, stored: Any) -> Check:
         spec = workspace.registry.sae(partition)
         return equal(what, sae_digest(spec), stored)
     except LatentglossError as e:
-        return Check(what, False, e.found, _text(stored))
+        return Check(what, False, e.found, shown(stored))
 
 
 def model_check(workspace: Workspace, model: str, stored: Any) -> Check:
@@ -195,7 +191,7 @@ def model_check(workspace: Workspace, model: str, stored: Any) -> Check:
         with tempfile.TemporaryDirectory() as folder:  # digests remembered elsewhere are not believed
             return equal(what, model_identity(workspace.registry.model(model), Path(folder)), stored)
     except LatentglossError as e:
-        return Check(what, False, e.found, _text(stored))
+        return Check(what, False, e.found, shown(stored))
 
 
 def source_check(spec: ModelSpec, stored: Any) -> Check:
@@ -208,7 +204,7 @@ def source_check(spec: ModelSpec, stored: Any) -> Check:
             digests = DigestCache(Path(folder) / "digests")
             return equal(what, source_identity(spec.corpus.source, spec.folder, digests), stored)
     except LatentglossError as e:
-        return Check(what, False, e.found, _text(stored))
+        return Check(what, False, e.found, shown(stored))
 
 
 def read_again(spec: ModelSpec, wanted: Iterable[int]) -> tuple[dict[int, tuple[str, str]], str]:
@@ -290,74 +286,6 @@ def activation_checks(
         firing = rows.filter(pl.col("context").is_in(negatives["context"].implode()))
         checks.append(none_of("no activation in the non-activating contexts", firing["context"].to_list(), "none"))
     return checks
-
-
-def score_checks(
-    scores: pl.DataFrame, judgements: pl.DataFrame, nulls: pl.DataFrame | None, strata: pl.DataFrame | None
-) -> list[Check]:
-    """Each score of a latent, from its judgements on the test split, and its specificity, from the null's scores.
-
-    `strata`: shares of the strata (`schema.STRATA_SHARES`); without them scores of the population go unchecked.
-    """
-    from latentgloss.scorers.detection import THRESHOLD_ARMS
-
-    checks = []
-    for row in scores.filter(pl.col("status") == "ok").iter_rows(named=True):
-        by_rank = row["metric"] == "auroc"
-        shares = {row["negatives"]: 1.0}
-        if row["negatives"] == schema.POPULATION:
-            if strata is None:
-                continue
-            shares = dict(strata.filter(split=row["split"]).select("stratum", "share").iter_rows())
-        judged = judgements.filter(
-            pl.col("split") == row["split"],
-            pl.col("negatives").is_in(list(shares)),
-            pl.col("judge") == row["judge"],
-            pl.col("embedder") == row["embedder"],
-            pl.col("evidence" if by_rank else "prediction").is_not_null(),
-        )
-        # Activating contexts are judged in every arm, and count once.
-        first = min(judged["negatives"].unique(), key=lambda arm: (*THRESHOLD_ARMS, arm).index(arm), default="")
-        judged = judged.filter(~pl.col("truth") | (pl.col("negatives") == first))
-        found = _recomputed(judged, {arm: share for arm, share in shares.items() if share}, by_rank)
-        if not by_rank:
-            found[row["metric"]] = found["balanced_accuracy"]
-        stored = {name: row[name] for name in found if name in row}
-        stored[row["metric"]] = row["score"]
-        same = judged.height == row["n"] and all(
-            stored[name] is not None and abs(found[name] - stored[name]) <= TOLERANCE for name in stored
-        )
-        what = f"score of {row['judge']} on {row['negatives']} from its judgements"
-        checks.append(Check(what, same, _text({**found, "n": judged.height}), _text({**stored, "n": row["n"]})))
-        if nulls is not None and row["specificity"] is not None:
-            same_key = [pl.col(name) == row[name] for name in ("negatives", "judge", "embedder")]
-            like = nulls.filter(same_key)["score"]
-            mean = float(np.mean(like.drop_nulls().to_numpy())) if like.count() else float("nan")
-            same = abs(row["score"] - mean - row["specificity"]) <= TOLERANCE
-            what = f"specificity of {row['judge']} on {row['negatives']}"
-            checks.append(Check(what, same, _text(row["score"] - mean), _text(row["specificity"])))
-    return checks
-
-
-def _recomputed(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool) -> dict[str, float]:
-    """AUROC, or rates and balanced accuracy, with each stratum of negatives weighing its share."""
-    positive = judged.filter("truth")
-    each = {arm: judged.filter(~pl.col("truth"), pl.col("negatives") == arm) for arm in shares}
-    if by_rank:
-        total = 0.0
-        for arm, negative in each.items():
-            both = pl.concat([positive, negative])
-            truth, evidence, cluster = (both[name].to_numpy()[None] for name in ("truth", "evidence", "document"))
-            area = statistics.auroc(truth, evidence, np.ones_like(truth), cluster)
-            total += shares[arm] * float(area.value[0])
-        return {"auroc": total}
-    tpr = _share(positive["prediction"])
-    tnr = sum(share * _share(~each[arm]["prediction"]) for arm, share in shares.items())
-    return {"balanced_accuracy": (tpr + tnr) / 2, "tpr": tpr, "tnr": tnr}
-
-
-def _share(said: pl.Series) -> float:
-    return float(said.to_numpy().mean()) if len(said) else float("nan")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from scipy import sparse, stats
 
-from latentgloss.intervals import CHUNK, Evidence, Groups, Ids, Mask, PerLatent, beaten, in_chunks
+from latentgloss.clusters import CHUNK, Evidence, Groups, Ids, Mask, PerLatent, in_chunks
+from latentgloss.intervals import beaten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -341,7 +342,7 @@ def _spread(influence: Evidence, document: Ids) -> PerLatent:
 
     def compute(influence: Evidence, document: Ids) -> tuple[PerLatent]:
         groups = Groups(document)
-        return (np.sqrt(groups.total(groups.sum(groups.sort(influence)) ** 2)),)
+        return (np.sqrt(groups.total(groups.sum(influence) ** 2)),)
 
     (sd,) = in_chunks(compute, influence, document)
     return sd

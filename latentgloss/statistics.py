@@ -12,7 +12,8 @@ A block of latents is a set of padded arrays `[latents n]`, one column per judge
 - `valid` bool: False is padding or a judgement without an answer; neither is ever counted;
 - `cluster` int: document of the context; judgements of one cluster may depend on each other, those with a
   negative id are clusters of their own. A document may hold positives and negatives; ids are not compared
-  between latents.
+  between latents;
+- `prompt` int: what was judged in one prompt, which is a cluster too; negative or None: judged alone.
 
 What cannot be computed (a class is missing, nothing valid, fewer than two clusters for an interval) is NaN,
 never an exception: the caller knows why and says so in the row. Nothing here looks at two latents at once, so
@@ -26,20 +27,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from latentgloss.clusters import Evidence, Ids, Mask, PerLatent, Shares, alone, groupings, in_chunks
 from latentgloss.errors import InputError
 from latentgloss.intervals import (
-    Evidence,
-    Groups,
-    Ids,
     Interval,
-    Mask,
-    PerLatent,
     Rates,
-    Shares,
     auroc,
     clustered_share,
     correlation,
-    in_chunks,
     mover,
     mover_ratio,
     rate_intervals,
@@ -227,6 +222,7 @@ def prevalence_weighted(
     firing_rate: PerLatent,
     level: float = 0.95,
     resolution: float = 0.2,
+    prompt: Ids | None = None,
 ) -> AtBaseRate:
     """FPR, precision and F1 at the latent's firing rate π, from strata that were sampled at other rates.
 
@@ -240,28 +236,32 @@ def prevalence_weighted(
     """
 
     def compute(
-        truth: Mask, said: Mask, valid: Mask, cluster: Ids, stratum: Ids, share: Shares, rate: Column
+        truth: Mask, said: Mask, valid: Mask, cluster: Ids, prompt: Ids, stratum: Ids, share: Shares, rate: Column
     ) -> tuple[PerLatent, ...]:
-        groups = Groups(cluster)
-        truth, said, valid, stratum = (groups.sort(a) for a in (truth, said, valid, stratum))
-        tpr, residual_pos = clustered_share(groups, truth & valid, said, level)
-        strata = [clustered_share(groups, valid & ~truth & (stratum == h), said, level) for h in range(share.shape[1])]
+        ways = groupings(cluster, prompt)
+        within = [valid & ~truth & (stratum == h) for h in range(share.shape[1])]
+        tpr, residual_pos = clustered_share(ways, truth & valid, said, level)
+        strata = [clustered_share(ways, of, said, level) for of in within]
         with np.errstate(invalid="ignore", divide="ignore"):
             weights = (share / share.sum(1, keepdims=True)).T
             fpr = mover([part for part, _ in strata], list(weights))
-            residual_neg = sum(
-                -np.nan_to_num(groups.spread(w / (valid & ~truth & (stratum == h)).sum(1))) * residual
-                for h, (w, (_, residual)) in enumerate(zip(weights, strata, strict=True))
-            )
+            residual_neg = [
+                sum(
+                    -np.nan_to_num(way.spread(w / of.sum(1))) * residual[i]
+                    for of, w, (_, residual) in zip(within, weights, strata, strict=True)
+                )
+                for i, way in enumerate(ways)
+            ]
             tnr = Interval(1 - fpr.value, 1 - fpr.high, 1 - fpr.low)
-            accuracy = mover([tpr, tnr], [0.5, 0.5], correlation(groups, residual_pos, residual_neg))
+            accuracy = mover([tpr, tnr], [0.5, 0.5], correlation(ways, residual_pos, residual_neg, valid))
             fall, pi = mover_ratio(fpr, tpr), rate[:, 0]
             # Precision falls as FPR / TPR rises, so the ends change places.
             precision = [1 / (1 + (1 - pi) / pi * r) for r in (fall.value, fall.high, fall.low)]
             f1 = 2 * pi * tpr.value / (pi * tpr.value + (1 - pi) * fpr.value + pi)
         return (*tpr, *fpr, *accuracy, *precision, f1)
 
-    parts = in_chunks(compute, truth, prediction, valid, cluster, stratum, share, firing_rate[:, None])
+    prompt = alone(truth) if prompt is None else prompt
+    parts = in_chunks(compute, truth, prediction, valid, cluster, prompt, stratum, share, firing_rate[:, None])
     tpr, fpr, accuracy, precision = (Interval(*parts[i : i + 3]) for i in (0, 3, 6, 9))
     unresolved = ~(precision.high - precision.low <= resolution)
     return AtBaseRate(tpr, fpr, accuracy, precision, parts[12], unresolved)

@@ -323,6 +323,14 @@ def test_a_forged_score_is_found_from_its_judgements(finished: Path) -> None:
     assert "score of executed on random from its judgements" in found["score"]
 
 
+def test_a_forged_interval_is_found_from_its_judgements(finished: Path) -> None:
+    edit = where("ci_low", pl.col("ci_low") - 1e-6)
+    with forged(finished, "detection_scores", schema.SCORES, f"{BLOCK}-pattern", edit):
+        found = failures(finished)
+    assert set(found) == {"score"}
+    assert "score of executed on random from its judgements" in found["score"]
+
+
 def test_a_forged_specificity_is_found_from_the_null(finished: Path) -> None:
     edit = where("specificity", pl.col("specificity") + 0.1)
     with forged(finished, "detection_scores", schema.SCORES, f"{BLOCK}-pattern", edit):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from latentgloss import intervals, resampling, statistics
+from latentgloss import clusters, intervals, resampling, statistics
 from latentgloss.errors import InputError
 from latentgloss.statistics import Interval
 
@@ -397,7 +397,7 @@ def test_padding_and_other_latents_change_no_digit(block: Block, other: Block, w
 def test_chunks_change_no_digit(monkeypatch: pytest.MonkeyPatch) -> None:
     block = random_block(3, latents=50, n=30)
     expected = everything(block)
-    monkeypatch.setattr(intervals, "CHUNK", 64)
+    monkeypatch.setattr(clusters, "CHUNK", 64)
     for name, value in everything(block).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
