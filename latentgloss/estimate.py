@@ -5,7 +5,7 @@ current, and counted with the model's tokenizer. No weights are loaded, nothing 
 
 - **Exact** are requests, those already answered (in the reply cache), and prompt tokens, where the inputs are there.
 - **At most:** tokens of replies (`max_tokens` each), explanations that judges will read and nobody has written yet.
-- **Sampled** where more latents than `most` are asked about: seeded, from at most `BLOCKS` blocks, with a 95 % interval.
+- **Sampled** where more latents than `most` are asked about: by hash, from at most `BLOCKS` blocks, with an interval.
 - **Not counted:** the second request where a reply cannot be read; how much that would be at most is said beside it.
 """
 
@@ -34,7 +34,6 @@ from latentgloss.trying import as_it_stands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import cast
 
     from jaxtyping import Float64, Int64, UInt32
 
@@ -207,9 +206,7 @@ class _Source:
     notes: list[str]
 
 
-def _of_stage(
-    workspace: Workspace, state: State, states: list[State], most: int, progress: Progress
-) -> list[Estimate]:
+def _of_stage(workspace: Workspace, state: State, states: list[State], most: int, progress: Progress) -> list[Estimate]:
     if not asked_models(workspace, state.asset):
         return []
     work = as_it_stands(workspace, state.asset, state.partition, without={"explanations"})
@@ -260,19 +257,16 @@ def _explaining(work: Work, states: list[State]) -> _Source:
     corpus, vocabulary = workspace.corpus(work.input("resolved_saes")), workspace.vocabulary(work.model.name)
     tools = workspace.tools(work.partition)
     bases = dict.fromkeys(base_of(name) for name in settings.explainers)
-    makers = [EXPLAINERS[name](settings, vocabulary, tools) for name in bases if EXPLAINERS[name].asks]
+    makers: list[Any] = [EXPLAINERS[name](settings, vocabulary, tools) for name in bases if EXPLAINERS[name].asks]
+    asking: list[AskingExplainer] = makers
     eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
 
     def planned(block: str, latents: list[int]) -> Iterator[tuple[int, list[Planned]]]:
-        for made in makers:
+        for made in asking:
             for one in BlockEvidence(work, corpus, block, made.needs).of(latents):
-                yield one.latent, _asking(made).planned(one)
+                yield one.latent, made.planned(one)
 
     return _Source(_population(eligibility, settings.llm.sample, settings.seed), planned, [])
-
-
-def _asking(made: Any) -> AskingExplainer:
-    return cast("AskingExplainer", made) if TYPE_CHECKING else made
 
 
 def _population(eligibility: pl.DataFrame, sample: int | None, seed: int) -> UInt32[np.ndarray, " latents"]:
@@ -411,7 +405,9 @@ class _Counter:
         counted = model.count_tokens(requests)
         if counted is not None:
             return counted
-        self.uncounted.add(f"{model.name} has no `tokenizer` in its registry entry: two bytes of prompt taken as a token")
+        self.uncounted.add(
+            f"{model.name} has no `tokenizer` in its registry entry: two bytes of prompt count as a token"
+        )
         return [most_prompt_tokens(request) for request in requests]
 
 

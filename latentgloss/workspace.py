@@ -121,7 +121,7 @@ class Workspace:
 
     def tools(self, partition: str) -> Tools:
         """What explainers of a SAE's latents may use."""
-        from latentgloss.explainers.base import JudgeThatReads, Tools
+        from latentgloss.explainers.base import Tools
         from latentgloss.scorers import language_judge
 
         model = self.registry.sae(partition).model

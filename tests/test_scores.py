@@ -315,10 +315,7 @@ def test_rank_without_evidence_is_unscored_with_a_reason(world):
 def test_a_sample_is_part_of_a_larger_one_and_of_the_eligible(world):
     eligibility = world[3].store.current("sampled_contexts", tiny.SPARSIFY).read(schema.ELIGIBILITY)
     eligible = set(eligibility.filter(status="eligible")["latent"].to_list())
-    few, more, other = (
-        set(sampled(eligibility, n, seed).tolist())
-        for n, seed in ((5, 0), (9, 0), (5, 1))
-    )
+    few, more, other = (set(sampled(eligibility, n, seed).tolist()) for n, seed in ((5, 0), (9, 0), (5, 1)))
     assert len(few) == 5 and few < more < eligible and few != other
     gone = eligibility.filter(pl.col("latent") != min(few))
     assert few - {min(few)} < set(sampled(gone, 5, 0).tolist())

@@ -54,11 +54,8 @@ def estimate(
     chosen = {s for s in known if any(fnmatch.fnmatch(s, p) for p in partitions)} if partitions else None
     most = core.MOST if latents is None else latents or sys.maxsize
     progress = _Progress()
-    rows: list[Estimate] = []
-    for row in core.estimate(
-        workspace, chosen, most=most, tokens_per_second=tokens_per_second, progress=progress.advance
-    ):
-        rows.append(row)
+    rows = list(core.estimate(workspace, chosen, most=most, tokens_per_second=tokens_per_second,
+                              progress=progress.advance))  # fmt: skip
     progress.clear()
     total, warnings = core.total(rows), core.warnings(workspace, rows)
     if as_json:
@@ -88,7 +85,9 @@ class _Progress:
             click.echo("\r\x1b[K", nl=False, err=True)
 
 
-HEADER = ("STAGE", "MODEL", "PARTITION", "LATENTS", "REQUESTS", "CACHED", "PROMPT TOKENS", "REPLY TOKENS", "USD", "HOURS")
+HEADER = (
+    "STAGE", "MODEL", "PARTITION", "LATENTS", "REQUESTS", "CACHED", "PROMPT TOKENS", "REPLY TOKENS", "USD", "HOURS",
+)  # fmt: skip
 
 
 def _print(rows: list[Estimate], total: dict[str, object]) -> None:
