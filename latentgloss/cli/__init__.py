@@ -2,8 +2,8 @@
 
 What belongs here: the commands, one module per group (`show`, `forecast`, `trace`, `tryout`, `search`, `saes`,
 `upkeep`), and how errors leave: one message on stderr and exit code 1 for what was asked for and failed, 2 for wrong
-usage. What a command *finds out* is in the core module it calls; heavy imports are inside the commands, so that `--help`
-is instant and only commands that read weights load torch.
+usage. What a command *finds out* is in the core module it calls; heavy imports are inside the commands, so that
+`--help` is instant and only commands that read weights load torch.
 
 click: small, stable, already among the dependencies of Dagster and transformers, with a test runner of its own.
 """

@@ -6,8 +6,8 @@ threads are `engine.Batches`'.
 **The same whatever the batch.** Prompts are padded on the left to a multiple of `STEP` tokens; those of one padded
 length are computed a fixed number at a time (`tile_rows`), the last tile filled up. Every product's shape then depends
 on the request alone (its padded length, the step), not on what else is asked, and random numbers are drawn per
-request. Measured: the same bits in any order and company, on one and on two threads (tests/test_llm_transformers.py). Another kind of device or
-another version of torch may differ in the last digits, and greedy decoding then in a word.
+request. Measured: the same bits in any order and company, on one and on two threads (tests/test_llm_transformers.py).
+Another kind of device or another version of torch may differ in the last digits, and greedy decoding then in a word.
 """
 
 from __future__ import annotations
