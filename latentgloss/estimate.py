@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,8 @@ MOST = 256
 """Latents counted per stage and partition, where nothing else is said."""
 BLOCKS = 16
 """Blocks of latents that a sample is taken from: reading them is most of the work in a wide SAE."""
+CHUNK = 32
+"""Latents whose prompts are held at a time: a judge has hundreds for each."""
 UNWRITTEN = 1000
 """Tokens that an explanation is taken to have which no model writes and nobody has made yet: long for a pattern."""
 _SALT = 0xE571
@@ -223,12 +226,13 @@ def _of_stage(workspace: Workspace, state: State, states: list[State], most: int
     what = f"{state.asset} {state.partition}"
     for block in np.unique(counted // schema.BLOCK):
         mine = [int(latent) for latent in counted[counted // schema.BLOCK == block]]
-        of_latent: dict[int, list[Planned]] = {latent: [] for latent in mine}
-        for latent, planned in source.planned(f"{block:06d}", mine):
-            of_latent[latent] += planned
-        for latent in mine:
-            counts.append(counter.count(of_latent[latent]))
-            progress(what, len(counts), len(counted))
+        for chunk in (mine[i : i + CHUNK] for i in range(0, len(mine), CHUNK)):
+            of_latent: dict[int, list[Planned]] = {latent: [] for latent in chunk}
+            for latent, planned in source.planned(f"{block:06d}", chunk):
+                of_latent[latent] += planned
+            for latent in chunk:
+                counts.append(counter.count(of_latent[latent]))
+                progress(what, len(counts), len(counted))
     if len(counted) < len(source.latents):
         source.notes.append(
             f"extrapolated from {len(counted):,} of {len(source.latents):,} latents, in {blocks:,} blocks"
@@ -287,9 +291,10 @@ def _judging(work: Work, states: list[State]) -> _Source:
     eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
     texts = _Texts(work, eligibility)
     notes = texts.notes(states)
+    ask = lru_cache(maxsize=1)(plan.ask)  # for one part of a block after the other
 
     def planned(block: str, latents: list[int]) -> Iterator[tuple[int, list[Planned]]]:
-        asked = plan.ask(block).of(pl.Series(latents, dtype=pl.UInt32)).where(pl.col("split") == "test")
+        asked = ask(block).of(pl.Series(latents, dtype=pl.UInt32)).where(pl.col("split") == "test")
         for explainer in texts.explainers:
             found, unwritten = texts.of(explainer, block, latents)
             mine = asked.of(pl.Series(list(found), dtype=pl.UInt32))
