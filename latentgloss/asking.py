@@ -11,7 +11,7 @@ import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from latentgloss.errors import LanguageModelError
 
@@ -38,6 +38,16 @@ class Ask(Generic[T]):
     read: Callable[[Reply], T]
     repaired: Callable[[tuple[Message, ...], str, str], tuple[Message, ...]]
     """From the messages, the reply and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An ask that will come, as far as it is known before there are replies."""
+
+    model: LanguageModel
+    ask: Ask[Any]
+    unwritten: int = 0
+    """Most tokens of what belongs into it and is not written yet (an explanation); 0: it is sent as it stands."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,12 @@ def ask_all(model: LanguageModel, asks: Iterable[Ask[T]]) -> Iterator[Told[T]]:
             )
         if not again:
             return
+
+
+def after(ask: Ask[Any], reply: Reply) -> Request | None:
+    """The request that follows this reply: the repair where it cannot be read, else None."""
+    going = _Going(ask)
+    return going.request if going.receive(reply) else None
 
 
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)

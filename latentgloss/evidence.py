@@ -46,6 +46,8 @@ class BlockEvidence:
 
     def of(self, latents: Sequence[int]) -> Iterator[Evidence]:
         """Of those of `latents` that are eligible, ascending."""
+        if not latents:
+            return
         contexts = self.work.input("sampled_contexts").read(schema.CONTEXTS, self.block)
         negatives = self.work.input("sampled_negatives").read(schema.NEGATIVES, self.block)
         shares = self.work.input("sampled_negatives").read(schema.STRATA_SHARES, self.block)

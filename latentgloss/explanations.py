@@ -22,9 +22,10 @@ import polars as pl
 
 from latentgloss import schema
 from latentgloss.evidence import BlockEvidence
-from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, Explainer, base_of
+from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, Explainer, base_of, in_order
 from latentgloss.hashing import counter_hash, json_sha256
 from latentgloss.llm.ledger import charged_to
+from latentgloss.sampling import of_block, sampled
 from latentgloss.work import attempt
 
 if TYPE_CHECKING:
@@ -46,12 +47,6 @@ NULL_COSINE = 0.5
 def block_name(block: int, explainer: str) -> str:
     """Name of a block of one explainer, also its file name."""
     return f"{block:06d}-{explainer.replace(':', '.')}"
-
-
-def in_order(explainers: tuple[str, ...]) -> list[str]:
-    """The explainers of the settings, and whatever a null is the null of, each after what it needs."""
-    names = dict.fromkeys([*(base_of(name) for name in explainers), *explainers])
-    return sorted(names, key=lambda name: name.startswith(NULL))
 
 
 def explain(works: Sequence[Work]) -> Iterator[Work]:
@@ -82,6 +77,7 @@ def _explain(work: Work, pool: Executor | None) -> None:
     length = work.settings.contexts.length
     blocks = sorted(int(name) for name in contexts.manifest.blocks)
     names = in_order(settings.explainers)
+    chosen = sampled(contexts.read(schema.ELIGIBILITY), settings.llm.sample, settings.seed)
     counts = dict.fromkeys(names, 0)
     for done, block in enumerate(blocks):
         name_of_block = f"{block:06d}"
@@ -99,6 +95,9 @@ def _explain(work: Work, pool: Executor | None) -> None:
             recipe = work.block_recipe(
                 settings={"explainer": name, **base.identity(settings, tools)}, **consumed, **shown
             )
+            asked = of_block(chosen, name_of_block) if base.asks and chosen is not None else None
+            if asked is not None:
+                recipe["sample"] = asked
             if name.startswith(NULL):
                 neighbours = cache.content(("latents",), name_of_block)
                 recipe |= {"seed": settings.seed, "of": json_sha256(recipe), "latents": neighbours}
@@ -109,7 +108,9 @@ def _explain(work: Work, pool: Executor | None) -> None:
                     )
                     frame = null_explanations(rows[base_of(name)], twins, name, settings.seed)
                 else:
-                    frame = _rows(name, evidence, _explained(name, base, evidence.showing(base.needs), pool))
+                    shown_to = evidence.showing(base.needs)
+                    found = _explained(name, base, shown_to if asked is None else shown_to.of(asked), pool)
+                    frame = _rows(name, evidence, found, asked)
                 work.draft.put(block_name(block, name), recipe, (schema.EXPLANATIONS,), {"explanations": frame})
             rows[name] = work.draft.read(schema.EXPLANATIONS, block_name(block, name))
             counts[name] += int((rows[name]["status"] == "ok").sum())
@@ -157,13 +158,19 @@ def _explained(name: str, base: Explainer, evidence: Iterable[Evidence], pool: E
     return [found for part in pool.map(_explain_there, [name] * len(chunks), chunks) for found in part]
 
 
-def _rows(name: str, evidence: BlockEvidence, found: list[Explained]) -> pl.DataFrame:
-    """One row per latent asked for: what was found, and for the others why they could not be explained."""
-    refused = evidence.eligibility.filter(pl.col("status") != "eligible")
+def _rows(name: str, evidence: BlockEvidence, found: list[Explained], asked: list[int] | None) -> pl.DataFrame:
+    """One row per latent asked for: what was found, and for the others why they were not explained.
+
+    `asked`: the eligible latents that were to be; None: all.
+    """
     skipped = [
         Explained(latent, status, reason)
-        for latent, status, reason in refused.select("latent", "status", "reason").iter_rows()
+        for latent, status, reason in evidence.eligibility.select("latent", "status", "reason").iter_rows()
+        if status != "eligible"
     ]
+    if asked is not None:
+        left = set(evidence.eligibility.filter(status="eligible")["latent"]).difference(asked)
+        skipped += [Explained(latent, "not_sampled", "not in the explainer's sample of latents") for latent in left]
     return _frame(name, sorted([*found, *skipped], key=lambda e: e.latent))
 
 

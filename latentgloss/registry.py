@@ -142,6 +142,8 @@ class LanguageModelSpec(Strict):
     """Name of the environment variable that holds the key."""
     paid: bool = False
     prices: Prices | None = None
+    tokens_per_second: float | None = Field(default=None, gt=0)
+    """Of prompts and replies, all requests together, as measured: `latentgloss estimate` makes hours of it."""
     in_flight: int = Field(default=64, ge=1)
     """Requests under way at once."""
     timeout_s: float = Field(default=300.0, gt=0)

@@ -96,7 +96,7 @@ SPLIT = Column("split", pl.String, "`explain`, `select` or `test`; no document i
 CONTEXT = Column("context", pl.UInt32, "Number of the window in the corpus: position // context_length.")
 EXPLAINER = Column("explainer", pl.String, "Name of the explainer, as in settings.")
 STATUS_EXPLANATION = (
-    "`ok`, `failed`, `no_partner`, `parse_failed`, `refused`, `llm_error`, `unsupported`, `not_imported`"
+    "`ok`, `failed`, `no_partner`, `parse_failed`, `refused`, `llm_error`, `unsupported`, `not_imported`, `not_sampled`"
 )
 
 DOCUMENTS = Table(

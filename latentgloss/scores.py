@@ -12,17 +12,18 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 from latentgloss import judgements, schema
-from latentgloss.hashing import counter_hash
+from latentgloss.sampling import of_block, sampled
 from latentgloss.scorers import SCORERS
 from latentgloss.scorers.detection import THRESHOLD_ARMS
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
 
     from latentgloss.protocols import Answer, Judge
     from latentgloss.scorers.base import Asked, Scorer
@@ -48,7 +49,7 @@ def _score(scorer: Scorer, work: Work) -> None:
     settings: ScorerSettings = getattr(work.settings, scorer.name)
     plan = scorer.plan(work, work.workspace.corpus(work.input("resolved_saes")), scorer.splits)
     judges = scorer.judges(work, settings)
-    chosen = sampled(work.input("sampled_contexts").read(schema.ELIGIBILITY), settings)
+    chosen = sampled(work.input("sampled_contexts").read(schema.ELIGIBILITY), settings.sample, settings.seed)
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})
     spent: Spent = {}
@@ -65,7 +66,7 @@ def _score(scorer: Scorer, work: Work) -> None:
                     "judges": [judge.identity() for judge in judges],
                     "length": work.settings.contexts.length,
                     "profile": work.settings.profile,
-                    "sample": None if chosen is None else _of_block(chosen, block),
+                    "sample": None if chosen is None else of_block(chosen, block),
                     **plan.identity,
                 },
                 explanations=explanations.content((), name),
@@ -88,23 +89,6 @@ def _score(scorer: Scorer, work: Work) -> None:
     work.facts = {"scores": {f"{e} on {n}: {s}": count for e, n, s, count in scored.sort(pl.all()).iter_rows()}}
     if any(any(taken.values()) for taken in spent.values()):
         work.facts["spent"] = spent
-
-
-def sampled(eligibility: pl.DataFrame, settings: ScorerSettings) -> np.ndarray | None:
-    """The eligible latents that are judged, ascending; None: all of them.
-
-    Those of the lowest hashes of seed and latent, so that a smaller sample is part of a larger one, and a latent that
-    comes or goes changes the sample by one.
-    """
-    if settings.sample is None:
-        return None
-    eligible = eligibility.filter(pl.col("status") == "eligible")["latent"].to_numpy()
-    order = np.argsort(counter_hash(settings.seed, eligible), kind="stable")
-    return np.sort(eligible[order[: settings.sample]])
-
-
-def _of_block(latents: np.ndarray, block: str) -> list[int]:
-    return [int(latent) for latent in latents[latents // schema.BLOCK == int(block)]]
 
 
 def score_block(

@@ -83,6 +83,8 @@ class PatternSettings(Strict):
 class LlmSettings(Strict):
     """Of explainers that ask a language model."""
 
+    sample: int | None = Field(default=None, ge=1)
+    """Eligible latents that are asked about per SAE; None: all. The others are rows of status `not_sampled`."""
     contexts: int = Field(default=40, ge=1)
     """Activating contexts shown: the first of the explain sample."""
     silent: int = Field(default=20, ge=1)
@@ -118,6 +120,7 @@ class ImportedSettings(Strict):
 class ExplanationSettings(Strict):
     explainers: tuple[str, ...] = ("pattern", "token_table", "null:pattern")
     seed: int = 0
+    """Draws the partners of nulls, the samples of `best_of_k`, and the latents of `llm.sample`."""
     model: str | None = None
     """Language model of `llm`, `llm_cot`, `contrastive` and `best_of_k`: a name in the registry."""
     pattern: PatternSettings = PatternSettings()

@@ -84,7 +84,7 @@ def try_explainer(workspace: Workspace, partition: str, latent: int, explainer: 
     asking = [name for name, kind in EXPLAINERS.items() if issubclass(kind, LlmExplainer)]
     if make is None or not issubclass(make, LlmExplainer):
         raise InputError(f"explainer {explainer!r} has no prompt of its own", expected=f"one of {', '.join(asking)}")
-    work = _as_it_stands(workspace, "explanations", partition)
+    work = as_it_stands(workspace, "explanations", partition)
     settings, tools = workspace.settings.explanations, workspace.tools(partition)
     if dry:
         settings, tools = _without_model(settings.model or "nobody", settings, tools)
@@ -129,7 +129,7 @@ def try_judge(
     """
     if scorer not in ("detection", "fuzzing"):
         raise InputError(f"scorer {scorer!r} has no prompts", expected="detection or fuzzing")
-    work = _as_it_stands(
+    work = as_it_stands(
         workspace, f"{scorer}_scores", partition, without={"explanations"} if text is not None else set()
     )
     settings: JudgedSettings = getattr(workspace.settings, scorer)
@@ -180,7 +180,7 @@ def _stored(work: Work, latent: int, explainer: str) -> str:
     return str(rows["explanation"][0])
 
 
-def _as_it_stands(workspace: Workspace, name: str, partition: str, without: set[str] | None = None) -> Work:
+def as_it_stands(workspace: Workspace, name: str, partition: str, without: set[str] | None = None) -> Work:
     """What a stage would work on, with the current version of each input, whatever it was made from."""
     stage = STAGES[name]
     inputs: dict[str, Any] = {}

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
     from latentgloss.corpus import Corpus
     from latentgloss.embedder import SentenceEmbedder
-    from latentgloss.explainers.base import Tools
+    from latentgloss.explainers.base import JudgeThatReads, Tools
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.lance import LanceTables
     from latentgloss.llm.ledger import Ledger
     from latentgloss.llm.reply_cache import ReplyCache
-    from latentgloss.protocols import Judge, LanguageModel, Vectors
+    from latentgloss.protocols import LanguageModel, Vectors
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
@@ -126,7 +126,7 @@ class Workspace:
 
         model = self.registry.sae(partition).model
 
-        def judge(name: str) -> Judge:
+        def judge(name: str) -> JudgeThatReads:
             return language_judge(self, name, "detection", model, self.settings.detection.llm)
 
         return Tools(partition, self.settings.folder, self.language_model, judge)

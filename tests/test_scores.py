@@ -13,9 +13,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from latentgloss import schema, scores
 from latentgloss.protocols import Answer
+from latentgloss.sampling import sampled
 from latentgloss.scorers import SCORERS, detection, judge_named
 from latentgloss.scorers.base import Asked
-from latentgloss.settings import ScorerSettings
 
 BLOCK = "000000"
 ARMS = ["same_document", "random"]
@@ -315,14 +315,11 @@ def test_rank_without_evidence_is_unscored_with_a_reason(world):
 def test_a_sample_is_part_of_a_larger_one_and_of_the_eligible(world):
     eligibility = world[3].store.current("sampled_contexts", tiny.SPARSIFY).read(schema.ELIGIBILITY)
     eligible = set(eligibility.filter(status="eligible")["latent"].to_list())
-    few, more, other = (
-        set(scores.sampled(eligibility, ScorerSettings(sample=n, seed=seed)).tolist())
-        for n, seed in ((5, 0), (9, 0), (5, 1))
-    )
+    few, more, other = (set(sampled(eligibility, n, seed).tolist()) for n, seed in ((5, 0), (9, 0), (5, 1)))
     assert len(few) == 5 and few < more < eligible and few != other
     gone = eligibility.filter(pl.col("latent") != min(few))
-    assert few - {min(few)} < set(scores.sampled(gone, ScorerSettings(sample=5)).tolist())
-    assert scores.sampled(eligibility, ScorerSettings()) is None
+    assert few - {min(few)} < set(sampled(gone, 5, 0).tolist())
+    assert sampled(eligibility, None, 0) is None
 
 
 def test_latents_outside_the_sample_are_rows_with_a_reason_and_the_report_leaves_them_out(tmp_path):

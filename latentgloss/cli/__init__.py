@@ -1,9 +1,9 @@
 """`latentgloss …`: looks at a workspace and tends it. Stages are run by Dagster, never from here.
 
-What belongs here: the commands, one module per group (`show`, `trace`, `search`, `saes`, `upkeep`), and how errors
-leave: one message on stderr and exit code 1 for what was asked for and failed, 2 for wrong usage. What a command
-*finds out* is in the core module it calls; heavy imports are inside the commands, so that `--help` is instant and only
-commands that read weights load torch.
+What belongs here: the commands, one module per group (`show`, `forecast`, `trace`, `tryout`, `search`, `saes`,
+`upkeep`), and how errors leave: one message on stderr and exit code 1 for what was asked for and failed, 2 for wrong
+usage. What a command *finds out* is in the core module it calls; heavy imports are inside the commands, so that
+`--help` is instant and only commands that read weights load torch.
 
 click: small, stable, already among the dependencies of Dagster and transformers, with a test runner of its own.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from latentgloss import __version__
-from latentgloss.cli import saes, search, show, trace, tryout, upkeep
+from latentgloss.cli import forecast, saes, search, show, trace, tryout, upkeep
 from latentgloss.errors import LatentglossError
 
 __all__ = ["cli", "main"]
@@ -61,6 +61,7 @@ for command in (
     show.status,
     show.explanations,
     show.scores,
+    forecast.estimate,
     trace.lineage,
     tryout.try_,
     search.search,

@@ -16,7 +16,7 @@ from latentgloss.explainers.base import Evidence, Explained, Explainer, Tools
 if TYPE_CHECKING:
     from latentgloss.settings import ExplanationSettings
 
-__all__ = ["EXPLAINERS", "NULL", "Evidence", "Explained", "Explainer", "Tools", "base_of", "identities"]
+__all__ = ["EXPLAINERS", "NULL", "Evidence", "Explained", "Explainer", "Tools", "base_of", "identities", "in_order"]
 
 NULL = "null:"
 
@@ -34,6 +34,12 @@ EXPLAINERS: dict[str, type[Explainer]] = {
 def identities(settings: ExplanationSettings, tools: Tools) -> dict[str, dict[str, Any]]:
     """Per explainer asked for, what decides its output beside the evidence. Raises SettingsError."""
     return {name: EXPLAINERS[base_of(name)].identity(settings, tools) for name in settings.explainers}
+
+
+def in_order(explainers: tuple[str, ...]) -> list[str]:
+    """The explainers of the settings, and whatever a null is the null of, each after what it needs."""
+    names = dict.fromkeys([*(base_of(name) for name in explainers), *explainers])
+    return sorted(names, key=lambda name: name.startswith(NULL))
 
 
 def base_of(name: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from latentgloss.protocols import Judge
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
@@ -12,8 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool
 
+    from latentgloss.asking import Planned
     from latentgloss.explainers.windows import Vocabulary, Windows
-    from latentgloss.protocols import Judge, LanguageModel
+    from latentgloss.protocols import LanguageModel, Question
     from latentgloss.settings import ExplanationSettings
 
 Need = Literal["masked", "select"]
@@ -65,8 +68,14 @@ class Tools:
     """Where relative paths in settings start."""
     language_model: Callable[[str], LanguageModel]
     """The model of that name. Raises InputError if there is none."""
-    judge: Callable[[str], Judge]
+    judge: Callable[[str], JudgeThatReads]
     """The language model of that name as judge of detection. Raises InputError if there is none."""
+
+
+class JudgeThatReads(Judge, Protocol):
+    """A language model as judge: what it will be asked is known beforehand."""
+
+    def planned(self, question: Question) -> list[Planned]: ...
 
 
 class Explainer(Protocol):
@@ -74,6 +83,8 @@ class Explainer(Protocol):
 
     computes: bool
     """Whether its time goes into computing here: then latents are spread over processes, where there are no tools."""
+    asks: bool
+    """Whether it asks a language model: then `explanations.llm.sample` says how many latents it is put to."""
     needs: frozenset[Need]
 
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None: ...
@@ -84,3 +95,14 @@ class Explainer(Protocol):
         ...
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]: ...
+
+
+class AskingExplainer(Explainer, Protocol):
+    """One that asks a language model (`asks`)."""
+
+    @property
+    def unwritten(self) -> int:
+        """Most tokens of an explanation, before there is one."""
+
+    def planned(self, one: Evidence) -> list[Planned]:
+        """What will be asked about a latent, at most; nothing if it cannot be asked about."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentgloss.asking import ask_all
+from latentgloss.asking import Planned, ask_all
 from latentgloss.errors import ExplainerError
 from latentgloss.explainers.base import Explained
 from latentgloss.explainers.llm import LlmExplainer, explained, model_of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool
 
-    from latentgloss.asking import Told
+    from latentgloss.asking import Ask, Told
     from latentgloss.explainers.base import Evidence, Need, Tools
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Answer, Request
@@ -40,6 +40,7 @@ class BestOfKExplainer:
 
     name = "best_of_k"
     computes = False
+    asks = True
     needs: frozenset[Need] = frozenset({"masked", "select"})
 
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
@@ -75,17 +76,36 @@ class BestOfKExplainer:
                 rows[one.latent] = replace(blank, model=self.llm.model.name, prompt_sha256=digest)
             except ExplainerError as e:
                 rows[one.latent] = replace(blank, reason=str(e))
-        asked = [
-            self.llm.ask(replace(request, temperature=self.settings.temperature, seed=self.seed * 1000 + sample))
-            for request in requests.values()
-            for sample in range(self.settings.k)
-        ]
+        asked = [ask for request in requests.values() for ask in self._samples(request)]
         told = iter(list(ask_all(self.llm.model, asked)))
         samples = {latent: [next(told) for _ in range(self.settings.k)] for latent in requests}
         best = self._best({one.latent: one for one in everything}, samples)
         for one in everything:
             row = rows[one.latent]
             yield _chosen(row, samples[one.latent], best[one.latent]) if one.latent in samples else row
+
+    def _samples(self, request: Request) -> list[Ask[str]]:
+        return [
+            self.llm.ask(replace(request, temperature=self.settings.temperature, seed=self.seed * 1000 + sample))
+            for sample in range(self.settings.k)
+        ]
+
+    def planned(self, one: Evidence) -> list[Planned]:
+        """What will be asked about a latent, at most: that no two samples are alike, and each is judged."""
+        try:
+            samples = self._samples(self.llm.request(one))
+        except ExplainerError:
+            return []
+        planned = [Planned(self.llm.model, ask) for ask in samples]
+        question, truth = self._question(one)
+        if truth.any() and not truth.all():
+            of_judge = [replace(p, unwritten=self.unwritten) for p in self.judge.planned(question)]
+            planned += of_judge * len(samples)
+        return planned
+
+    @property
+    def unwritten(self) -> int:
+        return self.llm.unwritten
 
     def _best(self, evidence: dict[int, Evidence], samples: dict[int, list[Told[str]]]) -> dict[int, list[float]]:
         """Balanced accuracy of each sample of each latent on select; NaN where it cannot be told."""

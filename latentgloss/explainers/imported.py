@@ -65,6 +65,7 @@ class ImportedExplainer:
     """Explanations of a file; a latent it has none of is a row of status `not_imported`."""
 
     computes = False
+    asks = False
     needs: frozenset[Need] = frozenset()
 
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from latentgloss.asking import Ask, Told, Unread, ask_all, storable, without_thoughts
+from latentgloss.asking import Ask, Planned, Told, Unread, ask_all, storable, without_thoughts
 from latentgloss.errors import ExplainerError, SettingsError
 from latentgloss.explainers.base import Explained
 from latentgloss.marks import marks
@@ -80,6 +80,7 @@ class LlmExplainer:
     name: ClassVar[str] = "llm"
     prompt_name: ClassVar[str] = "explain"
     computes = False
+    asks = True
     needs: frozenset[Need] = frozenset({"masked"})
 
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
@@ -131,6 +132,18 @@ class LlmExplainer:
 
     def ask(self, request: Request) -> Ask[str]:
         return Ask(request, self.read, self.repaired)
+
+    def planned(self, one: Evidence) -> list[Planned]:
+        """What will be asked about a latent."""
+        try:
+            return [Planned(self.model, self.ask(self.request(one)))]
+        except ExplainerError:
+            return []
+
+    @property
+    def unwritten(self) -> int:
+        """Most tokens of an explanation, before there is one."""
+        return min(self.max_tokens, LONGEST)
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
         """One explanation per latent, in order."""

@@ -213,6 +213,7 @@ class PatternExplainer:
     """Explains each latent by the pattern learnt from all its explain contexts."""
 
     computes = True
+    asks = False
     needs: frozenset[Need] = frozenset()
 
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:

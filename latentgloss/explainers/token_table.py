@@ -125,6 +125,7 @@ class TokenTableExplainer:
     """Explains each latent by its token table."""
 
     computes = True
+    asks = False
     needs: frozenset[Need] = frozenset()
 
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:

@@ -375,11 +375,11 @@ class Client:
                 raise self._stopped
 
     def _most(self, request: Request) -> Cost:
-        """The most an attempt can cost. Without a tokenizer, two bytes a token: text has three to five."""
+        """The most an attempt can cost."""
         if self._count is not None:
             (prompt,) = self._count([request])
         else:
-            prompt = sum(len(m.content.encode("utf-8", "replace")) // 2 + 16 for m in request.messages)
+            prompt = most_prompt_tokens(request)
         assert self.spec.prices is not None
         return Cost.of(self.spec.prices, prompt, 0, request.max_tokens)
 
@@ -412,6 +412,11 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         loop.run_forever()
     finally:
         loop.close()
+
+
+def most_prompt_tokens(request: Request) -> int:
+    """Where there is no tokenizer: two bytes a token, where text has three to five."""
+    return sum(len(m.content.encode("utf-8", "replace")) // 2 + 16 for m in request.messages)
 
 
 def wanted(request: Request) -> frozenset[Capability]:

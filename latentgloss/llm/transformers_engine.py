@@ -4,10 +4,10 @@ What belongs here: prompts in the model's chat template, batched decoding, choic
 threads are `engine.Batches`'.
 
 **The same whatever the batch.** Prompts are padded on the left to a multiple of `STEP` tokens; those of one padded
-length are computed `TILE` at a time, the last tile filled up. Every product's shape then depends on the request alone
-(its padded length, the step), not on what else is asked, and random numbers are drawn per request. Measured: the same
-bits in any order and company, on one and on two threads (tests/test_llm_transformers.py). Another kind of device or
-another version of torch may differ in the last digits, and greedy decoding then in a word.
+length are computed a fixed number at a time (`tile_rows`), the last tile filled up. Every product's shape then depends
+on the request alone (its padded length, the step), not on what else is asked, and random numbers are drawn per
+request. Measured: the same bits in any order and company, on one and on two threads (tests/test_llm_transformers.py).
+Another kind of device or another version of torch may differ in the last digits, and greedy decoding then in a word.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from latentgloss.registry import ModelSpec
 
-VERSION = "1"
+VERSION = "2"
 """Part of every identity: raise it when the same files can give other replies."""
 
 CAPABILITIES: frozenset[Capability] = frozenset({"choice", "logprobs", "seed"})
@@ -40,6 +40,8 @@ CAPABILITIES: frozenset[Capability] = frozenset({"choice", "logprobs", "seed"})
 STEP = 32
 TILE = {"cpu": 8}
 TILE_GPU = 32
+TILE_TOKENS = {"cpu": 2048}
+"""Prompt tokens in a tile, beyond which more rows save nothing: what fills up the last tile is computed, too."""
 
 
 class TransformersEngine:
@@ -111,9 +113,8 @@ class TransformersEngine:
                 yield place, Failure("rejected", reason)
             else:
                 by_length.setdefault(-(-len(prompt) // STEP) * STEP, []).append(place)
-        rows = TILE.get(self._model.device.type, TILE_GPU)
         for length in sorted(by_length):
-            same = by_length[length]
+            same, rows = by_length[length], tile_rows(self._model.device.type, length)
             for first in range(0, len(same), rows):
                 tile = same[first : first + rows]
                 decoding = [_Decoding(self, requests[place], prompts[place]) for place in tile]
@@ -156,6 +157,12 @@ class TransformersEngine:
                 chosen += [int(filler)] * (rows - len(tile))
                 ids = torch.tensor(chosen, dtype=torch.int64, device=device)[:, None]
                 mask = torch.cat([mask, torch.ones((rows, 1), dtype=torch.int64, device=device)], dim=1)
+
+
+def tile_rows(device: str, length: int) -> int:
+    """Prompts of one padded length that are computed together: it follows from nothing but that length."""
+    most = TILE.get(device, TILE_GPU)
+    return min(most, max(1, TILE_TOKENS[device] // length)) if device in TILE_TOKENS else most
 
 
 class _Decoding:

@@ -216,6 +216,7 @@ def explainer(name: str, label_of: Callable[[Rule], Label | None]) -> type[Expla
 
     class Scripted:
         computes = False
+        asks = False
         needs: frozenset[Need] = frozenset()
 
         def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
@@ -239,6 +240,7 @@ class Memoriser:
     """Says nothing but which contexts it was shown."""
 
     computes = False
+    asks = False
     needs: frozenset[Need] = frozenset()
 
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentgloss.asking import Ask, Told, Unread, ask_all, storable, without_thoughts
+from latentgloss.asking import Ask, Planned, Told, Unread, ask_all, storable, without_thoughts
 from latentgloss.prompting import messages_sha256, prompt
 from latentgloss.protocols import Answer, Request
 from latentgloss.quoting import quoted_tokens, readable
@@ -116,6 +116,10 @@ class LlmJudge:
             n = len(lines)
             found.append(Ask(request, partial(read_verdicts, n=n), partial(self._repaired, n=n)))
         return found
+
+    def planned(self, question: Question) -> list[Planned]:
+        """What will be asked about a question."""
+        return [Planned(self.model, ask) for ask in self.asks(question)]
 
     def _repaired(self, messages: tuple[Message, ...], reply: str, problem: str, n: int) -> tuple[Message, ...]:
         return self.prompt.repaired(messages, reply, problem=problem, n=str(n))

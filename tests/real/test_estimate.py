@@ -1,0 +1,79 @@
+"""The estimate against what the real SmolLM2 then takes: its template, its tokenizer, its replies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+from latentgloss import estimate as core
+from latentgloss import schema
+from latentgloss.llm.transformers_engine import TransformersEngine
+from latentgloss.stages import STAGES
+from latentgloss.workspace import Workspace
+
+pytestmark = [pytest.mark.demo, pytest.mark.timeout(600)]
+REGISTRY = Path(__file__).resolve().parents[2] / "registry"
+SAE = "smollm2/layers.0/random"
+CONTEXTS = ["tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts", "sampled_negatives"]
+SETTINGS = """
+[contexts]
+test = 10
+min_test = 10
+min_explain = 10
+
+[explanations]
+explainers = ["llm"]
+model = "smollm2-instruct"
+llm.sample = 4
+llm.contexts = 5
+llm.max_tokens = 48
+
+[detection]
+judges = ["llm:smollm2-instruct"]
+sample = 1
+"""
+
+
+def test_prompt_tokens_are_those_the_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First requests to the token; in all within 5 % unless replies had to be asked for again, which is bounded."""
+    for kind, name in (("models", "smollm2"), ("language_models", "smollm2-instruct")):
+        text = (REGISTRY / kind / f"{name}.toml").read_text().replace("[corpus]\n", "[corpus]\ntokens = 100_000\n")
+        (tmp_path / "registry" / kind).mkdir(parents=True)
+        (tmp_path / "registry" / kind / f"{name}.toml").write_text(text)
+    (tmp_path / "registry" / "saes").mkdir()
+    (tmp_path / "registry" / "saes" / "random.toml").write_text(
+        'model = "smollm2"\nhookpoint = "layers.0"\nname = "random"\nformat = "random_topk"\n'
+        "d_in = 576\nn_latents = 64\nk = 4\nseed = 0\ncontrol = true\n"
+    )
+    (tmp_path / "latentgloss.toml").write_text(SETTINGS)
+    workspace = Workspace.open(tmp_path / "latentgloss.toml")
+    assert not [o.error for o in tiny.run_all(workspace, CONTEXTS) if o.error]
+
+    def estimated(stage: str) -> core.Estimate:
+        with monkeypatch.context() as patched:  # a tokenizer is all it may read
+            patched.setattr(TransformersEngine, "_model", property(lambda self: pytest.fail("weights were loaded")))
+            (row,) = [row for row in core.estimate(workspace) if row.stage == stage]
+        assert row.exact and not row.problem and not row.paid
+        return row
+
+    for stage, n_latents in (("explanations", 4), ("detection_scores", 1)):
+        row = estimated(stage)
+        assert row.latents == n_latents and row.requests > 0 and row.cached == 0
+        (outcome,) = workspace.materialise(stage, workspace.partitions(STAGES[stage]), tiny.runner(stage))
+        assert outcome.error is None
+        (taken,) = [t for t in workspace.ledger.totals() if t["stage"] == stage and t["partition"] == SAE]
+        again = taken["answered"] - row.requests
+        print(f"{stage}: {row.requests} requests of {row.prompt_tokens} tokens estimated; taken: {taken}")
+        assert row.prompt_tokens <= taken["prompt_tokens"] <= row.prompt_tokens + row.repair_tokens_most
+        assert again > 0 or abs(taken["prompt_tokens"] - row.prompt_tokens) <= 0.05 * row.prompt_tokens
+        assert taken["completion_tokens"] <= row.completion_tokens_most * (2 if again else 1)
+        if stage == "explanations":
+            rows = outcome.version.read(schema.EXPLANATIONS).filter(explainer="llm")  # type: ignore[union-attr]
+            assert rows.filter(status="not_sampled").height > 0
+            # A second request holds the first, so its prompt is longer: what was asked once is counted to the token.
+            assert rows["prompt_tokens"].sum() == taken["prompt_tokens"]
+        else:
+            # Held to the lists there are, it never has to be asked again.
+            assert again == 0 and taken["prompt_tokens"] == row.prompt_tokens
