@@ -37,12 +37,22 @@ class Environment:
     def python(self) -> Path:
         return self.folder / "bin" / "python"
 
+    @property
+    def _wanted(self) -> str:
+        pins = self.constraints.read_text() if self.constraints else ""
+        return "\n".join((*self.alone, *self.packages, *(f"not {name}" for name in self.without))) + pins
+
+    @property
+    def _ready(self) -> Path:
+        """A file that says what was installed, written last."""
+        return self.folder / ".ready"
+
+    def is_made(self) -> bool:
+        return self._ready.is_file() and self._ready.read_text() == self._wanted
+
     def made(self) -> Path:
         """Its Python, after installing what is missing. Raises SystemExit with a reason."""
-        ready = self.folder / ".ready"
-        pins = self.constraints.read_text() if self.constraints else ""
-        wanted = "\n".join((*self.alone, *self.packages, *(f"not {name}" for name in self.without))) + pins
-        if ready.is_file() and ready.read_text() == wanted:
+        if self.is_made():
             return self.python
         print(f"installing {(*self.alone, *self.packages)[0]} into {self.folder} (once)", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)], check=True)
@@ -58,7 +68,7 @@ class Environment:
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
                 raise SystemExit(f"{self.folder} is of no use: {reason}")
-        ready.write_text(wanted)
+        self._ready.write_text(self._wanted)
         return self.python
 
 
