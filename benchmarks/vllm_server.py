@@ -31,10 +31,11 @@ class VllmServer:
     """Serves until closed; a context manager. The log stays where it was asked for."""
 
     def __init__(
-        self, python: Path, model: Path, log: Path, *, name: str = "smollm2", in_flight: int = 32, wait_s: float = 240
-    ) -> None:
+        self, python: Path, model: Path, log: Path, *, name: str = "smollm2", in_flight: int = 32,
+        block_size: int = 16, wait_s: float = 240,
+    ) -> None:  # fmt: skip
         self.python, self.model, self.log, self.name, self.in_flight = python, model, log, name, in_flight
-        self.wait_s = wait_s
+        self.block_size, self.wait_s = block_size, wait_s
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -48,7 +49,7 @@ class VllmServer:
             str(self.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model),
             "--served-model-name", self.name, "--dtype", "bfloat16", "--seed", "0", "--enforce-eager",
             "--max-model-len", str(CONTEXT_LENGTH), "--max-num-seqs", str(self.in_flight), "--max-logprobs", "20",
-            "--enable-prefix-caching", "--enable-prompt-tokens-details",
+            "--enable-prefix-caching", "--block-size", str(self.block_size), "--enable-prompt-tokens-details",
             "--host", "127.0.0.1", "--port", str(self.port),
         ]  # fmt: skip
 
