@@ -217,7 +217,9 @@ def delphi_bodies(spec: LanguageModelSpec, requests: Sequence[Request]) -> list[
     """The same questions in delphi's words, from the file that has nothing but its template; None if it is not here."""
     import runpy
 
-    found = sorted(DELPHI.folder.glob("lib/python3*/site-packages/delphi/scorers/classifier/prompts/detection_prompt.py"))
+    found = sorted(
+        DELPHI.folder.glob("lib/python3*/site-packages/delphi/scorers/classifier/prompts/detection_prompt.py")
+    )
     if not found:
         return None
     template = runpy.run_path(str(found[0]))["prompt"]

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -297,7 +296,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         sides = Sides(root, arguments.threads)
-        about = {"delphi": [*DELPHI.alone, *DELPHI.packages[:2]], "latents": LATENTS, "k": K, "threads": arguments.threads}
+        about = {
+            "delphi": [*DELPHI.alone, *DELPHI.packages[:2]],
+            "latents": LATENTS,
+            "k": K,
+            "threads": arguments.threads,
+        }
         if arguments.hookpoints:
             batch, rates = tuned(sides, root / "tuning", arguments)
             print(f"delphi's batch size: {batch} of {rates} tokens/s", file=sys.stderr)

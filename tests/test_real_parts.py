@@ -15,7 +15,9 @@ SKIP = "pytest.skip('no weights here')"
 
 def _run(folder: Path, source: str, ci: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(source)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    demo:\n    dagster:\n    kill:\n    vllm:\n    other:\n")
+    (folder / "pytest.ini").write_text(
+        "[pytest]\nmarkers =\n    demo:\n    dagster:\n    kill:\n    vllm:\n    other:\n"
+    )
     environment = {**os.environ, "CI": ci, "PYTHONPATH": str(Path(__file__).parent), "PYTEST_ADDOPTS": ""}
     command = [sys.executable, "-m", "pytest", "-p", "real_parts", "-p", "no:cacheprovider", "-q", str(folder)]
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False)

@@ -1,6 +1,6 @@
 """A small world of real parts for language models: SmolLM2, one of the demo's SAEs, Python's documentation.
 
-    python tests/vllm_world.py FOLDER          explains and judges in it, in this process; prints a line of JSON per stage
+    python tests/vllm_world.py FOLDER     explains and judges in it, in this process; prints a line per stage
 
 What belongs here: `write`, which makes everything up to what is explained, and `ask`, which runs the stages that ask
 the language model. The second is also run by the Python of vLLM's environment, which has no pytest.

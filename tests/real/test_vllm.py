@@ -50,7 +50,8 @@ def inside(python: Path, prepared: Path) -> Workspace:
     paths = os.pathsep.join(map(str, (world.ROOT, world.ROOT / "tests")))
     done = subprocess.run(
         [str(python), str(world.ROOT / "tests" / "vllm_world.py"), str(folder)],
-        env=vllm_server.environment(PYTHONPATH=paths), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600,
+        env=vllm_server.environment(PYTHONPATH=paths), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     print(done.stdout[-2000:])
@@ -164,7 +165,8 @@ def test_the_server_does_what_its_entry_declares(served: Workspace) -> None:
     model = served.language_model("smol")
     try:
         replies = list(model.complete([
-            ask("Name a city as JSON.", json_schema=schema_), ask("Is Paris in France?", choice=("Yes", "No"), logprobs=3),
+            ask("Name a city as JSON.", json_schema=schema_),
+            ask("Is Paris in France?", choice=("Yes", "No"), logprobs=3),
             ask("Say: one, two, three", stop=(",",)), *story, ask("x " * 4000), ask("And now?"),
         ]))  # fmt: skip
     finally:
