@@ -171,6 +171,7 @@ def detection_requests(folder: Path) -> list[Request]:
     vllm_world.write(folder)
     settings = vllm_world.SETTINGS.replace('["pattern", "llm", "null:pattern", "null:llm"]', '["pattern"]')
     settings = settings.replace('judges = ["executed", "llm:smol"]', 'judges = ["llm:smol"]')
+    settings = settings.replace(f"sample = {vllm_world.JUDGED}", f"sample = {vllm_world.ASKED}")
     (folder / "latentgloss.toml").write_text(settings)
     entry = folder / "registry" / "language_models" / "smol.toml"
     entry.parent.mkdir(exist_ok=True)
