@@ -14,13 +14,13 @@ PY := $(BIN)/python
 PIP := $(PY) -m pip --disable-pip-version-check
 PYTEST := $(PY) -m pytest $(PYTEST_ARGS)
 READY := $(VENV)/.ready
-REAL := demo or dagster or kill
+REAL := demo or dagster or kill or vllm
 
 export DAGSTER_HOME := $(CURDIR)/data/dagster
 HOME_READY := $(DAGSTER_HOME)/dagster.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full ui test test-demo test-dagster test-kill check format docs bench bench-search bench-delphi constraints clean
+.PHONY: help setup demo demo-full ui test test-demo test-dagster test-kill test-vllm check format docs bench bench-search bench-delphi bench-llm constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ test-dagster: $(READY) $(HOME_READY) ## a real Dagster daemon and webserver
 test-kill: $(READY) $(HOME_READY) ## runs killed at random points, then resumed
 	@$(PYTEST) -m kill
 
+test-vllm: $(READY) ## language models by a real vLLM on the CPU, in an environment of its own (.bench/, about 4 GB)
+	@$(PY) benchmarks/environments.py vllm
+	@$(PYTEST) -m vllm
+
 check: $(READY) ## style, types, import rules, generated pages: what CI and pre-commit check
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -86,6 +90,9 @@ bench-search: demo-full ## precision of search and work of embedding, on the sto
 
 bench-delphi: $(READY) ## delphi against this, in an environment of its own (.bench/, about 1 GB; ten minutes)
 	@$(PY) benchmarks/vs_delphi.py
+
+bench-llm: $(READY) ## what asking costs: our client against bare HTTP, prompts against a real vLLM (five minutes)
+	@$(PY) benchmarks/language_models.py
 
 constraints: $(READY) ## pin the versions now installed as the tested ones
 	@{ sed '/^[^#]/,$$d' constraints/tested.txt; $(PIP) freeze --exclude-editable | sed 's/ @ .*//; s/+.*//'; } > $(VENV)/tested.txt

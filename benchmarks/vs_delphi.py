@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -36,20 +35,13 @@ from latentgloss.memory import keep_freed_memory
 keep_freed_memory()  # as definitions.py does, first of all
 
 import world  # noqa: E402
+from environments import DELPHI  # noqa: E402
 from worker import Worker, serve  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 LATENTS, K = 4096, 32
 SPLIT = 819
 """Latents in the first of the five files that delphi writes."""
-ENVIRONMENT = world.ROOT / ".bench" / "delphi-venv"
-DELPHI = ("eai-delphi==0.1.3", "eai-sparsify==1.3.3")
-"""Installed without their dependencies: vLLM, which caching and sampling never import, needs a GPU's torch."""
-IMPORTS = (
-    "torch==2.13.0", "transformers==5.23.0", "numpy", "safetensors", "datasets", "orjson", "simple_parsing",
-    "jaxtyping", "blobfile", "asyncer", "beartype", "natsort", "schedulefree", "accelerate", "einops", "faiss-cpu",
-    "sentence_transformers",
-)  # fmt: skip
 SAME_SIZE = """
 [contexts]
 explain = 40
@@ -62,21 +54,6 @@ select = 0
 test = 50
 """
 """As many contexts as delphi samples by default; `explain = 1` is the least that can be asked for."""
-
-
-def environment() -> Path:
-    """Python of delphi's environment, made if it is not there."""
-    python = ENVIRONMENT / "bin" / "python"
-    ready = ENVIRONMENT / ".ready"
-    wanted = "\n".join((*DELPHI, *IMPORTS))
-    if not ready.is_file() or ready.read_text() != wanted:
-        print(f"installing {DELPHI[0]} into {ENVIRONMENT} (once)", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        subprocess.run([*pip, *IMPORTS], check=True)
-        subprocess.run([*pip, "--no-deps", *DELPHI], check=True)
-        ready.write_text(wanted)
-    return python
 
 
 # -- our side: `python vs_delphi.py _ours` -------------------------------------------------------------------------
@@ -169,7 +146,7 @@ class Sides:
 
     def __init__(self, log: Path, threads: int) -> None:
         self.log, self.threads = log, threads
-        self._delphi = environment()
+        self._delphi = DELPHI.made()
 
     def ours(self) -> Worker:
         return Worker([sys.executable, __file__, "_ours"], self.log / "ours.log", self.threads)
@@ -328,7 +305,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         sides = Sides(root, arguments.threads)
-        about = {"delphi": [*DELPHI, *IMPORTS[:2]], "latents": LATENTS, "k": K, "threads": arguments.threads}
+        about = {
+            "delphi": [*DELPHI.alone, *DELPHI.packages[:2]],
+            "latents": LATENTS,
+            "k": K,
+            "threads": arguments.threads,
+        }
         if arguments.hookpoints:
             batch, rates = tuned(sides, root / "tuning", arguments)
             print(f"delphi's batch size: {batch} of {rates} tokens/s", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Real parts are tested for real in CI: there, a skipped test of one is a failure.
 
-Elsewhere a test marked `demo`, `dagster` or `kill` may skip itself (no free port, no weights installed).
+Elsewhere a test marked `demo`, `dagster`, `kill` or `vllm` may skip itself (no free port, no weights installed).
 Hooks for `conftest.py`; nothing else belongs here.
 """
 
@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-MARKERS = frozenset({"demo", "dagster", "kill"})
+MARKERS = frozenset({"demo", "dagster", "kill", "vllm"})
 _skipped: list[str] = []
 
 

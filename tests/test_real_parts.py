@@ -15,7 +15,9 @@ SKIP = "pytest.skip('no weights here')"
 
 def _run(folder: Path, source: str, ci: str) -> subprocess.CompletedProcess[str]:
     (folder / "test_it.py").write_text(source)
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    demo:\n    dagster:\n    kill:\n    other:\n")
+    (folder / "pytest.ini").write_text(
+        "[pytest]\nmarkers =\n    demo:\n    dagster:\n    kill:\n    vllm:\n    other:\n"
+    )
     environment = {**os.environ, "CI": ci, "PYTHONPATH": str(Path(__file__).parent), "PYTEST_ADDOPTS": ""}
     command = [sys.executable, "-m", "pytest", "-p", "real_parts", "-p", "no:cacheprovider", "-q", str(folder)]
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
@@ -25,12 +27,13 @@ def _run(folder: Path, source: str, ci: str) -> subprocess.CompletedProcess[str]
     ("source", "ci", "status"),
     [
         (MARKED.format(marker="demo", body=SKIP), "true", 1),
+        (MARKED.format(marker="vllm", body=SKIP), "true", 1),
         (MARKED.format(marker="kill", body=SKIP), "", 0),
         (MARKED.format(marker="other", body=SKIP), "true", 0),
         (MARKED.format(marker="dagster", body="pass"), "true", 0),
         ("import pytest\npytest.importorskip('no_such_module')\n", "true", 1),
     ],
-    ids=["skipped in CI", "skipped elsewhere", "not a real part", "run", "whole file skipped"],
+    ids=["skipped in CI", "vLLM skipped in CI", "skipped elsewhere", "not a real part", "run", "whole file skipped"],
 )
 def test_exit_status(tmp_path: Path, source: str, ci: str, status: int) -> None:
     done = _run(tmp_path, source, ci)

@@ -53,6 +53,7 @@ class VllmEngine:
 
         try:
             from vllm import LLM
+            from vllm.platforms import current_platform
         except ImportError as e:
             raise LanguageModelError(
                 f"{self.spec.name}: vllm is not installed here ({e})",
@@ -66,7 +67,9 @@ class VllmEngine:
         options: dict[str, Any] = {"max_model_len": self.spec.context_length} if self.spec.context_length else {}
         return LLM(
             model=str(folder), dtype=self.model.dtype, max_num_seqs=self.spec.in_flight, enable_prefix_caching=True,
-            max_logprobs=20, seed=0, disable_log_stats=True, **options,
+            max_logprobs=20, seed=0, disable_log_stats=True,
+            enforce_eager=current_platform.is_cpu(),  # compiling for a CPU takes minutes and a compiler
+            **options,
         )  # fmt: skip
 
     def answer_all(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:

