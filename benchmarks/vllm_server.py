@@ -35,7 +35,7 @@ class VllmServer:
 
     def __init__(
         self, python: Path, model: Path, log: Path, *, name: str = "smollm2", in_flight: int = 32,
-        block_size: int = 16, wait_s: float = 240,
+        block_size: int = 32, wait_s: float = 240,
     ) -> None:  # fmt: skip
         self.python, self.model, self.log, self.name, self.in_flight = python, model, log, name, in_flight
         self.block_size, self.wait_s = block_size, wait_s
