@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 IN_FLIGHT = 32
 CONTEXT_TOKENS = 32
-BLOCKS = (128, 16)
-"""Tokens of a block of the prefix cache: vLLM's default on a CPU, and its default on a GPU."""
+BLOCKS = (128, 32)
+"""Tokens of a block of the prefix cache: the default on a CPU, and the least it takes."""
 
 
 # -- client ------------------------------------------------------------------------------------------------------------

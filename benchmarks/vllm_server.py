@@ -16,13 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 
 CONTEXT_LENGTH = 2048
+_OURS = ("PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""What is not handed on. vLLM binds its threads to cores and leaves one free: of two cores it takes one, and a second
+thread there, as OMP_NUM_THREADS=2 asks for, waits in a loop for the first: many times slower."""
 KV_CACHE_GIB = 2
 """Memory for keys and values; a CPU's default is most of what the machine has."""
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of processes in which vLLM runs on a CPU, without network and without what our Python imports from."""
-    taken = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    """Of processes in which vLLM runs on a CPU, without network and without our own settings."""
+    taken = {key: value for key, value in os.environ.items() if key not in _OURS}
     given = {"VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     return {**taken, **given, **more}
 
@@ -32,7 +35,7 @@ class VllmServer:
 
     def __init__(
         self, python: Path, model: Path, log: Path, *, name: str = "smollm2", in_flight: int = 32,
-        block_size: int = 16, wait_s: float = 240,
+        block_size: int = 32, wait_s: float = 240,
     ) -> None:  # fmt: skip
         self.python, self.model, self.log, self.name, self.in_flight = python, model, log, name, in_flight
         self.block_size, self.wait_s = block_size, wait_s
