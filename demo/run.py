@@ -297,7 +297,7 @@ def _interval(row: dict[str, Any] | None, name: str) -> str:
     if row is None or row[name] is None:
         return ""
     value, low, high = (_short(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]" if low else f"{value} [none]"
 
 
 def _print_next(workspace: Workspace) -> None:

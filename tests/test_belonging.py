@@ -92,6 +92,7 @@ def test_a_handful_of_judgements_left_of_many_is_no_score() -> None:
             "truth": truth.tolist() * 2,
             "evidence": pl.Series([float(t) for t in truth] * 2, dtype=pl.Float32),
             "prediction": truth.tolist() * 2,
+            "prompt": pl.Series([None] * 2 * n, dtype=pl.Int64),
         }
     )
     lost = (pl.col("latent") == 1) & (pl.int_range(pl.len()).over("latent") >= 2 * counted)
