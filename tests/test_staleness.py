@@ -217,7 +217,7 @@ def leaves(model: BaseModel, prefix: str = "") -> list[str]:
     return found
 
 
-NOT_CONTENT = ("store", "registry", "folder", "machine.")
+NOT_CONTENT = ("store", "registry", "folder", "machine.", "budget.")
 OTHER_VALUES: dict[str, Any] = {
     "corpus.shares": (0.5, 0.1, 0.4),
     "corpus.near_duplicate": 0.9,
@@ -229,6 +229,7 @@ OTHER_VALUES: dict[str, Any] = {
     "explanations.explainers": ("pattern",),
     "explanations.pattern.rules": 3,
     "explanations.model": "scripted",
+    "explanations.llm.sample": 5,
     "explanations.best_of_k.judge": "scripted",
     "explanations.imported.file": "{sae}.csv",
     "explanations.imported.explained_by": "somebody",
