@@ -35,7 +35,7 @@ store = "data"
 [contexts]
 explain = 40
 select = 0
-test = 12
+test = 20
 min_explain = 20
 min_test = 10
 min_test_documents = 5
