@@ -23,7 +23,7 @@ from latentgloss import schema
 from latentgloss.asking import after
 from latentgloss.errors import LatentglossError
 from latentgloss.evidence import BlockEvidence
-from latentgloss.explainers import EXPLAINERS, base_of, in_order
+from latentgloss.explainers import EXPLAINERS, NULL, base_of, block_name, explainer_of, in_order, without_number
 from latentgloss.explainers.llm import LONGEST
 from latentgloss.hashing import counter_hash, json_sha256
 from latentgloss.llm.client import most_prompt_tokens
@@ -143,7 +143,7 @@ def asked_models(workspace: Workspace, stage: str) -> list[str]:
     """Names of the language models that a stage asks by the settings."""
     settings = workspace.settings
     if stage == "explanations":
-        asking = [n for n in in_order(settings.explanations.explainers) if EXPLAINERS[base_of(n)].asks]
+        asking = [n for n in in_order(settings.explanations) if EXPLAINERS[base_of(n)].asks]
         names = [settings.explanations.model or "(none named)"] if asking else []
         if "best_of_k" in asking and settings.explanations.best_of_k.judge:
             names.append(settings.explanations.best_of_k.judge)
@@ -291,15 +291,18 @@ def _judging(work: Work, states: list[State]) -> _Source:
     eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
     texts = _Texts(work, eligibility)
     notes = texts.notes(states)
+    of_nulls = sampled(eligibility, settings.null_sample, settings.seed)
+    nulls = None if of_nulls is None else set(of_nulls.tolist())
     ask = lru_cache(maxsize=1)(plan.ask)  # for one part of a block after the other
 
     def planned(block: str, latents: list[int]) -> Iterator[tuple[int, list[Planned]]]:
         asked = ask(block).of(pl.Series(latents, dtype=pl.UInt32)).where(pl.col("split") == "test")
         for explainer in texts.explainers:
-            found, unwritten = texts.of(explainer, block, latents)
-            mine = asked.of(pl.Series(list(found), dtype=pl.UInt32))
+            mine = [n for n in latents if nulls is None or n in nulls or not explainer.startswith(NULL)]
+            found, unwritten = texts.of(explainer, block, mine)
+            put = asked.of(pl.Series(list(found), dtype=pl.UInt32))
             for judge in judges:
-                for question in mine.questions(scorer.name, found):
+                for question in put.questions(scorer.name, found):
                     yield question.latent, [replace(p, unwritten=unwritten) for p in judge.planned(question)]
 
     return _Source(_population(eligibility, settings.sample, settings.seed), planned, notes)
@@ -310,17 +313,17 @@ class _Texts:
 
     def __init__(self, work: Work, eligibility: pl.DataFrame) -> None:
         self.work, self.settings = work, work.settings.explanations
-        self.explainers = in_order(self.settings.explainers)
+        self.explainers = in_order(self.settings)
         self.version = work.input("explanations") if "explanations" in work.recipe.inputs else None
         few = sampled(eligibility, self.settings.llm.sample, self.settings.seed)
         self.few = None if few is None else set(few.tolist())
-        there = [] if self.version is None else [name.partition("-")[2] for name in self.version.manifest.blocks]
-        self.missing = [e for e in self.explainers if e.replace(":", ".") not in there]
+        there = set() if self.version is None else set(map(explainer_of, self.version.manifest.blocks))
+        self.missing = [e for e in self.explainers if e not in there]
 
     def notes(self, states: list[State]) -> list[str]:
         found = []
         if self.missing:
-            longest = ", ".join(f"{e} {self._unwritten(e):,}" for e in self.missing)
+            longest = ", ".join(f"{e} {self._unwritten(e):,}" for e in dict.fromkeys(map(without_number, self.missing)))
             found.append(f"explanations that do not exist yet are taken to be as long as can be, in tokens: {longest}")
         of_mine = [s for s in states if s.partition == self.work.partition and s.asset == "explanations"]
         if self.version is not None and any(s.state != "fresh" for s in of_mine):
@@ -340,7 +343,7 @@ class _Texts:
             asked = self.few if EXPLAINERS[base_of(explainer)].asks else None
             chosen = [latent for latent in latents if asked is None or latent in asked]
             return dict.fromkeys(chosen, ("", None)), self._unwritten(explainer)
-        name = f"{block}-{explainer.replace(':', '.')}"
+        name = block_name(block, explainer)
         if name not in self.version.manifest.blocks:
             return {}, 0
         rows = self.version.read(schema.EXPLANATIONS, name)

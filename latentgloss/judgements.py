@@ -307,12 +307,12 @@ def unscored(explained: pl.DataFrame, arms: list[str], metric: str, key: dict[st
     )
 
 
-def with_specificity(scores: pl.DataFrame, nulls: pl.DataFrame | None) -> pl.DataFrame:
+def with_specificity(scores: pl.DataFrame, nulls: list[pl.DataFrame]) -> pl.DataFrame:
     """Fills `specificity`: the score minus the same latent's mean score with other latents' explanations."""
-    if nulls is None:
+    if not nulls:
         return scores
     on = ["latent", "negatives", "judge", "embedder"]
-    mean = nulls.group_by(on).agg(null=pl.col("score").mean())
+    mean = pl.concat(nulls).group_by(on).agg(null=pl.col("score").mean())
     return (
         scores.join(mean, on=on, how="left", maintain_order="left")
         .with_columns(specificity=pl.col("score") - pl.col("null"))

@@ -22,6 +22,7 @@ import polars as pl
 from latentgloss import lineage_checks as checks
 from latentgloss import lineage_scores, schema
 from latentgloss.errors import InputError, LatentglossError, MissingInput, StoreError
+from latentgloss.explainers import NULL, base_of, block_name, explainer_of
 from latentgloss.hashing import frame_sha256, json_sha256
 from latentgloss.lineage_checks import Check
 from latentgloss.lineage_nodes import Node, Reader
@@ -96,19 +97,15 @@ def _block_of(workspace: Workspace, version: Version, latent: int, explainer: st
     if not names:
         raise _not_asked_for(version, latent)
     if explainer is not None:
-        if f"{number}-{_file_name(explainer)}" not in names:
+        if block_name(number, explainer) not in names:
             raise InputError(
                 f"explainer {explainer!r} was not scored for {version.manifest.partition}",
-                expected="one of " + ", ".join(name.partition("-")[2].replace("null.", "null:") for name in names),
+                expected="one of " + ", ".join(map(explainer_of, names)),
                 todo="name one of these, or add it to `explanations.explainers` and materialise",
             )
-        return f"{number}-{_file_name(explainer)}"
-    first = [f"{number}-{_file_name(name)}" for name in workspace.settings.explanations.explainers]
+        return block_name(number, explainer)
+    first = [block_name(number, name) for name in workspace.settings.explanations.explainers]
     return next((name for name in first if name in names), names[0])
-
-
-def _file_name(explainer: str) -> str:
-    return explainer.replace(":", ".")
 
 
 def _not_asked_for(version: Version, latent: int) -> InputError:
@@ -132,7 +129,7 @@ class _Walk(Reader):
 
     def score(self, version: Version, block: str, latent: int, scorer: str) -> Node:
         """The root: all scores of one explanation by one scorer."""
-        explainer = block.partition("-")[2].replace("null.", "null:")
+        explainer = explainer_of(block)
         node = Node("score", f"{self.partition}#{latent} {scorer} of {explainer}", inputs=[self.version(version)])
         scores = _of_latent(self.rows(version, schema.SCORES, block, node), latent)
         if scores is not None and scores.is_empty():
@@ -155,8 +152,9 @@ class _Walk(Reader):
         if self.verify:
             judged.checks += checks.membership_checks(judgements, seen.contexts, seen.negatives)
             if scores is not None:
-                nulls = _of_latent(self.rows(version, schema.SCORES, _null_of(block), node), latent)
-                node.checks += lineage_scores.score_checks(scores, judgements, nulls, seen.strata)
+                nulls = self._nulls(version, block, node)
+                mine = None if nulls is None else _of_latent(nulls, latent)
+                node.checks += lineage_scores.score_checks(scores, judgements, mine, seen.strata)
             if seen.corpus is not None:
                 vocabulary = self.vocabulary(judged)
                 if vocabulary is not None:
@@ -171,8 +169,20 @@ class _Walk(Reader):
                     judged.checks.append(_disjoint(told.seen, judgements, seen))
         return node
 
+    def _nulls(self, version: Version, block: str, node: Node) -> pl.DataFrame | None:
+        """Scores with the nulls of what a block has been explained by; None if there are none."""
+        number, explainer = block.partition("-")[0], explainer_of(block)
+        found = [
+            self.rows(version, schema.SCORES, name, node)
+            for name in sorted(version.manifest.blocks)
+            if name.startswith(f"{number}-") and explainer_of(name).startswith(NULL)
+            and not explainer.startswith(NULL) and base_of(explainer_of(name)) == explainer
+        ]  # fmt: skip
+        there = [frame for frame in found if frame is not None]
+        return pl.concat(there) if there else None
+
     def explanation(self, opened: Callable[[Node], Version | None], block: str, latent: int) -> _Told:
-        node = Node("explanation", f"{self.partition}#{latent} {block.partition('-')[2].replace('null.', 'null:')}")
+        node = Node("explanation", f"{self.partition}#{latent} {explainer_of(block)}")
         version = opened(node)
         row = _of_latent(self.rows(version, schema.EXPLANATIONS, block, node), latent)
         if version is None or row is None or row.is_empty():
@@ -184,8 +194,8 @@ class _Walk(Reader):
         if self.verify and _is_pattern(told) and (vocabulary := self.vocabulary(node)) is not None:
             node.checks.append(checks.round_trip_check(told, vocabulary))
         source = told["source_latent"]
-        if source is not None:  # a null: the text of another latent of the block
-            own = self.explanation(lambda into: version, block.replace("-null.", "-"), source)
+        if source is not None:  # a null: the text of another latent
+            own = self.explanation(lambda into: version, _own(block, source), source)
             node.inputs.append(own.node)
             cache = self.pinned(version, "activation_cache", node)
             self.rows(cache, schema.LATENTS, f"{latent // schema.BLOCK:06d}", node)  # whose twin it may not be
@@ -436,9 +446,9 @@ class _Told:
     seen: _Seen | None = None
 
 
-def _null_of(block: str) -> str:
-    number, _, explainer = block.partition("-")
-    return f"{number}-null.{explainer}"
+def _own(block: str, latent: int) -> str:
+    """Where the explanation stands that a null of a latent has: its own latent may be of another block."""
+    return block_name(f"{latent // schema.BLOCK:06d}", base_of(explainer_of(block)))
 
 
 def _of_latent(frame: pl.DataFrame | None, latent: int) -> pl.DataFrame | None:

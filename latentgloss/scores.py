@@ -9,29 +9,36 @@ answers to numbers is in `judgements.py`. Reads `explanations`, `contexts` and w
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from latentgloss import judgements, schema
+from latentgloss.explainers import NULL, base_of, explainer_of
+from latentgloss.processes import with_processes
 from latentgloss.sampling import of_block, sampled
-from latentgloss.scorers import SCORERS
+from latentgloss.scorers import JUDGES, SCORERS, judge_named
 from latentgloss.scorers.detection import THRESHOLD_ARMS
-from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Executor, Future
 
     import numpy as np
 
+    from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Answer, Judge
     from latentgloss.scorers.base import Asked, Scorer
     from latentgloss.settings import ScorerSettings
     from latentgloss.work import Work
 
-NULL = "null:"
 TAKEN = ("prompt_tokens", "completion_tokens", "cost_usd")
+TABLES = (schema.JUDGEMENTS, schema.SCORES)
+Tables = dict[str, pl.DataFrame]
+AHEAD = 2
+"""Blocks that are scored while one is written."""
 Spent = dict[str, dict[str, float]]
 """Per judge, what its answers took."""
 BY_BLOCK = ("sampled_contexts", "sampled_negatives")
@@ -40,55 +47,117 @@ BY_BLOCK = ("sampled_contexts", "sampled_negatives")
 
 def runner(scorer: Scorer) -> Callable[[Sequence[Work]], Iterator[Work]]:
     """Runner of the stage `<name>_scores`."""
-    return one_by_one(partial(_score, scorer))
+    return with_processes(partial(_score, scorer), _prepare, lambda work: (work.workspace.vocabulary(work.model.name),))
 
 
-def _score(scorer: Scorer, work: Work) -> None:
+def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
     work.check_windows()
     explanations = work.input("explanations")
     settings: ScorerSettings = getattr(work.settings, scorer.name)
     plan = scorer.plan(work, work.workspace.corpus(work.input("resolved_saes")), scorer.splits)
     judges = scorer.judges(work, settings)
-    chosen = sampled(work.input("sampled_contexts").read(schema.ELIGIBILITY), settings.sample, settings.seed)
+    eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
+    chosen = sampled(eligibility, settings.sample, settings.seed)
+    of_nulls = sampled(eligibility, getattr(settings, "null_sample", None), settings.seed)
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})
     spent: Spent = {}
-    tables = (schema.JUDGEMENTS, schema.SCORES)
-    for done, block in enumerate(blocks):
-        asked: Asked | None = None
-        nulls: dict[str, pl.DataFrame] = {}
-        rows = [(name, explanations.read(schema.EXPLANATIONS, name)) for name in names if name.startswith(f"{block}-")]
-        for name, explained in sorted(rows, key=lambda row: "null." not in row[0]):
-            explainer = explained["explainer"][0]
-            null_name = f"{block}-null.{explainer}"
-            recipe = work.block_recipe(
-                settings={
-                    "judges": [judge.identity() for judge in judges],
-                    "length": work.settings.contexts.length,
-                    "profile": work.settings.profile,
-                    "sample": None if chosen is None else of_block(chosen, block),
-                    **plan.identity,
-                },
-                explanations=explanations.content((), name),
-                nulls=explanations.content((), null_name),
-                **{
-                    i.stage: work.input(i.stage).content(i.parts, block if i.stage in BY_BLOCK else None)
-                    for i in work.stage.inputs
-                    if i.stage in work.recipe.inputs and i.stage != "explanations"
-                },
-            )
-            if not work.draft.reuse(name, recipe, tables):
-                asked = plan.ask(block) if asked is None else asked
-                found = score_block(scorer, explained, asked, plan.arms, judges, chosen, spent)
-                found["scores"] = judgements.with_specificity(found["scores"], nulls.get(f"{NULL}{explainer}"))
-                work.draft.put(name, recipe, tables, found)
-            if explainer.startswith(NULL):
-                nulls[explainer] = work.draft.read(schema.SCORES, name)
-        work.progress(done + 1, len(blocks), "blocks of latents")
-    scored = work.draft.scan(schema.SCORES).group_by("explainer", "negatives", "status").len().collect()
-    work.facts = {"scores": {f"{e} on {n}: {s}": count for e, n, s, count in scored.sort(pl.all()).iter_rows()}}
+    # Judges that are made of nothing but the vocabulary judge anywhere; whoever asks a model asks it from here.
+    names_of_judges = getattr(settings, "judges", ())
+    computing = pool if names_of_judges and set(names_of_judges) <= set(JUDGES) else None
+
+    def recipe_of(block: str, name: str, nulls: list[str]) -> dict[str, Any]:
+        null = explainer_of(name).startswith(NULL)
+        return work.block_recipe(
+            settings={
+                "judges": [judge.identity() for judge in judges],
+                "length": work.settings.contexts.length,
+                "profile": work.settings.profile,
+                "sample": None if chosen is None else of_block(chosen, block),
+                "of_nulls": of_block(of_nulls, block) if null and of_nulls is not None else None,
+                **plan.identity,
+            },
+            explanations=explanations.content((), name),
+            nulls=[explanations.content((), of) for of in nulls],
+            **{
+                i.stage: work.input(i.stage).content(i.parts, block if i.stage in BY_BLOCK else None)
+                for i in work.stage.inputs
+                if i.stage in work.recipe.inputs and i.stage != "explanations"
+            },
+        )
+
+    def begin(block: str) -> Callable[[], None]:
+        """Has a block scored; what is returned writes it."""
+        mine = [name for name in names if name.startswith(f"{block}-")]
+        # Nulls first: specificity is worked out from their scores.
+        mine.sort(key=lambda name: not explainer_of(name).startswith(NULL))
+        nulls = {name: [null for null in mine if _is_null_of(null, name)] for name in mine}
+        recipes = {name: recipe_of(block, name, nulls[name]) for name in mine}
+        due = [name for name in mine if not work.draft.reuse(name, recipes[name], TABLES)]
+        found: Iterator[Tables] = iter(())
+        if due:
+            told = [explanations.read(schema.EXPLANATIONS, name) for name in due]
+            few = [of_nulls if explainer_of(name).startswith(NULL) else None for name in due]
+            asked = plan.ask(block)
+            if computing is None:
+                each = zip(told, few, strict=True)
+                found = (score_block(scorer, t, asked, plan.arms, judges, chosen, f, spent) for t, f in each)
+            else:
+                args = scorer.name, names_of_judges, told, few, asked, plan.arms, chosen
+                found = _when_there(computing.submit(_score_there, *args))
+
+        def end() -> None:
+            for name, tables in zip(due, found, strict=True):
+                theirs = [work.draft.read(schema.SCORES, null) for null in nulls[name]]
+                tables["scores"] = judgements.with_specificity(tables["scores"], theirs)
+                work.draft.put(name, recipes[name], TABLES, tables)
+
+        return end
+
+    ends: deque[Callable[[], None]] = deque()
+    for done, block in enumerate([*blocks, *[""] * AHEAD]):
+        if block:
+            ends.append(begin(block))
+        if len(ends) > (AHEAD if block and computing is not None else 0):
+            ends.popleft()()
+            work.progress(min(done + 1, len(blocks)) - len(ends), len(blocks), "blocks of latents")
+    counts = work.draft.scan(schema.SCORES).group_by("explainer", "negatives", "status").len().collect()
+    work.facts = {"scores": {f"{e} on {n}: {s}": count for e, n, s, count in counts.sort(pl.all()).iter_rows()}}
     if any(any(taken.values()) for taken in spent.values()):
         work.facts["spent"] = spent
+
+
+def _is_null_of(null: str, name: str) -> bool:
+    """Of names of blocks."""
+    null, name = explainer_of(null), explainer_of(name)
+    return null.startswith(NULL) and not name.startswith(NULL) and base_of(null) == name
+
+
+_vocabulary: Vocabulary | None = None
+
+
+def _prepare(vocabulary: Vocabulary) -> None:
+    global _vocabulary
+    _vocabulary = vocabulary
+
+
+def _score_there(
+    scorer: str,
+    names: Sequence[str],
+    told: list[pl.DataFrame],
+    few: list[np.ndarray | None],
+    asked: Asked,
+    arms: list[str],
+    chosen: np.ndarray | None,
+) -> list[Tables]:
+    """Runs in a process of the pool: a block, by all explainers."""
+    assert _vocabulary is not None
+    judges = [judge_named(name, _vocabulary) for name in names]
+    return [score_block(SCORERS[scorer], t, asked, arms, judges, chosen, f) for t, f in zip(told, few, strict=True)]
+
+
+def _when_there(coming: Future[list[Tables]]) -> Iterator[Tables]:
+    yield from coming.result()
 
 
 def score_block(
@@ -98,25 +167,21 @@ def score_block(
     arms: list[str],
     judges: Sequence[Judge],
     chosen: np.ndarray | None = None,
+    of_deciders: np.ndarray | None = None,
     spent: Spent | None = None,
 ) -> dict[str, pl.DataFrame]:
     """Judgements and scores of one explainer's explanations (rows of `schema.EXPLANATIONS`) of one block.
 
-    `chosen`: the latents that are judged; the other eligible ones get rows of status `not_sampled`. What the answers
-    took is added to `spent`.
+    `chosen`: the latents that are judged, and of them `of_deciders` by judges that decide, which read and are paid;
+    the other eligible ones get rows of status `not_sampled`. What the answers took is added to `spent`.
     """
-    if chosen is not None:
-        out = ~pl.col("status").is_in(judgements.NOT_ELIGIBLE) & ~pl.col("latent").is_in(chosen.tolist())
-        why = pl.lit("not in the scorer's sample of latents")
-        explained = explained.with_columns(
-            status=pl.when(out).then(pl.lit("not_sampled")).otherwise("status"),
-            reason=pl.when(out).then(why).otherwise("reason"),
-        )
-    good = explained.filter(pl.col("status") == "ok").sort("latent")
-    texts = dict(zip(good["latent"], good.select("explanation", "program").iter_rows(), strict=True))
-    mine = asked.of(good["latent"])
+    everything = _left_out(explained, chosen)
     frames: list[dict[str, pl.DataFrame]] = []
     for judge in judges:
+        explained = _left_out(everything, of_deciders) if judge.decides else everything
+        good = explained.filter(pl.col("status") == "ok").sort("latent")
+        texts = dict(zip(good["latent"], good.select("explanation", "program").iter_rows(), strict=True))
+        mine = asked.of(good["latent"])
         key = {
             "explainer": explained["explainer"][0],
             "scorer": scorer.name,
@@ -150,6 +215,18 @@ def score_block(
             }
         )
     return {name: pl.concat([frame[name] for frame in frames]) for name in ("judgements", "scores")}
+
+
+def _left_out(explained: pl.DataFrame, chosen: np.ndarray | None) -> pl.DataFrame:
+    """With status `not_sampled` where a latent is eligible and not chosen."""
+    if chosen is None:
+        return explained
+    out = ~pl.col("status").is_in(judgements.NOT_ELIGIBLE) & ~pl.col("latent").is_in(chosen.tolist())
+    why = pl.lit("not in the scorer's sample of latents")
+    return explained.with_columns(
+        status=pl.when(out).then(pl.lit("not_sampled")).otherwise("status"),
+        reason=pl.when(out).then(why).otherwise("reason"),
+    )
 
 
 def _spend(taken: dict[str, float], answers: list[Answer]) -> None:

@@ -119,6 +119,8 @@ class ImportedSettings(Strict):
 
 class ExplanationSettings(Strict):
     explainers: tuple[str, ...] = ("pattern", "token_table", "null:pattern")
+    nulls: int = Field(default=5, ge=1, le=20)
+    """Other latents whose explanations `null:X` gives each latent in turn."""
     seed: int = 0
     """Draws the partners of nulls, the samples of `best_of_k`, and the latents of `llm.sample`."""
     model: str | None = None
@@ -150,6 +152,9 @@ class JudgedSettings(ScorerSettings):
 
     judges: tuple[str, ...] = ("executed",)
     """`executed`, and `llm:NAME` with a language model of the registry."""
+    null_sample: int | None = Field(default=500, ge=1)
+    """Eligible latents per SAE whose nulls are put to a language model; None: all that it judges. Other judges cost
+    nothing and judge all."""
     llm: LlmJudgeSettings = LlmJudgeSettings()
 
 

@@ -155,7 +155,7 @@ _ALL = (
         grain="sae",
         version="2",
         inputs=(
-            Input("resolved_saes", ("cache",)),
+            Input("resolved_saes", ("cache", "latents")),  # nulls: who was asked for before whom
             Input("activation_cache", ("latents",), _MASKED_IF_SHOWN),
             Input("sampled_contexts", ("eligibility", "explain", "select")),
             Input("sampled_negatives", ("explain", "select")),

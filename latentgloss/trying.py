@@ -15,7 +15,7 @@ from latentgloss import schema
 from latentgloss.asking import Ask, ask_all
 from latentgloss.errors import InputError, LanguageModelError, MissingInput
 from latentgloss.evidence import BlockEvidence
-from latentgloss.explainers import EXPLAINERS
+from latentgloss.explainers import EXPLAINERS, block_name, explainer_of
 from latentgloss.explainers.llm import LlmExplainer
 from latentgloss.prompting import messages_sha256
 from latentgloss.scorers import LLM, SCORERS
@@ -165,8 +165,8 @@ def _has_block(work: Work, latent: int) -> bool:
 
 def _stored(work: Work, latent: int, explainer: str) -> str:
     version = work.input("explanations")
-    name = f"{latent // schema.BLOCK:06d}-{explainer.replace(':', '.')}"
-    known = sorted({block.partition("-")[2].replace("null.", "null:") for block in version.manifest.blocks})
+    name = block_name(f"{latent // schema.BLOCK:06d}", explainer)
+    known = sorted(set(map(explainer_of, version.manifest.blocks)))
     if explainer not in known:
         raise InputError(f"there are no explanations of {explainer!r}", expected=f"one of {', '.join(known)}")
     rows = version.read(schema.EXPLANATIONS, name).filter(latent=latent) if name in version.manifest.blocks else None

@@ -45,31 +45,36 @@ _CHUNK = 1 << 16  # windows hashed at once
 # Latents ----------------------------------------------------------------------------------------------------
 
 
-def selected_latents(spec: SaeSpec, n_latents: int) -> UInt32[np.ndarray, " latents"]:
-    """Ids of the latents a SAE's registry entry asks for, ascending, each once.
+def latents_in_turn(spec: SaeSpec, n_latents: int) -> UInt32[np.ndarray, " latents"]:
+    """Ids of the latents a SAE's registry entry asks for, each once, those first that were asked for first.
 
-    A larger sample with the same seed contains the smaller one. Raises InputError if the SAE has no such latents.
+    A sample comes by hash, so that with the same seed a smaller one is the beginning of a larger; all latents are the
+    sample of all with seed 0. A list comes as it is listed, a range from its start. Raises InputError if the SAE has
+    no such latents.
     """
     asked = spec.latents
     match asked:
-        case "all":
-            return np.arange(n_latents, dtype=np.uint32)
-        case LatentSample():
-            if asked.sample > n_latents:
-                raise _out_of_range(spec, f"a sample of {asked.sample} latents", f"at most {n_latents}")
-            order = np.argsort(counter_hash(asked.seed, np.arange(n_latents)), kind="stable")
-            chosen = order[: asked.sample]
+        case "all" | LatentSample():
+            n, seed = (n_latents, 0) if asked == "all" else (asked.sample, asked.seed)
+            if n > n_latents:
+                raise _out_of_range(spec, f"a sample of {n} latents", f"at most {n_latents}")
+            chosen = np.argsort(counter_hash(seed, np.arange(n_latents)), kind="stable")[:n]
         case LatentRange():
             if not asked.start < asked.stop <= n_latents:
                 raise _out_of_range(spec, f"latents {asked.start} to {asked.stop}", f"0 <= start < stop <= {n_latents}")
             chosen = np.arange(asked.start, asked.stop)
         case _:
-            chosen = np.asarray(asked, dtype=np.int64)
+            chosen = np.asarray(list(dict.fromkeys(asked)), dtype=np.int64)
             wrong = chosen[(chosen < 0) | (chosen >= n_latents)]
             if wrong.size or not chosen.size:
                 found = f"latents {wrong[:5].tolist()}" if wrong.size else "an empty list of latents"
                 raise _out_of_range(spec, found, f"ids from 0 to {n_latents - 1}")
-    return np.unique(chosen).astype(np.uint32)
+    return chosen.astype(np.uint32)
+
+
+def selected_latents(spec: SaeSpec, n_latents: int) -> UInt32[np.ndarray, " latents"]:
+    """The same, ascending."""
+    return np.sort(latents_in_turn(spec, n_latents))
 
 
 def _out_of_range(spec: SaeSpec, found: str, expected: str) -> InputError:

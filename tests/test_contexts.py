@@ -19,7 +19,7 @@ from latentgloss.population import Population
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
 from latentgloss.schema import GRAM
 from latentgloss.settings import ContextSettings
-from latentgloss.windows import Windows, selected_latents
+from latentgloss.windows import Windows, latents_in_turn, selected_latents
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -363,6 +363,11 @@ def test_selected_latents() -> None:
     small, large = (set(selected_latents(spec({"sample": n, "seed": 5}), 100).tolist()) for n in (10, 30))
     assert len(small) == 10
     assert small < large
+    small, large = (latents_in_turn(spec({"sample": n, "seed": 5}), 100).tolist() for n in (10, 30))
+    assert large[:10] == small
+    assert latents_in_turn(spec([3, 0, 3]), 4).tolist() == [3, 0]
+    assert latents_in_turn(spec("all"), 50)[:20].tolist() == latents_in_turn(spec({"sample": 20}), 50).tolist()
+    small = set(small)
     assert small != set(selected_latents(spec({"sample": 10, "seed": 6}), 100).tolist())
 
 

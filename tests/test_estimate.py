@@ -28,6 +28,7 @@ CONTEXTS = ["tokenized_corpus", "resolved_saes", "activation_cache", "sampled_co
 ASKING = """
 [explanations]
 explainers = ["pattern", "llm", "null:llm"]
+nulls = 1
 model = "scripted"
 llm.contexts = 12
 

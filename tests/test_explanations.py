@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from latentgloss import schema
 from latentgloss.errors import SettingsError
-from latentgloss.explainers import EXPLAINERS, Tools, base_of
-from latentgloss.explanations import in_order, null_explanations
+from latentgloss.explainers import EXPLAINERS, Tools, base_of, block_name, explainer_of, in_order
 from latentgloss.marks import dense_activations
+from latentgloss.partners import POOL, Pool, null_explanations
 from latentgloss.settings import ImportedSettings, Settings
 
 
@@ -52,13 +52,17 @@ def test_a_planted_word_is_found(finished):
 def test_nulls_are_other_latents_texts(finished):
     rows = finished.store.current("explanations", tiny.SPARSIFY).read(schema.EXPLANATIONS)
     own = rows.filter(explainer="pattern", status="ok").select("latent", "explanation")
-    null = rows.filter(explainer="null:pattern", status="ok")
-    assert null.height == own.height
+    null = rows.filter(pl.col("explainer").str.starts_with("null:"), status="ok")
+    assert null["explainer"].n_unique() == finished.settings.explanations.nulls == 5
     assert (null["source_latent"] != null["latent"]).all()
+    assert null.select("latent", "source_latent").is_unique().all(), "five different ones"
     same = null.join(own, left_on="source_latent", right_on="latent", suffix="_source")
+    assert same.height == null.height
     assert (same["explanation"] == same["explanation_source"]).all()
     different = null.join(own, on="latent", suffix="_own")
     assert (different["explanation"] != different["explanation_own"]).all()
+    # All but the first few that were asked for have all five.
+    assert null.group_by("latent").len().filter(len=5).height >= own.height - 8
 
 
 def rows_of(texts):
@@ -78,19 +82,52 @@ def no_twins(n, pairs=()):
     return pl.DataFrame(rows, schema=columns, orient="row")
 
 
-@given(st.lists(st.sampled_from(["", "a", "b", "c", "d"]), min_size=2, max_size=12), st.sampled_from("bcde"))
-def test_one_latent_more_changes_only_those_it_becomes_partner_of(texts, new):
-    before = null_explanations(rows_of(texts), no_twins(len(texts)), "null:pattern", 0)
-    after = null_explanations(rows_of([*texts, new]), no_twins(len(texts) + 1), "null:pattern", 0)
-    for old, now in zip(before.iter_rows(named=True), after.iter_rows(named=True), strict=False):
-        assert now == old or now["source_latent"] == len(texts)
+def nulls(texts, n=2, twins=(), in_turn=None):
+    """Partners of each latent, None for want of one; checked to be what the tables say."""
+    rows = rows_of(texts)
+    order = np.arange(len(texts), dtype=np.uint32) if in_turn is None else np.array(in_turn, dtype=np.uint32)
+    names = ["null:pattern", "null:pattern:2", "null:pattern:3"][:n]
+    found = null_explanations(rows, no_twins(len(texts), twins), Pool.of(rows.lazy(), order), names, 0)
+    for name, frame in found.items():
+        assert frame["explainer"].unique().to_list() == [name]
+        for row in frame.iter_rows(named=True):
+            source = row["source_latent"]
+            assert row["explanation"] == ("" if source is None else texts[source])
+            assert (row["status"] == "ok") == (source is not None)
+    return [found[name]["source_latent"].to_list() for name in names]
+
+
+_TEXTS = st.lists(st.sampled_from(["", "a", "b", "c", "d"]), min_size=2, max_size=12)
+
+
+@given(_TEXTS, st.lists(st.sampled_from("abcde"), max_size=5), st.randoms())
+def test_latents_that_come_later_change_no_null(texts, more, random):
+    order = list(range(len(texts)))
+    random.shuffle(order)
+    before = nulls(texts, in_turn=order)
+    after = nulls([*texts, *more], in_turn=[*order, *range(len(texts), len(texts) + len(more))])
+    assert [draw[: len(texts)] for draw in after] == before
+
+
+@given(_TEXTS)
+def test_more_nulls_change_none_and_no_latent_has_one_twice(texts):
+    two, three = nulls(texts, 2), nulls(texts, 3)
+    assert three[:2] == two
+    for of in zip(*three, strict=True):
+        given = [source for source in of if source is not None]
+        assert len(set(given)) == len(given)
 
 
 def test_twins_and_equal_texts_are_no_nulls():
-    found = null_explanations(rows_of(["a", "b", "a"]), no_twins(3, [(0, 1), (1, 0)]), "null:pattern", 0)
-    assert found["source_latent"].to_list() == [None, 2, 1]
-    assert found["status"].to_list() == ["no_partner", "ok", "ok"]
-    assert "no other latent" in found["reason"][0]
+    assert nulls(["a", "b", "a", "c"], 1, [(1, 0), (0, 1)])[0][:3] == [None, None, 1]
+    assert nulls(["a", "a", "a"], 1) == [[None, None, None]]
+
+
+def test_a_wide_sae_has_partners_from_its_first_latents_only():
+    texts = [str(i) for i in range(POOL + 300)]
+    (first, second) = nulls(texts)
+    assert max(first[1:]) < POOL > max(second[2:])
+    assert len(set(first[POOL:])) > 200, "and they are spread over them"
 
 
 def test_activations_are_laid_out_by_offset():
@@ -102,9 +139,15 @@ def test_activations_are_laid_out_by_offset():
 
 
 def test_nulls_come_after_what_they_are_the_null_of():
-    assert in_order(("null:pattern",)) == ["pattern", "null:pattern"]
-    with pytest.raises(SettingsError, match="patern"):
-        base_of("null:patern")
+    settings = Settings().explanations.model_copy(update={"explainers": ("null:pattern", "token_table"), "nulls": 3})
+    assert in_order(settings) == ["pattern", "token_table", "null:pattern", "null:pattern:2", "null:pattern:3"]
+    assert in_order(settings.model_copy(update={"nulls": 1}))[2:] == ["null:pattern"]
+    for name in in_order(settings):
+        assert explainer_of(block_name("000007", name)) == name
+        assert base_of(name) == name.removeprefix("null:").split(":")[0]
+    for wrong in ("null:patern", "pattern:2", "null:pattern:b"):
+        with pytest.raises(SettingsError, match=wrong):
+            base_of(wrong)
 
 
 def test_weights_restore_the_population(finished):

@@ -134,17 +134,17 @@ def test_latent_that_was_not_asked_for(finished: Path) -> None:
 
 
 def test_unknown_explainer(finished: Path) -> None:
-    with pytest.raises(InputError, match="null:pattern, pattern, token_table"):
+    with pytest.raises(InputError, match=r"null:pattern, null:pattern:2, .*pattern, token_table"):
         trace(opened(finished), P, LATENT, explainer="patern")
 
 
 # Verification -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("explainer", ["pattern", "token_table", "null:pattern"])
+@pytest.mark.parametrize("explainer", ["pattern", "token_table", "null:pattern", "null:pattern:4"])
 @pytest.mark.parametrize("partition", tiny.SAES)
 def test_everything_verifies_when_nothing_was_touched(finished: Path, explainer: str, partition: str) -> None:
-    for latent in (0, LATENT, 8):
+    for latent in (0, LATENT, 8, 20) if "null" not in explainer else (16, 20):
         tree = trace(opened(finished), partition, latent, explainer=explainer, verify=True)
         assert [str(c) for node in tree.broken() for c in node.failed] == []
         assert sum(check.ok is True for node in tree.walk() for check in node.checks) > 40
@@ -161,6 +161,7 @@ def test_command_says_so_hop_by_hop(finished: Path) -> None:
 STORED = [
     ("detection_scores", f"scores/{BLOCK}-pattern.parquet", "score"),
     ("detection_scores", f"scores/{BLOCK}-null.pattern.parquet", "score"),
+    ("detection_scores", f"scores/{BLOCK}-null.pattern.3.parquet", "score"),
     ("detection_scores", f"judgements/{BLOCK}-pattern.parquet", "judgements"),
     ("explanations", f"explanations/{BLOCK}-pattern.parquet", "explanation"),
     ("sampled_contexts", f"contexts/{BLOCK}.parquet", "contexts"),

@@ -29,6 +29,7 @@ SETTINGS = (
     + """
 [explanations]
 explainers = ["pattern", "llm", "llm_cot", "contrastive", "best_of_k", "imported", "null:llm"]
+nulls = 2
 model = "scripted"
 imported.file = "imported/{sae}.csv"
 llm.contexts = 12
@@ -87,7 +88,7 @@ def explanations(workspace, partition=tiny.SPARSIFY):
 def test_every_latent_has_a_row_of_every_explainer_whatever_was_replied(finished):
     rows = explanations(finished)
     eligibility = finished.store.current("sampled_contexts", tiny.SPARSIFY).read(schema.ELIGIBILITY)
-    assert rows["explainer"].n_unique() == 7
+    assert rows["explainer"].n_unique() == 8
     for (_,), group in rows.group_by("explainer"):
         assert sorted(group["latent"]) == sorted(eligibility["latent"])
     asked = rows.filter(pl.col("explainer").is_in(ASKING), pl.col("prompt_sha256").is_not_null())

@@ -27,6 +27,7 @@ strata = ["neighbour", "same_document", "random"]
 
 [explanations]
 explainers = ["truth", "general", "specific", "anything", "memoriser", "null:truth"]
+nulls = 3
 
 [detection]
 judges = ["perfect"]
@@ -169,14 +170,14 @@ def inside(rows: pl.DataFrame, low: str = "ci_low", high: str = "ci_high") -> fl
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_explanations_of_other_latents_are_at_chance(scores, arm):
-    rows = scores.filter(explainer="null:truth", judge="perfect", arm=arm, status="ok")
-    assert rows.height > 50
+    rows = scores.filter(pl.col("explainer").str.starts_with("null:"), judge="perfect", arm=arm, status="ok")
+    assert rows.height > 140
     assert inside(rows) >= 0.95 and inside(rows, "auroc_low", "auroc_high") >= 0.95
     for metric in ("score", "auroc"):
         values = rows[metric]
         assert abs(values.mean() - 0.5) < 1.96 * values.std() / np.sqrt(len(values)) + 0.002
     specificity = scores.filter(explainer=TRUTH, judge="perfect", arm=arm, status="ok")["specificity"]
-    assert specificity.null_count() == 0 and specificity.median() > 0.45
+    assert specificity.null_count() <= 2 and specificity.median() > 0.45
 
 
 @pytest.fixture(scope="module")

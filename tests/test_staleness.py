@@ -174,13 +174,13 @@ def test_one_more_explainer_computes_only_its_blocks(folder):
     names = '["pattern", "token_table", "null:pattern", "null:token_table"]'
     add_settings(folder, f"[explanations]\nexplainers = {names}\n")
     seen = blocks(folder)
-    assert seen["explanations", SAE] == (2, 6)  # two blocks of latents; three explainers were there
-    assert seen["explanations", OTHER] == (1, 3)
+    assert seen["explanations", SAE] == (10, 14)  # two blocks of latents; two explainers and five nulls were there
+    assert seen["explanations", OTHER] == (5, 7)
 
 
 def test_a_change_of_one_explainer_leaves_the_others_blocks_alone(folder):
     add_settings(folder, "[explanations.pattern]\nrules = 2\n")
-    assert blocks(folder)["explanations", SAE] == (4, 2)  # pattern and its null; the token table stays
+    assert blocks(folder)["explanations", SAE] == (5, 9)  # pattern, and nulls in which it shows; the token table stays
 
 
 def test_another_wording_of_one_explainer_recomputes_its_blocks_and_no_others(folder, monkeypatch):
@@ -188,16 +188,18 @@ def test_another_wording_of_one_explainer_recomputes_its_blocks_and_no_others(fo
     states = {(s.asset, s.partition): s for s in Workspace.open(folder / "latentgloss.toml").states()}
     assert "external.explainers.pattern.version" in states["explanations", SAE].because
     assert states["sampled_contexts", SAE].state == "fresh"
-    assert blocks(folder)["explanations", SAE] == (4, 2)
+    assert blocks(folder)["explanations", SAE] == (7, 7)  # no text is in the nulls of the second block
 
 
-def test_one_latent_more_or_less_touches_only_its_block(folder):
+def test_one_latent_more_touches_only_its_block(folder):
     fewer_latents_of_block_one(folder)
+    blocks(folder)
+    tiny.register(folder, SAE, "sparsify", extra="latents = {start = 0, stop = 288}\n")
     seen = blocks(folder)
     assert seen["sampled_contexts", SAE] == (1, 1)
     assert seen["sampled_negatives", SAE] == (1, 1)
-    assert seen["explanations", SAE] == (3, 3)
-    assert seen["detection_scores", SAE] == seen["fuzzing_scores", SAE] == (3, 3)
+    assert seen["explanations", SAE] == (7, 7)
+    assert seen["detection_scores", SAE] == seen["fuzzing_scores", SAE] == (7, 7)
 
 
 def test_going_back_finds_the_old_version(folder):

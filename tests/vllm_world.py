@@ -46,6 +46,7 @@ select = 0
 test = 12
 [explanations]
 explainers = ["pattern", "llm", "null:pattern", "null:llm"]
+nulls = 1
 model = "smol"
 llm.contexts = 12
 llm.max_tokens = 80

@@ -163,49 +163,39 @@ def levels(
     otherwise: int, rules: tuple[Rule, ...], tokens: UInt32[np.ndarray, "n length"], vocabulary: Vocabulary
 ) -> Int8[np.ndarray, "n length"]:
     """Level of every token under the rules (module docstring)."""
-    level = np.full(tokens.shape, -1, dtype=np.int8)
-    for kind in KINDS:
-        named = [
-            (vocabulary.group(kind, item.name), rule.value)
-            for rule in rules
-            if rule.form == "fires"
-            for item in rule.items
-            if item.kind == kind
-        ]
-        if named:
-            table = np.full(vocabulary.size(kind) + 1, -1, dtype=np.int8)  # the last is group -1: none
-            for group, value in named:
-                # Two levels for one set of tokens: the higher, whatever the order of the rules.
-                table[group] = max(table[group], value)
-            here = table[vocabulary.groups(kind)[tokens]]
-            level = np.where(here >= 0, here, level)
-    shift = np.zeros(tokens.shape, dtype=np.int8)
+    level: Int8[np.ndarray, "n length"] = _fires(rules, vocabulary)[tokens]
+    shift = np.zeros(len(vocabulary), dtype=np.int8)
     for rule in rules:
         if rule.form != "fires":
-            met = preceded(members(rule.items, tokens, vocabulary))
-            shift += np.int8(rule.value) * met.astype(np.int8)
-    moved = np.clip(level + shift, 0, len(LEVELS) - 1)
-    return np.where(level >= 0, moved, otherwise).astype(np.int8)
+            shift += np.int8(rule.value) * members(rule.items, vocabulary)
+    moved = level.copy()
+    moved[:, 1:] += shift[tokens[:, :-1]]
+    np.clip(moved, 0, len(LEVELS) - 1, out=moved)
+    moved[level < 0] = otherwise
+    return moved
 
 
-def members(
-    items: tuple[Item, ...], tokens: UInt32[np.ndarray, "n length"], vocabulary: Vocabulary
-) -> Bool[np.ndarray, "n length"]:
-    """Which tokens belong to any of the items."""
-    found = np.zeros(tokens.shape, dtype=np.bool_)
+def _fires(rules: tuple[Rule, ...], vocabulary: Vocabulary) -> Int8[np.ndarray, " vocabulary"]:
+    """Level of each token of the vocabulary by the `fires` rules; -1 where none names it."""
+    level = np.full(len(vocabulary), -1, dtype=np.int8)
     for kind in KINDS:
-        groups = [vocabulary.group(kind, item.name) for item in items if item.kind == kind]
-        if groups:
-            table = np.zeros(vocabulary.size(kind) + 1, dtype=np.bool_)
-            table[groups] = True
-            found |= table[vocabulary.groups(kind)[tokens]]
-    return found
+        # Two levels for one set of tokens: the higher, whatever the order of the rules.
+        named: dict[int, int] = {}
+        for rule in rules:
+            for item in rule.items if rule.form == "fires" else ():
+                if item.kind == kind:
+                    group = vocabulary.group(kind, item.name)
+                    named[group] = max(named.get(group, 0), rule.value)
+        for group, value in named.items():
+            level[vocabulary.ids(kind, group)] = value
+    return level
 
 
-def preceded(member: Bool[np.ndarray, "n length"]) -> Bool[np.ndarray, "n length"]:
-    """Tokens with a member right before them in the window."""
-    found = np.zeros_like(member)
-    found[:, 1:] = member[:, :-1]
+def members(items: tuple[Item, ...], vocabulary: Vocabulary) -> Bool[np.ndarray, " vocabulary"]:
+    """Which tokens of the vocabulary belong to any of the items."""
+    found = np.zeros(len(vocabulary), dtype=np.bool_)
+    for item in items:
+        found[vocabulary.ids(item.kind, vocabulary.group(item.kind, item.name))] = True
     return found
 
 

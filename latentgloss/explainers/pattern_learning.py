@@ -245,7 +245,7 @@ def _item(kind: str, group: int, trials: _Trials, vocabulary: Vocabulary) -> Ite
 def _pairs(trials: _Trials, otherwise: int, fires: tuple[Rule, ...], vocabulary: Vocabulary) -> _Pairs:
     types = trials.types.astype(np.uint32)[None]
     level = levels(otherwise, fires, types, vocabulary)[0].astype(np.int64)
-    named = members(tuple(item for rule in fires for item in rule.items), types, vocabulary)[0]
+    named = members(tuple(item for rule in fires for item in rule.items), vocabulary)[types[0]]
     here = named[trials.index]
     here[:, 0] = False
     at = np.flatnonzero(here)
@@ -259,7 +259,7 @@ def _best_shift(
     """The shift rule that gains most beside those found, with its nats; None if none is worth it."""
     types, level = trials.types.astype(np.uint32)[None], pairs.level
     for rule in shifts:
-        met = members(rule.items, types, vocabulary)[0][pairs.before]
+        met = members(rule.items, vocabulary)[types[0]][pairs.before]
         level = np.where(met, np.clip(level + rule.value, 0, len(LEVELS) - 1), level)
     cell = pairs.before * len(LEVELS) + level
     shape = (len(trials.types), len(LEVELS))

@@ -6,6 +6,7 @@ A program names its `kind`; `PROGRAMS` says what reads it. An explanation withou
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from latentgloss.errors import ExplainerError
@@ -24,6 +25,7 @@ PROGRAMS: dict[str, Callable[[str, Vocabulary], Predictor]] = {
 }
 
 
+@lru_cache(maxsize=2048)  # a program is somebody's null, too: several latents' in a row
 def load_program(program: str, vocabulary: Vocabulary) -> Predictor:
     """The predictor a stored program describes. Raises ExplainerError if nothing here reads it."""
     try:

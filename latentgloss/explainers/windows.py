@@ -17,7 +17,7 @@ from latentgloss.errors import ExplainerError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from jaxtyping import Float32, Int32, UInt32
+    from jaxtyping import Float32, Int32, Int64, UInt32
 
 UNREADABLE = chr(0xFFFD)
 """What bytes that are no character by themselves decode to."""
@@ -96,6 +96,7 @@ class Vocabulary:
             "class": np.array([_class(text) for text in self.strings], dtype=np.int32),
             "token": np.arange(len(self.strings), dtype=np.int32),
         }
+        self._ids: dict[str, tuple[Int64[np.ndarray, " vocabulary"], Int64[np.ndarray, " groups"]]] = {}
         for kind, keys in (("word", folded), ("prefix", [_prefix(word) for word in folded])):
             self._names[kind], self._groups[kind] = _numbered(keys)
 
@@ -105,6 +106,16 @@ class Vocabulary:
     def groups(self, kind: str) -> Int32[np.ndarray, " vocabulary"]:
         """For every token id the number of its group of this kind; -1 where it has none (blank space is no word)."""
         return self._groups[kind]
+
+    def ids(self, kind: str, group: int) -> Int64[np.ndarray, " ids"]:
+        """Token ids in a group, ascending."""
+        if kind == "token":
+            return np.array([group])
+        if kind not in self._ids:
+            groups = self._groups[kind]
+            self._ids[kind] = np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups + 1))
+        order, before = self._ids[kind]
+        return order[before[group] : before[group + 1]]
 
     def size(self, kind: str) -> int:
         """How many groups of this kind there are."""

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from latentgloss import families, nulls, schema, statistics
+from latentgloss.explainers import NULL, without_number
 from latentgloss.stages import STAGES, made_from
 from latentgloss.work import one_by_one
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 AUROC = "auroc"
 """Summarised for every scorer beside the metric its score is."""
 BASELINE = "token_table"
-NULL = "null:"
 FALSE_CLAIMS = 0.05
 """Share of wrong ones among the latents called specific that is borne."""
 _SCORED = ("explanations", "sampled_contexts")
@@ -60,10 +60,15 @@ def _report(work: Work) -> None:
             "n_alive": eligibility.join(alive, on="latent", how="semi").height,
             "n_eligible": eligible.height,
         }
-        groups = dict(sorted(scores.group_by(_KEY)))
+        several = dict(sorted(scores.group_by(_KEY)))
+        # Nulls of one explainer are one line: what a latent has of them is their mean.
+        drawn: dict[tuple[Any, ...], list[pl.DataFrame]] = {}
+        for key, frame in several.items():
+            drawn.setdefault((without_number(str(key[0])), *key[1:]), []).append(frame)
+        groups = {key: frames[0] if len(frames) == 1 else _mean(frames) for key, frames in sorted(drawn.items())}
         for key, frame in groups.items():
             baseline = groups.get((BASELINE, *key[1:]))
-            null = groups.get((f"{NULL}{key[0]}", *key[1:]))
+            null = drawn.get((f"{NULL}{key[0]}", *key[1:]), [])
             # Latents left out on purpose are no failures; the sample is the same whatever explains or judges.
             left_out = frame.filter(status="not_sampled")
             judged = eligible.join(left_out, on="latent", how="anti", maintain_order="left")
@@ -86,6 +91,22 @@ def _report(work: Work) -> None:
 
 
 report_scores = one_by_one(_report)
+
+
+def _mean(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """One row per latent of several that judge it: what is summarised, over those that are scored."""
+    order = ("ok", "unscored", "not_sampled")  # the first that any of them has
+    rank = pl.col("status").replace_strict({s: i for i, s in enumerate(order)}, default=len(order))
+    return (
+        pl.concat(frames)
+        .group_by("latent", maintain_order=True)
+        .agg(
+            pl.col("status").sort_by(rank).first(),
+            pl.col("metric").first(),
+            pl.col("balanced_accuracy", AUROC, "coverage").mean(),
+            pl.col("n").median(),
+        )
+    )
 
 
 def _values(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str) -> np.ndarray:
@@ -118,18 +139,20 @@ def _summary(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str, seed: int
 
 
 def _specific(
-    frame: pl.DataFrame, null: pl.DataFrame | None, eligible: pl.DataFrame, metric: str, seed: int, resamples: int
+    frame: pl.DataFrame, null: list[pl.DataFrame], eligible: pl.DataFrame, metric: str, seed: int, resamples: int
 ) -> dict[str, Any]:
-    """How much better than with another latent's explanation, and for how many latents that is no accident.
+    """How much better than with other latents' explanations, and for how many latents that is no accident.
 
     p are against the nulls of this SAE, and so belong to this table: with more latents they are others.
     """
-    if null is None:
+    if not null:
         return {"specificity": None, "specificity_low": None, "specificity_high": None, "n_specific": None}
-    mine, theirs = _values(frame, eligible, metric), _values(null, eligible, metric)
-    median = statistics.median_interval(nulls.specificity(mine, theirs[:, None]), seed=seed, resamples=resamples)
+    mine = _values(frame, eligible, metric)
+    theirs = np.stack([_values(one, eligible, metric) for one in null], axis=1)
+    median = statistics.median_interval(nulls.specificity(mine, theirs), seed=seed, resamples=resamples)
     density = eligible["firing_rate"].to_numpy()
-    p = families.benjamini_hochberg(nulls.pooled_p(mine, density, theirs, density))
+    p = nulls.pooled_p(mine, density, theirs.ravel(), np.repeat(density, len(null)))
+    p = families.benjamini_hochberg(p)
     return {
         "specificity": _number(median.value),
         "specificity_low": _number(median.low),
