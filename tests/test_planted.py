@@ -172,7 +172,8 @@ def inside(rows: pl.DataFrame, low: str = "ci_low", high: str = "ci_high") -> fl
 def test_explanations_of_other_latents_are_at_chance(scores, arm):
     rows = scores.filter(pl.col("explainer").str.starts_with("null:"), judge="perfect", arm=arm, status="ok")
     assert rows.height > 140
-    assert inside(rows) >= 0.95 and inside(rows, "auroc_low", "auroc_high") >= 0.95
+    # Intervals of 95 %, of which the coverage study asks 93 to 97 (docs/methods.md).
+    assert inside(rows) >= 0.93 and inside(rows, "auroc_low", "auroc_high") >= 0.93
     for metric in ("score", "auroc"):
         values = rows[metric]
         assert abs(values.mean() - 0.5) < 1.96 * values.std() / np.sqrt(len(values)) + 0.002

@@ -192,9 +192,9 @@ def test_another_wording_of_one_explainer_recomputes_its_blocks_and_no_others(fo
 
 
 def test_one_latent_more_touches_only_its_block(folder):
-    fewer_latents_of_block_one(folder)
+    tiny.register(folder, SAE, "sparsify", extra="latents = {start = 0, stop = 286}\n")
     blocks(folder)
-    tiny.register(folder, SAE, "sparsify", extra="latents = {start = 0, stop = 288}\n")
+    fewer_latents_of_block_one(folder)
     seen = blocks(folder)
     assert seen["sampled_contexts", SAE] == (1, 1)
     assert seen["sampled_negatives", SAE] == (1, 1)
