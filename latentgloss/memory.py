@@ -20,8 +20,11 @@ def keep_freed_memory() -> None:
     Both thresholds are set, since setting one ends the automatic choice of the other. One arena for all threads: the
     others live in mappings of 64 MiB, which go back as soon as they are empty.
     """
+    import pyarrow as pa
+
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
         mallopt(_M_ARENA_MAX, 1)
+        pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own gives memory back as readily
