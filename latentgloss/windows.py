@@ -27,7 +27,7 @@ from latentgloss import schema
 from latentgloss.errors import InputError, SettingsError
 from latentgloss.hashing import counter_hash
 from latentgloss.memory import keep_freed_memory
-from latentgloss.pairs import Shards
+from latentgloss.pairs import Shards, array
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class Cells:
 
         Cheapest where the pairs of a latent stand together in few runs, as shards have them.
         """
-        latent, position = active["latent"].to_numpy(), active["position"].to_numpy()
+        latent, position = array(active["latent"]), array(active["position"])
         run = np.append(0, np.flatnonzero(latent[1:] != latent[:-1]) + 1)[: len(latent)]
         row_of_run = _rows(latents, latent[run])
         by_row = np.argsort(row_of_run, kind="stable")
@@ -254,7 +254,7 @@ class Cells:
         first = np.flatnonzero(opens)
         count = np.diff(first, append=len(position))
         row = np.repeat(np.arange(len(latents)), np.diff(np.searchsorted(first, bounds)))
-        activation = active["activation"].to_numpy() if "activation" in active.columns else None
+        activation = array(active["activation"]) if "activation" in active.columns else None
         return cls(
             latents, row, window[first].astype(np.int64), first, count, position, ~masked[position], windows, order,
             activation,
@@ -336,7 +336,9 @@ def members(
 ) -> tuple[Int64[np.ndarray, " tokens"], Int64[np.ndarray, " edges"]]:
     """Indices first[i] to first[i] + count[i] of all cells in a row, and where each cell's begin; their number last."""
     edges = np.append(0, np.cumsum(count))
-    return np.arange(edges[-1]) + np.repeat(first - edges[:-1], count), edges
+    index = np.repeat(first - edges[:-1], count)
+    index += np.arange(edges[-1])
+    return index, edges
 
 
 # The loop ---------------------------------------------------------------------------------------------------
