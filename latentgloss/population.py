@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latentgloss.windows import Cells, Windows
 
 DECILES = 10
+_CHUNK = 2**15  # hashed at once: as much as stays near the processor
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Population:
             order = np.argsort(group, kind="stable")
             cell, group = cell[order], group[order]
         seeds = counter_hash(seed, cells.latents)
-        hashes = further_hash(seeds[cells.row[cell]], cells.window[cell]) >> np.uint64(16)
+        hashes = np.empty(len(cell), dtype=np.uint64)
+        for low in range(0, len(cell), _CHUNK):
+            some = cell[low : low + _CHUNK]
+            hashes[low : low + _CHUNK] = further_hash(seeds[cells.row[some]], cells.window[some]) >> np.uint64(16)
         n = np.diff(np.searchsorted(group, np.arange(n_groups + 1)))
         maximum = cells.maximum[cell]
         strength = _strength(group, maximum, hashes, n_groups)
@@ -116,10 +120,14 @@ def _strength(
     group: Int64[np.ndarray, " n"], maximum: Float32[np.ndarray, " n"], hashes: UInt64[np.ndarray, " n"], n_groups: int
 ) -> UInt64[np.ndarray, " n"]:
     """Group, maximum and as many bits of the hash as fit beside them in one integer, which NumPy sorts fastest."""
-    value = maximum.view(np.uint32).astype(np.uint64)  # floats above 0 sort as their bits do
-    width = 32
-    if not (value & np.uint64(0xFFFF)).any():  # rounded to bfloat16
-        value, width = value >> np.uint64(16), 16
+    value, width = maximum.view(np.uint32), 32  # floats above 0 sort as their bits do
+    if not np.bitwise_or.reduce(value) & np.uint32(0xFFFF):  # rounded to bfloat16
+        value, width = value >> np.uint32(16), 16
     room = 64 - width - n_groups.bit_length()
     spare = max(48 - room, 0)
-    return (group.astype(np.uint64) << np.uint64(width) | value) << np.uint64(48 - spare) | hashes >> np.uint64(spare)
+    strength = group.astype(np.uint64)
+    strength <<= np.uint64(width)
+    strength |= value
+    strength <<= np.uint64(48 - spare)
+    strength |= hashes >> np.uint64(spare)
+    return strength
