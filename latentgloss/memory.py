@@ -1,6 +1,6 @@
 """How this process gives memory back: not, while it will want as much again in a moment.
 
-What belongs here: one call into the C library. A forward pass frees and takes back the same tens of megabytes in every
+What belongs here: settings of the C library's allocator, and that Arrow uses it. A forward pass frees and takes back the same tens of megabytes in every
 layer, and sampling does in every block. By default they go back to the system now and then and return page by page: up
 to 30 page faults per token, a fifth of the pass (docs/log.md). The peak stays what it was.
 """
@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
     """Tells glibc to keep what is freed for what comes next; elsewhere does nothing. For the whole process, for good.
 
     Both thresholds are set, since setting one ends the automatic choice of the other. One arena for all threads: the
-    others live in mappings of 64 MiB, which go back as soon as they are empty.
+    others live in mappings of 64 MiB, which go back as soon as they are empty. Arrow is told to take its memory there.
     """
     import pyarrow as pa
 
