@@ -1,8 +1,8 @@
 """How this process gives memory back: not, while it will want as much again in a moment.
 
 What belongs here: settings of the C library's allocator, and that Arrow uses it. A forward pass frees and takes back
-the same tens of megabytes in every layer, and sampling does in every block. By default they go back to the system now and
-then and return page by page: up to 30 page faults per token, a fifth of the pass (docs/log.md). The peak stays what it
+the same tens of megabytes in every layer, and sampling does in every block. By default they go back to the system now
+and then and return page by page: up to 30 page faults per token, a fifth of the pass (docs/log.md). The peak stays what it
 was.
 """
 
