@@ -2,8 +2,8 @@
 
 What belongs here: settings of the C library's allocator, and that Arrow uses it. A forward pass frees and takes back
 the same tens of megabytes in every layer, and sampling does in every block. By default they go back to the system now
-and then and return page by page: up to 30 page faults per token, a fifth of the pass (docs/log.md). The peak stays what it
-was.
+and then and return page by page: up to 30 page faults per token, a fifth of the pass (docs/log.md). The peak stays what
+it was.
 """
 
 from __future__ import annotations
