@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int64, Shaped
 from latentgloss import schema
 from latentgloss.population import DECILES, Population
 from latentgloss.sorting import distinct, enough, order_by, rank_in
-from latentgloss.windows import Cells, Windows, by_block
+from latentgloss.windows import REPEAT, SEVERAL, SHARED, Cells, Windows, by_block
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -79,21 +79,27 @@ def eligibility(cells: Cells, windows: Windows, population: Population, settings
     test, n_splits, n_latents = schema.SPLITS.index("test"), len(schema.SPLITS), len(cells.latents)
     n_test_windows = int(windows.n_usable[test])
     n = population.n.reshape(n_latents, n_splits)
+    kinds = max(SEVERAL, SHARED, REPEAT) + 1
 
-    def count(where: Bool[np.ndarray, " cells"]) -> Int64[np.ndarray, " latents"]:
-        return np.bincount(cells.row[where], minlength=n_latents)
+    def count(where: Bool[np.ndarray, " cells"]) -> Int64[np.ndarray, "latents kinds"]:
+        """Cells by kind of window. What is counted here is rare."""
+        at = np.flatnonzero(where)
+        counted = np.bincount(cells.row[at] * kinds + cells.kind[at], minlength=n_latents * kinds)
+        return counted.reshape(n_latents, kinds)
 
+    dropped = count(cells.activating & (cells.kind >= n_splits))
+    masked = count(~cells.activating)
     frame = pl.DataFrame(
         {
             "latent": cells.latents,
             **{f"n_{split}": n[:, source] for split, source in zip(schema.SPLITS, windows.drawn_from, strict=True)},
             "n_test_documents": _documents(population, test),
-            "n_dropped_several": count(cells.activating & windows.several[cells.window]),
-            "n_dropped_shared": count(cells.activating & (windows.shared & ~windows.several)[cells.window]),
-            "n_dropped_identical": count(cells.activating & windows.repeat[cells.window]),
+            "n_dropped_several": dropped[:, SEVERAL],
+            "n_dropped_shared": dropped[:, SHARED],
+            "n_dropped_identical": dropped[:, REPEAT],
             "firing_rate": n[:, test] / max(n_test_windows, 1),
-            "alive": cells.alive,
-            "silent": n_test_windows - count((windows.usable & (windows.split == test))[cells.window]),
+            "alive": (n.sum(axis=1) + dropped.sum(axis=1)) > 0,
+            "silent": n_test_windows - n[:, test] - masked[:, test],
         }
     )
     n_tokens: Int64[np.ndarray, " latents"] = np.full(n_latents, settings.min_active_tokens)
@@ -120,11 +126,10 @@ def _fewer(column: str, least: int, status: str, words: str) -> tuple[pl.Expr, s
 
 def _documents(population: Population, split: int) -> Int64[np.ndarray, " latents"]:
     """Distinct documents among each latent's windows of a split."""
-    wanted = np.arange(len(population.n)) % len(schema.SPLITS) == split
-    here = np.flatnonzero(wanted[population.group])
+    here = population.members(np.arange(split, len(population.n), len(schema.SPLITS)))
     row = population.group[here] // len(schema.SPLITS)
     pairs = distinct(row << 32 | population.cells.document[population.cell[here]])
-    return np.bincount(pairs >> 32, minlength=len(population.cells.latents))
+    return np.diff(np.searchsorted(pairs, np.arange(len(population.cells.latents) + 1) << 32))
 
 
 def _sample(
@@ -142,22 +147,21 @@ def _sample(
     asked for are looked at, and all of them for latents whose sample would need more.
     """
     n_splits = len(schema.SPLITS)
-    wanted = np.zeros(len(population.n), dtype=bool)
-    wanted[source::n_splits] = eligible
-    keep = np.flatnonzero(wanted[population.group])
+    groups = np.flatnonzero(eligible) * n_splits + source
+    if not size:
+        groups = groups[:0]
     if sampler not in ("quantile", "random"):
-        return draw(population.frame(keep), sampler, size, per_document=per_document)
+        return draw(population.frame(population.members(groups)), sampler, size, per_document=per_document)
     most = int(enough(np.array([size]))[0])
-    limit = np.minimum(most / np.maximum(population.n, 1), 1.0) * 2.0**48
-    low = keep[population.hashes[keep] < limit[population.group[keep]]]
+    low = population.lowest(groups, most)
     some = _capped(population.frame(low), per_document)
     sample = draw(some, sampler, size)
     taken, left = (_by_decile(frame, len(eligible)) for frame in (sample, some))
     whole = population.n[source::n_splits] <= most
-    short = ~whole & ((taken.sum(axis=1) < size) | (left.min(axis=1) < taken.max(axis=1)))
+    short = eligible & ~whole & ((taken.sum(axis=1) < size) | (left.min(axis=1) < taken.max(axis=1)))
     if not short.any():
         return sample
-    again = population.frame(keep[short[population.group[keep] // n_splits]])
+    again = population.frame(population.members(np.flatnonzero(short) * n_splits + source))
     kept = sample.filter(~pl.Series(short).gather(sample["row"]))
     return pl.concat([kept, draw(again, sampler, size, per_document=per_document)])
 

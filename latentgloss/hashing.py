@@ -111,7 +111,11 @@ def counter_hash(seed: int, *fields: Integer[np.ndarray, "*_"] | int) -> UInt64[
     What is drawn for a latent thus depends on nothing but the seed, the latent and the context. The mixer is
     splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
     """
-    state = _mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))
+    return further_hash(_mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64)), *fields)
+
+
+def further_hash(state: UInt64[np.ndarray, "*_"], *fields: Integer[np.ndarray, "*_"] | int) -> UInt64[np.ndarray, "*_"]:
+    """`counter_hash` of some fields and then of these, from the hashes of the former: what is shared is hashed once."""
     for value in fields:
         state = _mix(state ^ np.asarray(value).astype(np.uint64))
     return state

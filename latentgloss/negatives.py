@@ -30,8 +30,8 @@ from jaxtyping import Int64, UInt32, UInt64
 from latentgloss import schema
 from latentgloss.hard_negatives import Firing, Listed, Neighbourhoods, nearest_latents, neighbour_stratum
 from latentgloss.hashing import counter_hash
-from latentgloss.sorting import distinct, in_turns
-from latentgloss.windows import Cells, Source, Windows, blocks_of, by_block, members
+from latentgloss.sorting import ascending, distinct, in_turns
+from latentgloss.windows import SEVERAL, Cells, Source, Windows, blocks_of, by_block, members
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -123,7 +123,9 @@ class Strata:
 
     def sample(self, cells: Cells) -> dict[str, pl.DataFrame]:
         """Tables of a block."""
-        firing = firing_documents(cells, self.layout.windows, self.corpus)
+        firing = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        if "same_document" in self.settings.strata:
+            firing = firing_documents(cells, self.layout.windows, self.corpus)
         return sample_block(cells, self.layout, firing, self.settings, self.listed(cells))
 
 
@@ -161,14 +163,15 @@ def firing_documents(
     cells: Cells, windows: Windows, corpus: Corpus
 ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
     """(row, document) pairs, sorted and distinct: the latent fires on an unmasked token of the document."""
-    single = ~windows.several[cells.window]
+    single = cells.kind != SEVERAL
     whole = np.flatnonzero(cells.activating & single)
     # Only windows of several documents need a look at their tokens.
     several = np.flatnonzero(cells.activating & ~single)
     token, _ = members(cells.first[several], cells.count[several])
-    row = np.repeat(cells.row[several], cells.count[several])[cells.unmasked[token]]
-    document = corpus.document_of_position(cells.position[token[cells.unmasked[token]]])
-    inside = document >= 0
+    unmasked = np.flatnonzero(cells.unmasked[token])
+    row = np.repeat(cells.row[several], cells.count[several])[unmasked]
+    document = corpus.document_of_position(cells.position[token[unmasked]])
+    inside = np.flatnonzero(document >= 0)
     pairs = distinct(
         cells.row[whole] << 32 | windows.document[cells.window[whole]], row[inside] << 32 | document[inside]
     )
@@ -186,12 +189,17 @@ class Intervals:
     @classmethod
     def of(cls, starts: Sequence[Int64[np.ndarray, " _"]], stops: Sequence[Int64[np.ndarray, " _"]]) -> Intervals:
         """From starts and stops in any order: the intervals being disjoint, sorting pairs them."""
-        start, stop = np.sort(np.concatenate(starts)), np.sort(np.concatenate(stops))
+        start, stop = ascending(np.concatenate(starts)), ascending(np.concatenate(stops))
         return cls(start, np.append(0, np.cumsum(stop - start)))
 
     def rank(self, bounds: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """Keys below each bound. No interval may contain one."""
-        ranks: Int64[np.ndarray, " n"] = self.before[np.searchsorted(self.start, bounds)]
+        """Keys below each bound."""
+        if not len(self.start):
+            return np.zeros_like(bounds)
+        at = np.maximum(np.searchsorted(self.start, bounds, side="right") - 1, 0)
+        ranks: Int64[np.ndarray, " n"] = self.before[at] + np.clip(
+            bounds - self.start[at], 0, self.before[at + 1] - self.before[at]
+        )
         return ranks
 
     def key(self, ranks: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
@@ -205,8 +213,31 @@ def claimed(listed: Mapping[str, Listed]) -> Int64[np.ndarray, " keys"]:
     return np.sort(np.concatenate([np.empty(0, dtype=np.int64), *(stratum.key for stratum in listed.values())]))
 
 
+@dataclass(frozen=True)
+class _Touched:
+    """Usable windows in which latents are active, masked tokens included."""
+
+    cell: Int64[np.ndarray, " n"]
+    key: Int64[np.ndarray, " n"]
+    """Row * (usable windows) + place, ascending."""
+
+    @classmethod
+    def of(cls, cells: Cells, layout: Layout) -> _Touched:
+        cell = np.flatnonzero(cells.kind < len(schema.SPLITS))
+        key = cells.row[cell] * len(layout.window) + layout.place[cells.window[cell]]
+        if (key[1:] < key[:-1]).any():  # a corpus comes split by split and there by document: in order already
+            order = np.argsort(key)
+            cell, key = cell[order], key[order]
+        return cls(cell, key)
+
+    def between(self, low: Int64[np.ndarray, " n"], high: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """How many keys are in low <= key < high."""
+        return np.searchsorted(self.key, high) - np.searchsorted(self.key, low)
+
+
 def strata_intervals(
-    cells: Cells, layout: Layout, firing: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
+    cells: Cells, layout: Layout, touched: _Touched,
+    firing: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
     strata: Sequence[str], taken: Int64[np.ndarray, " taken"],
 ) -> dict[str, Intervals]:  # fmt: skip
     """Non-activating windows of `same_document` and `random`, as intervals of keys row * (usable windows) + place.
@@ -214,28 +245,25 @@ def strata_intervals(
     `taken`: keys of the windows that belong to an earlier stratum.
     """
     size = len(layout.window)
-    place = layout.place[cells.window]
-    usable = place >= 0
-    key = np.concatenate([(cells.row * size + place)[usable], taken])
     begin, end = np.empty((2, 0), dtype=np.int64)
     found: dict[str, Intervals] = {}
-    inside = np.zeros(len(key), dtype=bool)
+    rest = key = np.concatenate([touched.key, taken])
     if "same_document" in strata:
         row, document = firing
         begin, end = row * size + layout.start[document], row * size + layout.stop[document]
-        begin, end = np.sort(begin[begin < end]), np.sort(end[begin < end])
+        some = np.flatnonzero(begin < end)
+        begin, end = ascending(begin[some]), ascending(end[some])
         # A window in which the latent fires is in one of the intervals. Any other, active on masked tokens only or not
         # at all, is in one if more intervals have begun than ended.
-        inside = np.append(cells.activating[usable], np.zeros(len(taken), dtype=bool))
+        inside = np.append(cells.activating[touched.cell], np.zeros(len(taken), dtype=bool))
         unsure = np.flatnonzero(~inside)
         begun, ended = (np.searchsorted(x, key[unsure], side="right") for x in (begin, end))
         inside[unsure] = begun > ended
-        here = np.sort(key[inside])
+        here, rest = (key[np.flatnonzero(mask)] for mask in (inside, ~inside))
         found["same_document"] = Intervals.of([begin, here + 1], [end, here])
     if "random" in strata:
-        edges = (np.arange(len(cells.latents))[:, None] * size + layout.edges).astype(np.int64)
-        rest = np.sort(key[~inside])
-        found["random"] = Intervals.of([edges[:, :-1].ravel(), end, rest + 1], [edges[:, 1:].ravel(), begin, rest])
+        bounds = np.array([0, len(cells.latents) * size])
+        found["random"] = Intervals.of([bounds[:1], end, rest + 1], [begin, rest, bounds[1:]])
     return found
 
 
@@ -253,17 +281,15 @@ class _Groups:
     """Windows in which the latent does not fire."""
 
     @classmethod
-    def of(cls, cells: Cells, layout: Layout, settings: NegativeSettings) -> _Groups:
+    def of(cls, cells: Cells, layout: Layout, touched: _Touched, settings: NegativeSettings) -> _Groups:
         size, n_splits = len(layout.window), len(schema.SPLITS)
         alive = np.flatnonzero(cells.alive)
         row, split = np.repeat(alive, n_splits), np.tile(np.arange(n_splits), len(alive))
         source = np.array(layout.windows.drawn_from)[split]
         low, high = (row * size + layout.edges[source + shift] for shift in (0, 1))
         wanted = np.array([getattr(settings, name) for name in schema.SPLITS])[split]
-        touched = layout.place[cells.window] >= 0
-        group = cells.row[touched] * n_splits + layout.windows.split[cells.window[touched]]
-        n_touched = np.bincount(group, minlength=len(cells.latents) * n_splits)
-        return cls(row, split, low, high, wanted, np.diff(layout.edges)[source] - n_touched[row * n_splits + source])
+        silent = np.diff(layout.edges)[source] - touched.between(low, high)
+        return cls(row, split, low, high, wanted, silent)
 
 
 _Drawn = tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " groups"]]
@@ -294,8 +320,9 @@ def sample_block(
     settings: NegativeSettings, listed: Mapping[str, Listed],
 ) -> dict[str, pl.DataFrame]:  # fmt: skip
     """Tables `negatives` and `strata` of the latents of `cells` that fire at all."""
-    groups = _Groups.of(cells, layout, settings)
-    intervals = strata_intervals(cells, layout, firing, settings.strata, claimed(listed))
+    touched = _Touched.of(cells, layout)
+    groups = _Groups.of(cells, layout, touched, settings)
+    intervals = strata_intervals(cells, layout, touched, firing, settings.strata, claimed(listed))
     negatives, shares = [schema.NEGATIVES.empty()], [schema.STRATA_SHARES.empty()]
     for stratum in schema.STRATA:
         if stratum in listed:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AT_ONCE = 2**23
-"""Pairs read in one go, about: 100 MB. While the first are read, whoever computes waits."""
+"""Pairs read in one go, about, at most: 100 MB. While the first are read, whoever computes waits."""
+
+_ROW_GROUPS = 4
+"""Row groups of each shard that make a reading large enough: those at its ends are decoded for a few rows only."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Shards:
                 continue
             with pq.ParquetFile(footer.path, metadata=footer.metadata) as file:
                 table = file.read_row_groups(groups.tolist(), columns=self._columns, use_threads=False)
-            frame = pl.DataFrame({name: _array(table, name) for name in self._columns})
-            latent = frame["latent"].to_numpy()
+            frame = pl.DataFrame(pl.from_arrow(table, rechunk=False))
+            latent = array(frame["latent"])
             bounds = zip(np.searchsorted(latent, low), np.searchsorted(latent, high), strict=True)
             for parts, (a, b) in zip(found, bounds, strict=True):
                 if a < b:
@@ -95,15 +98,17 @@ class Shards:
         """
         ranges = [(int(block[0]), int(block[-1]) + 1) for block in blocks]
         rows = np.diff(self.below(np.array(ranges, dtype=np.int64).ravel()))[::2]
+        most = min(AT_ONCE, max(AT_ONCE // 2, _ROW_GROUPS * schema.ACTIVATIONS.row_group * len(self._footers)))
         begin, held = 0, 0.0
         for index, more in enumerate(rows.tolist()):
-            if index > begin and held + more > AT_ONCE:
+            if index > begin and held + more > most:
                 yield from enumerate(self.read(ranges[begin:index]), start=begin)
                 begin, held = index, 0.0
             held += more
         yield from enumerate(self.read(ranges[begin:]), start=begin)
 
 
-def _array(table: object, name: str) -> UInt32[np.ndarray, " n"] | Float32[np.ndarray, " n"]:
-    column: np.ndarray = table.column(name).to_numpy()  # type: ignore[attr-defined]
-    return column
+def array(column: pl.Series) -> UInt32[np.ndarray, " n"] | Float32[np.ndarray, " n"]:
+    """A column of a frame of `Shards` in one piece. Copied by NumPy, whose memory is kept (`memory.py`)."""
+    chunks = [chunk.to_numpy() for chunk in column.get_chunks()]
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)

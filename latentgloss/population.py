@@ -14,13 +14,15 @@ import polars as pl
 from jaxtyping import Float32, Int64, UInt8, UInt64
 
 from latentgloss import schema
-from latentgloss.hashing import counter_hash
+from latentgloss.hashing import counter_hash, further_hash
 from latentgloss.sorting import order_of
+from latentgloss.windows import members
 
 if TYPE_CHECKING:
     from latentgloss.windows import Cells, Windows
 
 DECILES = 10
+_CHUNK = 2**15  # hashed at once: as much as stays near the processor
 
 
 @dataclass(frozen=True)
@@ -46,26 +48,41 @@ class Population:
 
     @classmethod
     def of(cls, cells: Cells, windows: Windows, seed: int) -> Population:
-        cell = np.flatnonzero(cells.activating & windows.usable[cells.window])
+        cell = np.flatnonzero(cells.activating & (cells.kind < len(schema.SPLITS)))
         n_groups = len(cells.latents) * len(schema.SPLITS)
-        group = cells.row[cell] * len(schema.SPLITS) + windows.split[cells.window[cell]]
-        if (np.diff(group) < 0).any():  # a corpus comes split by split, so that groups are in order already
+        group = cells.row[cell] * len(schema.SPLITS) + cells.kind[cell]
+        if (group[1:] < group[:-1]).any():  # a corpus comes split by split, so that groups are in order already
             order = np.argsort(group, kind="stable")
             cell, group = cell[order], group[order]
-        hashes = counter_hash(seed, cells.latents[cells.row[cell]], cells.window[cell]) >> np.uint64(16)
-        n = np.bincount(group, minlength=n_groups)
-        strength = _strength(group, cells.maximum[cell], hashes, n_groups)
+        seeds = counter_hash(seed, cells.latents)
+        hashes = np.empty(len(cell), dtype=np.uint64)
+        for low in range(0, len(cell), _CHUNK):
+            some = cell[low : low + _CHUNK]
+            hashes[low : low + _CHUNK] = further_hash(seeds[cells.row[some]], cells.window[some]) >> np.uint64(16)
+        n = np.diff(np.searchsorted(group, np.arange(n_groups + 1)))
+        maximum = cells.maximum[cell]
+        strength = _strength(group, maximum, hashes, n_groups)
         ascending = np.sort(strength)
         last = (np.cumsum(n) - n)[:, None] + np.arange(1, DECILES) * n[:, None] // DECILES - 1
         last = np.where(n[:, None] >= DECILES, last, 0)
         limits = ascending[last] if len(cell) else np.zeros(last.shape, dtype=np.uint64)
         if len(cell) > 1 and (limits == ascending[np.minimum(last + 1, len(cell) - 1)])[n >= DECILES].any():
             # Two windows are alike in all the bits there was room for, and a decile ends between them: ranks then.
-            order = np.lexsort((hashes, cells.maximum[cell], group))
+            order = np.lexsort((hashes, maximum, group))
             strength = np.empty(len(cell), dtype=np.uint64)
             strength[order] = np.arange(len(cell), dtype=np.uint64)
             limits = last.astype(np.uint64)
         return cls(cells, cell, group, n, hashes, strength, limits)
+
+    def members(self, groups: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " found"]:
+        """Indices of the windows of some groups (ascending)."""
+        return members((np.cumsum(self.n) - self.n)[groups], self.n[groups])[0]
+
+    def lowest(self, groups: Int64[np.ndarray, " _"], most: int) -> Int64[np.ndarray, " found"]:
+        """Indices of about `most` windows of each of some groups: those of low hash. All, if there are no more."""
+        limit = np.zeros(len(self.n), dtype=np.uint64)
+        limit[groups] = np.ceil(np.minimum(most / np.maximum(self.n[groups], 1), 1.0) * 2.0**48)
+        return np.flatnonzero(self.hashes < np.repeat(limit, self.n))
 
     def frame(self, keep: Int64[np.ndarray, " kept"] | None = None) -> pl.DataFrame:
         """The windows (those of indices `keep`) by group, in random order within.
@@ -103,10 +120,14 @@ def _strength(
     group: Int64[np.ndarray, " n"], maximum: Float32[np.ndarray, " n"], hashes: UInt64[np.ndarray, " n"], n_groups: int
 ) -> UInt64[np.ndarray, " n"]:
     """Group, maximum and as many bits of the hash as fit beside them in one integer, which NumPy sorts fastest."""
-    value = maximum.view(np.uint32).astype(np.uint64)  # floats above 0 sort as their bits do
-    width = 32
-    if not (value & np.uint64(0xFFFF)).any():  # rounded to bfloat16
-        value, width = value >> np.uint64(16), 16
+    value, width = maximum.view(np.uint32), 32  # floats above 0 sort as their bits do
+    if not np.bitwise_or.reduce(value) & np.uint32(0xFFFF):  # rounded to bfloat16
+        value, width = value >> np.uint32(16), 16
     room = 64 - width - n_groups.bit_length()
     spare = max(48 - room, 0)
-    return (group.astype(np.uint64) << np.uint64(width) | value) << np.uint64(48 - spare) | hashes >> np.uint64(spare)
+    strength = group.astype(np.uint64)
+    strength <<= np.uint64(width)
+    strength |= value
+    strength <<= np.uint64(48 - spare)
+    strength |= hashes >> np.uint64(spare)
+    return strength

@@ -27,7 +27,7 @@ from latentgloss import schema
 from latentgloss.errors import InputError, SettingsError
 from latentgloss.hashing import counter_hash
 from latentgloss.memory import keep_freed_memory
-from latentgloss.pairs import Shards
+from latentgloss.pairs import Shards, array
 from latentgloss.registry import LatentRange, LatentSample, SaeSpec
 
 if TYPE_CHECKING:
@@ -88,6 +88,10 @@ def _out_of_range(spec: SaeSpec, found: str, expected: str) -> InputError:
 # Windows ----------------------------------------------------------------------------------------------------
 
 
+SEVERAL, SHARED, REPEAT = range(len(schema.SPLITS), len(schema.SPLITS) + 3)
+"""Kinds of window that are not usable (`Windows.kind`)."""
+
+
 @dataclass(frozen=True)
 class Windows:
     """All windows of a corpus; arrays are indexed by context number."""
@@ -146,6 +150,14 @@ class Windows:
         """The windows that samples are drawn from."""
         usable: Bool[np.ndarray, " windows"] = ~(self.several | self.shared | self.repeat)
         return usable
+
+    @cached_property
+    def kind(self) -> UInt8[np.ndarray, " windows"]:
+        """Split of a usable window; of others `SEVERAL`, `SHARED` or `REPEAT`, the first that holds."""
+        kind = self.split.copy()
+        for number, holds in ((REPEAT, self.repeat), (SHARED, self.shared), (SEVERAL, self.several)):
+            kind[holds] = number
+        return kind
 
     @cached_property
     def n_usable(self) -> Int64[np.ndarray, " splits"]:
@@ -223,32 +235,53 @@ class Cells:
         masked: Bool[np.ndarray, " positions"],
         windows: Windows,
     ) -> Cells:
-        """From rows of `schema.ACTIVATIONS` in any order; those of other latents are left out."""
-        row = _rows(latents, active["latent"].to_numpy())
-        n_tokens = np.bincount(row, minlength=len(latents))[: len(latents)]
-        order = np.argsort(row, kind="stable")[: int(n_tokens.sum())]
-        row = np.repeat(np.arange(len(latents), dtype=row.dtype), n_tokens)
-        position = active["position"].to_numpy()[order]
-        opens = np.zeros(len(row) + 1, dtype=bool)
-        opens[np.cumsum(n_tokens) - n_tokens] = True
+        """From rows of `schema.ACTIVATIONS` in any order; those of other latents are left out.
+
+        Cheapest where the pairs of a latent stand together in few runs, as shards have them.
+        """
+        latent, position = array(active["latent"]), array(active["position"])
+        run = np.append(0, np.flatnonzero(latent[1:] != latent[:-1]) + 1)[: len(latent)]
+        row_of_run = _rows(latents, latent[run])
+        by_row = np.argsort(row_of_run, kind="stable")
+        edges_of_rows = np.searchsorted(row_of_run[by_row], np.arange(len(latents) + 1))
+        by_row = by_row[: edges_of_rows[-1]]
+        order, edges = members(run[by_row], np.diff(run, append=len(latent))[by_row])
+        bounds = edges[edges_of_rows]  # the tokens of row i are bounds[i] to bounds[i + 1]
+        position = position[order]
+        opens = np.zeros(len(position) + 1, dtype=bool)
+        opens[bounds] = True
         opens = opens[:-1]
         if not (opens[1:] | (position[1:] > position[:-1])).all():  # shards come by position, and that is in order
-            again = np.lexsort((position, row))
+            again = np.lexsort((position, np.repeat(np.arange(len(latents)), np.diff(bounds))))
             order, position = order[again], position[again]
         window = position // np.uint32(windows.length)
         opens[1:] |= window[1:] != window[:-1]
         first = np.flatnonzero(opens)
-        count = np.diff(first, append=len(row))
-        row, window = row[first].astype(np.int64), window[first].astype(np.int64)
-        activation = active["activation"].to_numpy() if "activation" in active.columns else None
-        return cls(latents, row, window, first, count, position, ~masked[position], windows, order, activation)
+        count = np.diff(first, append=len(position))
+        row = np.repeat(np.arange(len(latents)), np.diff(np.searchsorted(first, bounds)))
+        activation = array(active["activation"]) if "activation" in active.columns else None
+        return cls(
+            latents, row, window[first].astype(np.int64), first, count, position, ~masked[position], windows, order,
+            activation,
+        )  # fmt: skip
+
+    @cached_property
+    def kind(self) -> UInt8[np.ndarray, " cells"]:
+        """Of the cell's window: see `Windows.kind`."""
+        kind: UInt8[np.ndarray, " cells"] = self.windows.kind[self.window]
+        return kind
+
+    @cached_property
+    def _masked(self) -> Int64[np.ndarray, " masked"]:
+        """Indices of the masked tokens: few, so that going through them is quicker than through all."""
+        return np.flatnonzero(~self.unmasked)
 
     @cached_property
     def activating(self) -> Bool[np.ndarray, " cells"]:
-        masked = np.flatnonzero(~self.unmasked)  # few: so this is quicker than looking for the maximum
-        cell = np.searchsorted(self.first, masked, side="right") - 1
-        whole: Bool[np.ndarray, " cells"] = np.bincount(cell, minlength=len(self.first)) < self.count
-        return whole
+        activating = np.ones(len(self.first), dtype=bool)
+        cell, n = np.unique(np.searchsorted(self.first, self._masked, side="right") - 1, return_counts=True)
+        activating[cell] = n < self.count[cell]
+        return activating
 
     @cached_property
     def activation(self) -> Float32[np.ndarray, " tokens"]:
@@ -260,11 +293,17 @@ class Cells:
     @cached_property
     def maximum(self) -> Float32[np.ndarray, " cells"]:
         """Largest activation on an unmasked token; 0 if there is none."""
-        if not len(self.first):
-            return np.empty(0, dtype=np.float32)
-        maximum: Float32[np.ndarray, " cells"] = np.maximum.reduceat(
-            np.where(self.unmasked, self.activation, np.float32(0)), self.first
-        )
+        value = self.activation
+        if len(self._masked):
+            value = value.copy()
+            value[self._masked] = 0
+        # Token by token, all cells at once: most have one or two, for which a reduction per cell is slow.
+        maximum: Float32[np.ndarray, " cells"] = value[self.first]
+        left, n = np.flatnonzero(self.count > 1), 1
+        while len(left):
+            maximum[left] = np.maximum(maximum[left], value[self.first[left] + n])
+            n += 1
+            left = left[np.flatnonzero(self.count[left] > n)]
         return maximum
 
     @cached_property
@@ -275,7 +314,9 @@ class Cells:
     @property
     def alive(self) -> Bool[np.ndarray, " latents"]:
         """Latents that fire on some unmasked token of the corpus."""
-        return np.bincount(self.row[self.activating], minlength=len(self.latents)) > 0
+        alive = np.zeros(len(self.latents), dtype=bool)
+        alive[self.row[np.flatnonzero(self.activating)]] = True
+        return alive
 
 
 def _rows(latents: UInt32[np.ndarray, " latents"], of: UInt32[np.ndarray, " pairs"]) -> Shaped[np.ndarray, " pairs"]:
@@ -300,7 +341,9 @@ def members(
 ) -> tuple[Int64[np.ndarray, " tokens"], Int64[np.ndarray, " edges"]]:
     """Indices first[i] to first[i] + count[i] of all cells in a row, and where each cell's begin; their number last."""
     edges = np.append(0, np.cumsum(count))
-    return np.arange(edges[-1]) + np.repeat(first - edges[:-1], count), edges
+    index = np.repeat(first - edges[:-1], count)
+    index += np.arange(edges[-1])
+    return index, edges
 
 
 # The loop ---------------------------------------------------------------------------------------------------
