@@ -68,6 +68,7 @@ def asked(folder: Path, tasks: Sequence[str]) -> list[Asked]:
     settings = vllm_world.SETTINGS.replace('["pattern", "llm", "null:pattern", "null:llm"]', '["pattern"]')
     settings = settings.replace('judges = ["executed", "llm:smol"]', 'judges = ["llm:smol"]')
     settings = settings.replace(f"sample = {vllm_world.JUDGED}", f"sample = {vllm_world.ASKED}")
+    settings = settings.replace(f"llm.per_prompt = {vllm_world.TOO_MANY_TO_LIST}", "")
     (folder / "latentgloss.toml").write_text(settings)
     entry = folder / "registry" / "language_models" / "smol.toml"
     entry.parent.mkdir(exist_ok=True)
