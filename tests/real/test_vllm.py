@@ -104,9 +104,11 @@ def test_every_latent_has_its_row_and_every_reply_a_status(finished: Workspace) 
     print(llm["status"].value_counts(), llm.select("latent", "explanation"))
 
 
-def test_no_reply_of_a_judge_held_to_a_choice_is_unreadable(finished: Workspace) -> None:
+def test_no_reply_of_a_judge_held_to_a_choice_or_a_schema_is_unreadable(finished: Workspace) -> None:
     asked = judgements(finished).filter(BY_MODEL, pl.col("status") != "no_donor")
     assert set(asked["scorer"]) == {"detection", "fuzzing"}
+    together = asked.group_by("scorer", "latent", "explainer", "prompt").len().group_by("scorer").agg(pl.max("len"))
+    assert dict(together.iter_rows()) == {"detection": 5, "fuzzing": world.TOO_MANY_TO_LIST}
     assert set(asked["explainer"]) >= {"pattern", "null:pattern", "llm"}
     assert asked.height > 200
     assert (asked["status"] == "ok").all(), asked.group_by("scorer", "explainer", "status").len()
