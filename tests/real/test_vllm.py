@@ -24,7 +24,7 @@ from latentgloss.protocols import Message, Request
 from latentgloss.subject_files import ready_folder
 from latentgloss.workspace import Workspace
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # six minutes, and a quarter of an hour where others use the cores
 BY_MODEL = pl.col("judge") == "smol"
 ASKED_OF_MODEL = ("llm", "null:llm")
 
@@ -51,7 +51,7 @@ def inside(python: Path, prepared: Path) -> Workspace:
     done = subprocess.run(
         [str(python), str(world.ROOT / "tests" / "vllm_world.py"), str(folder)],
         env=vllm_server.environment(PYTHONPATH=paths), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        timeout=600,
+        timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     print(done.stdout[-2000:])
