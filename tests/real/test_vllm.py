@@ -24,7 +24,7 @@ from latentgloss.protocols import Message, Request
 from latentgloss.subject_files import ready_folder
 from latentgloss.workspace import Workspace
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # six minutes; a quarter of an hour on a busy machine
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # a quarter of an hour where others use the cores
 BY_MODEL = pl.col("judge") == "smol"
 ASKED_OF_MODEL = ("llm", "null:llm")
 
