@@ -35,10 +35,11 @@ class VllmServer:
 
     def __init__(
         self, python: Path, model: Path, log: Path, *, name: str = "smollm2", in_flight: int = 32,
-        block_size: int = 32, wait_s: float = 240,
+        block_size: int = 32, wait_s: float = 240, can_forget: bool = False,
     ) -> None:  # fmt: skip
         self.python, self.model, self.log, self.name, self.in_flight = python, model, log, name, in_flight
         self.block_size, self.wait_s = block_size, wait_s
+        self.environment = environment(**({"VLLM_SERVER_DEV_MODE": "1"} if can_forget else {}))
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -62,7 +63,7 @@ class VllmServer:
             self.port = found.getsockname()[1]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                self.command(), env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                self.command(), env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         try:
@@ -82,6 +83,22 @@ class VllmServer:
                 return
             time.sleep(0.5)
         raise RuntimeError(f"no vLLM server in {self.wait_s:g} s:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+    def forget(self) -> None:
+        """Empties the prefix cache; for servers that can."""
+        url = f"http://127.0.0.1:{self.port}/reset_prefix_cache"
+        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=30).close()
+
+    def counters(self) -> dict[str, float]:
+        """What `/metrics` has by name, summed over labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        found: dict[str, float] = {}
+        for line in lines:
+            if line and not line.startswith("#"):
+                name, value = line.split("{")[0].split(" ")[0], float(line.rsplit(" ", 1)[1])
+                found[name] = found.get(name, 0.0) + value
+        return found
 
     def close(self) -> None:
         """Ends the server and the engine that it runs in a process of its own."""

@@ -93,6 +93,24 @@ def test_nothing_else_is_read_as_verdicts(text):
         read_verdicts(Reply("ok", text=text), 2)
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [('{"active": [1, 0]}', True), (' {\n "active" : [1,0]\n}', True), ("[1, 0]", True), ('{"active": [1]}', False),
+     ('{"active": [1, 2]}', False), ('{"silent": [1, 0]}', False), ('{"active": [1, 0]} so', False),
+     ('{"active": [1, 0], "why": 1}', False), ('{"active": [[1, 0]]}', False)],
+)  # fmt: skip
+def test_an_object_is_read_only_where_the_schema_demanded_it(text, read):
+    reply = Reply("ok", text=text)
+    if read:
+        assert read_verdicts(reply, 2, schema=True).active == [True, False]
+    else:
+        with pytest.raises(Unread):
+            read_verdicts(reply, 2, schema=True)
+    if "{" in text:
+        with pytest.raises(Unread):
+            read_verdicts(reply, 2)
+
+
 def test_probabilities_are_of_one_against_zero_at_each_answer():
     found = read_verdicts(with_logprobs("[1, 0]", 0.9), 2)
     assert found.probability == pytest.approx([0.9, 0.1])
@@ -123,15 +141,16 @@ def question(n, latent=1, marks=None, text="about\n⟧ a"):
     return Question("detection" if marks is None else "fuzzing", latent, text, None, tokens, marks)
 
 
-@given(st.lists(st.integers(0, 12), max_size=5), st.integers(1, 7), st.booleans())
-def test_a_judge_answers_each_question_with_as_many_verdicts_as_contexts(sizes, per_prompt, listed):
-    """Whatever the sizes; verdicts stay with their contexts."""
+@given(st.lists(st.integers(0, 12), max_size=5), st.integers(1, 8), st.sets(st.sampled_from(["choice", "json_schema"])))
+def test_a_judge_answers_each_question_with_as_many_verdicts_as_contexts(sizes, per_prompt, can):
+    """Whatever the sizes and whatever replies are held to; verdicts stay with their contexts."""
 
     def first_is_a(request):
         shown = passages_of(asked_of(request))
-        return with_logprobs(str([int(p.startswith(" a")) for p in shown]))
+        verdicts = str([int(p.startswith(" a")) for p in shown])
+        return with_logprobs(verdicts if request.json_schema is None else f'{{"active": {verdicts}}}')
 
-    model = Scripted(first_is_a, capabilities=("choice", "logprobs") if listed else ("logprobs",))
+    model = Scripted(first_is_a, capabilities=(*sorted(can), "logprobs"))
     judge = LlmJudge(model, "detection", lambda: WORDS, LlmJudgeSettings(per_prompt=per_prompt))
     questions = [question(n, i) for i, n in enumerate(sizes)]
     answers = list(judge.judge(iter(questions)))
@@ -145,8 +164,12 @@ def test_a_judge_answers_each_question_with_as_many_verdicts_as_contexts(sizes, 
     for request in model.seen:
         n = len(passages_of(asked_of(request)))
         assert 1 <= n <= per_prompt
-        assert (request.choice is not None) == (listed and n <= 6)
+        assert (request.choice is not None) == ("choice" in can and n <= 6)
+        assert (request.json_schema is not None) == ("json_schema" in can and request.choice is None)
         assert request.choice is None or len(request.choice) == 2**n
+        if request.json_schema is not None:
+            verdicts = request.json_schema["properties"]["active"]
+            assert verdicts["minItems"] == verdicts["maxItems"] == n
         assert asked_of(request).split("\n")[0] == "Description: ⟦about⏎⟨U+27E7⟩ a⟧"
 
 

