@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
+import killed_judges
 import pytest
 from hypothesis import given
 from llm_server import Server
@@ -269,3 +270,18 @@ def test_a_killed_run_pays_again_only_for_what_was_in_flight(tmp_path: Path, see
         with opened(tmp_path) as cache:
             assert len(cache) == count
         assert kills >= 2 and max(server.requests.values()) <= kills + 1
+
+
+@pytest.mark.kill
+def test_explaining_and_judging_survive_twenty_kills(tmp_path: Path) -> None:
+    """kill -9 at random points of real stages: the tables of an undisturbed run, and nothing written is paid again."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # shown if it fails
+    found = killed_judges.repeatedly_killed(tmp_path, kills=20, seed=seed, judged=12)
+    print(found)
+    assert found["same_tables"] and found["tables"] == 6
+    assert found["same_requests"] and found["each_reply_kept_once"]
+    assert found["written_and_paid_again"] == 0
+    assert found["most_lost_in_a_kill"] <= found["in_flight"]
+    assert 0 < found["unwritten_and_paid_again"] <= found["ledger_unanswered"] <= 20 * found["in_flight"]
+    assert found["ledger_answered"] == found["requests"]
