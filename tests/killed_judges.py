@@ -141,7 +141,7 @@ def contents(folder: Path) -> dict[str, str]:
 def repeatedly_killed(folder: Path, kills: int, seed: int, judged: int) -> dict[str, Any]:
     """Kills a run `kills` times and compares what it ends with to an undisturbed one.
 
-    `judged`: latents of each SAE that are judged. Raises AssertionError if a process ends by itself otherwise than well.
+    `judged`: latents of each SAE that are judged. Raises AssertionError if a process ends by itself and not well.
     """
     made = folder / "made"
     workspace = tiny.tiny_workspace(made, settings=tiny.SETTINGS + SETTINGS.format(judged=judged))
