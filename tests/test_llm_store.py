@@ -192,6 +192,20 @@ def test_entries_say_what_they_were_for(tmp_path: Path) -> None:
     assert not totals["", ""]["paid"]
 
 
+def test_totals_add_up_by_what_is_named(tmp_path: Path) -> None:
+    with contextlib.closing(Database(tmp_path)) as database:
+        ledger = Ledger(database)
+        assert ledger.totals() == ledger.totals(["stage"]) == []
+        for model, stage, partition in [("a", "s", "p"), ("a", "s", "q"), ("a", "t", "p"), ("b", "s", "p")] * 2:
+            with database.transaction() as transaction:
+                ledger.answered(transaction, None, model, (stage, partition), Cost(10, 4, 3, 0.5))
+        assert [row["answered"] for row in ledger.totals()] == [2] * 4
+        assert [(row["model"], row["prompt_tokens"]) for row in ledger.totals(["model"])] == [("a", 60), ("b", 20)]
+        by_two = ledger.totals(["partition", "stage"])
+        assert [(row["stage"], row["partition"], row["usd"]) for row in by_two] == [
+            ("s", "p", 2.0), ("s", "q", 1.0), ("t", "p", 1.0)]  # fmt: skip
+
+
 def _spend(store: Path, started: Any, sent: Any) -> None:
     with contextlib.closing(Database(store)) as database:
         ledger = Ledger(database, tokens=1000)
