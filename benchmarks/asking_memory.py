@@ -59,9 +59,11 @@ test = 10
 explainers = ["llm"]
 model = "instant"
 llm.contexts = 5
+llm.sample = "all"
 [detection]
 judges = ["llm:instant"]
 llm.per_prompt = 10
+llm.sample = "all"
 [machine]
 device = "cpu"
 threads = 1

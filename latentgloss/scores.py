@@ -49,7 +49,10 @@ def _score(scorer: Scorer, work: Work) -> None:
     settings: ScorerSettings = getattr(work.settings, scorer.name)
     plan = scorer.plan(work, work.workspace.corpus(work.input("resolved_saes")), scorer.splits)
     judges = scorer.judges(work, settings)
-    chosen = sampled(work.input("sampled_contexts").read(schema.ELIGIBILITY), settings.sample, settings.seed)
+    eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
+    chosen = sampled(eligibility, settings.sample, settings.seed)
+    asks = any(judge.decides for judge in judges)
+    of_deciders = sampled(eligibility, settings.llm.sample, settings.seed) if asks else None  # type: ignore[attr-defined]
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})
     spent: Spent = {}
@@ -67,6 +70,7 @@ def _score(scorer: Scorer, work: Work) -> None:
                     "length": work.settings.contexts.length,
                     "profile": work.settings.profile,
                     "sample": None if chosen is None else of_block(chosen, block),
+                    **({} if of_deciders is None else {"of_deciders": of_block(of_deciders, block)}),
                     **plan.identity,
                 },
                 explanations=explanations.content((), name),
@@ -79,7 +83,7 @@ def _score(scorer: Scorer, work: Work) -> None:
             )
             if not work.draft.reuse(name, recipe, tables):
                 asked = plan.ask(block) if asked is None else asked
-                found = score_block(scorer, explained, asked, plan.arms, judges, chosen, spent)
+                found = score_block(scorer, explained, asked, plan.arms, judges, chosen, of_deciders, spent)
                 found["scores"] = judgements.with_specificity(found["scores"], nulls.get(f"{NULL}{explainer}"))
                 work.draft.put(name, recipe, tables, found)
             if explainer.startswith(NULL):
@@ -98,25 +102,21 @@ def score_block(
     arms: list[str],
     judges: Sequence[Judge],
     chosen: np.ndarray | None = None,
+    of_deciders: np.ndarray | None = None,
     spent: Spent | None = None,
 ) -> dict[str, pl.DataFrame]:
     """Judgements and scores of one explainer's explanations (rows of `schema.EXPLANATIONS`) of one block.
 
-    `chosen`: the latents that are judged; the other eligible ones get rows of status `not_sampled`. What the answers
-    took is added to `spent`.
+    `chosen`: the latents that are judged, and of them `of_deciders` by judges that decide, which read and are paid;
+    the other eligible ones get rows of status `not_sampled`. What the answers took is added to `spent`.
     """
-    if chosen is not None:
-        out = ~pl.col("status").is_in(judgements.NOT_ELIGIBLE) & ~pl.col("latent").is_in(chosen.tolist())
-        why = pl.lit("not in the scorer's sample of latents")
-        explained = explained.with_columns(
-            status=pl.when(out).then(pl.lit("not_sampled")).otherwise("status"),
-            reason=pl.when(out).then(why).otherwise("reason"),
-        )
-    good = explained.filter(pl.col("status") == "ok").sort("latent")
-    texts = dict(zip(good["latent"], good.select("explanation", "program").iter_rows(), strict=True))
-    mine = asked.of(good["latent"])
+    everything = _left_out(explained, chosen)
     frames: list[dict[str, pl.DataFrame]] = []
     for judge in judges:
+        explained = _left_out(everything, of_deciders) if judge.decides else everything
+        good = explained.filter(pl.col("status") == "ok").sort("latent")
+        texts = dict(zip(good["latent"], good.select("explanation", "program").iter_rows(), strict=True))
+        mine = asked.of(good["latent"])
         key = {
             "explainer": explained["explainer"][0],
             "scorer": scorer.name,
@@ -150,6 +150,18 @@ def score_block(
             }
         )
     return {name: pl.concat([frame[name] for frame in frames]) for name in ("judgements", "scores")}
+
+
+def _left_out(explained: pl.DataFrame, chosen: np.ndarray | None) -> pl.DataFrame:
+    """With status `not_sampled` where a latent is eligible and not chosen."""
+    if chosen is None:
+        return explained
+    out = ~pl.col("status").is_in(judgements.NOT_ELIGIBLE) & ~pl.col("latent").is_in(chosen.tolist())
+    why = pl.lit("not in the scorer's sample of latents")
+    return explained.with_columns(
+        status=pl.when(out).then(pl.lit("not_sampled")).otherwise("status"),
+        reason=pl.when(out).then(why).otherwise("reason"),
+    )
 
 
 def _spend(taken: dict[str, float], answers: list[Answer]) -> None:
