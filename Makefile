@@ -91,8 +91,8 @@ bench-search: demo-full ## precision of search and work of embedding, on the sto
 bench-delphi: $(READY) ## delphi against this, in an environment of its own (.bench/, about 1 GB; ten minutes)
 	@$(PY) benchmarks/vs_delphi.py
 
-bench-llm: $(READY) ## what asking costs: our client against bare HTTP, prompts against a real vLLM (five minutes)
-	@$(PY) benchmarks/language_models.py
+bench-llm: $(READY) ## language models: what asking costs, in time and memory, and what kills cost (half an hour)
+	@for name in language_models kills asking_memory; do $(PY) benchmarks/$$name.py || exit 1; done
 
 constraints: $(READY) ## pin the versions now installed as the tested ones
 	@{ sed '/^[^#]/,$$d' constraints/tested.txt; $(PIP) freeze --exclude-editable | sed 's/ @ .*//; s/+.*//'; } > $(VENV)/tested.txt

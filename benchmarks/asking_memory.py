@@ -1,4 +1,4 @@
-"""Memory of explaining and judging with a language model, from 100 to 100,000 latents (half an hour on two cores).
+"""Memory of explaining and judging with a language model, from 100 to 100,000 latents (a quarter of an hour).
 
     python benchmarks/asking_memory.py [--latents 100 1000 10000 100000]
 

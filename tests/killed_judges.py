@@ -55,11 +55,11 @@ model = "judge"
 llm.contexts = 12
 
 [detection]
-judges = ["executed", "llm:judge"]
+judges = ["llm:judge"]
 sample = {judged}
 
 [fuzzing]
-judges = ["executed", "llm:judge"]
+judges = ["llm:judge"]
 sample = {judged}
 
 [budget]
@@ -75,7 +75,13 @@ prices = {{ prompt = 0, completion = 1 }}
 """
 
 _FORK = multiprocessing.get_context("forkserver")
-_FORK.set_forkserver_preload(["latentgloss.explanations", "latentgloss.scores", "openai", "httpx2", "transformers"])
+# All that a run imports, so that starting it again costs a fork.
+_FORK.set_forkserver_preload(
+    ["latentgloss.explanations", "latentgloss.scores", "latentgloss.llm.models", "latentgloss.llm.openai_compatible",
+     "latentgloss.subject_files", "openai.resources.chat.completions", "httpx2", "polars",
+     "transformers.models.auto.tokenization_auto", "transformers.models.llama.configuration_llama",
+     "transformers.tokenization_python", "killed_judges"]
+)  # fmt: skip
 
 
 class Counting:
