@@ -91,10 +91,9 @@ bench-search: demo-full ## precision of search and work of embedding, on the sto
 bench-delphi: $(READY) ## delphi against this, in an environment of its own (.bench/, about 1 GB; ten minutes)
 	@$(PY) benchmarks/vs_delphi.py
 
-bench-llm: $(READY) ## what asking costs: our client against bare HTTP, prompt tokens of a real vLLM (a quarter of an hour)
+bench-llm: $(READY) ## language models: what asking costs, in time, tokens and memory, and what kills cost (an hour)
 	@$(PY) benchmarks/environments.py vllm
-	@$(PY) benchmarks/language_models.py
-	@$(PY) benchmarks/prompt_tokens.py
+	@for name in language_models prompt_tokens kills asking_memory; do $(PY) benchmarks/$$name.py || exit 1; done
 
 constraints: $(READY) ## pin the versions now installed as the tested ones
 	@{ sed '/^[^#]/,$$d' constraints/tested.txt; $(PIP) freeze --exclude-editable | sed 's/ @ .*//; s/+.*//'; } > $(VENV)/tested.txt

@@ -29,7 +29,7 @@ from latentgloss.hashing import counter_hash, json_sha256
 from latentgloss.llm.client import most_prompt_tokens
 from latentgloss.llm.ledger import Cost
 from latentgloss.llm.reply_cache import request_key
-from latentgloss.sampling import sampled
+from latentgloss.sampling import sampled, smaller
 from latentgloss.scorers import LLM, SCORERS, language_judge
 from latentgloss.trying import as_it_stands
 
@@ -270,7 +270,7 @@ def _explaining(work: Work, states: list[State]) -> _Source:
             for one in BlockEvidence(work, corpus, block, made.needs).of(latents):
                 yield one.latent, made.planned(one)
 
-    return _Source(_population(eligibility, settings.llm.sample, settings.seed), planned, [])
+    return _Source(_population(eligibility, smaller(settings.llm.sample), settings.seed), planned, [])
 
 
 def _population(eligibility: pl.DataFrame, sample: int | None, seed: int) -> UInt32[np.ndarray, " latents"]:
@@ -291,7 +291,7 @@ def _judging(work: Work, states: list[State]) -> _Source:
     eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
     texts = _Texts(work, eligibility)
     notes = texts.notes(states)
-    of_nulls = sampled(eligibility, settings.null_sample, settings.seed)
+    of_nulls = sampled(eligibility, settings.llm.null_sample, settings.seed)
     nulls = None if of_nulls is None else set(of_nulls.tolist())
     ask = lru_cache(maxsize=1)(plan.ask)  # for one part of a block after the other
 
@@ -305,7 +305,8 @@ def _judging(work: Work, states: list[State]) -> _Source:
                 for question in put.questions(scorer.name, found):
                     yield question.latent, [replace(p, unwritten=unwritten) for p in judge.planned(question)]
 
-    return _Source(_population(eligibility, settings.sample, settings.seed), planned, notes)
+    few = smaller(settings.sample, settings.llm.sample)
+    return _Source(_population(eligibility, few, settings.seed), planned, notes)
 
 
 class _Texts:

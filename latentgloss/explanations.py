@@ -96,7 +96,8 @@ def _explain(work: Work, pool: Executor | None) -> None:
                 recipe = work.block_recipe(settings={"explainer": name}, content=frame_sha256(frame))
                 put(block, name, recipe, lambda frame=frame: frame)  # type: ignore[misc]
     work.facts = {"explained": counts}
-    taken = work.draft.scan(schema.EXPLANATIONS).select(pl.col("prompt_tokens", "completion_tokens", "cost_usd").sum())
+    tokens = pl.col("prompt_tokens", "completion_tokens").cast(pl.Int64)  # Polars would add them up in 32 bits
+    taken = work.draft.scan(schema.EXPLANATIONS).select(tokens.sum(), pl.col("cost_usd").sum())
     spent = taken.collect().row(0, named=True)
     if any(spent.values()):
         work.facts["spent"] = spent

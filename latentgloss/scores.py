@@ -18,7 +18,7 @@ import polars as pl
 from latentgloss import judgements, schema
 from latentgloss.explainers import NULL, base_of, explainer_of
 from latentgloss.processes import with_processes
-from latentgloss.sampling import of_block, sampled
+from latentgloss.sampling import of_block, sampled, smaller
 from latentgloss.scorers import JUDGES, SCORERS, judge_named
 from latentgloss.scorers.detection import THRESHOLD_ARMS
 
@@ -58,7 +58,10 @@ def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
     judges = scorer.judges(work, settings)
     eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
     chosen = sampled(eligibility, settings.sample, settings.seed)
-    of_nulls = sampled(eligibility, getattr(settings, "null_sample", None), settings.seed)
+    reads = any(judge.decides for judge in judges)
+    read, read_of_nulls = (
+        sampled(eligibility, n, settings.seed) for n in (_sizes(settings) if reads else (None, None))
+    )
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})
     spent: Spent = {}
@@ -66,15 +69,18 @@ def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
     names_of_judges = getattr(settings, "judges", ())
     computing = pool if names_of_judges and set(names_of_judges) <= set(JUDGES) else None
 
+    def of_deciders(name: str) -> np.ndarray | None:
+        return read_of_nulls if explainer_of(name).startswith(NULL) else read
+
     def recipe_of(block: str, name: str, nulls: list[str]) -> dict[str, Any]:
-        null = explainer_of(name).startswith(NULL)
+        few = of_deciders(name)
         return work.block_recipe(
             settings={
                 "judges": [judge.identity() for judge in judges],
                 "length": work.settings.contexts.length,
                 "profile": work.settings.profile,
                 "sample": None if chosen is None else of_block(chosen, block),
-                "of_nulls": of_block(of_nulls, block) if null and of_nulls is not None else None,
+                **({} if few is None else {"of_deciders": of_block(few, block)}),
                 **plan.identity,
             },
             explanations=explanations.content((), name),
@@ -97,13 +103,12 @@ def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
         found: Iterator[Tables] = iter(())
         if due:
             told = [explanations.read(schema.EXPLANATIONS, name) for name in due]
-            few = [of_nulls if explainer_of(name).startswith(NULL) else None for name in due]
             asked = plan.ask(block)
             if computing is None:
-                each = zip(told, few, strict=True)
-                found = (score_block(scorer, t, asked, plan.arms, judges, chosen, f, spent) for t, f in each)
+                each = zip(told, map(of_deciders, due), strict=True)
+                found = (score_block(scorer, t, asked, plan.arms, judges, chosen, few, spent) for t, few in each)
             else:
-                args = scorer.name, names_of_judges, told, few, asked, plan.arms, chosen
+                args = scorer.name, names_of_judges, told, asked, plan.arms, chosen
                 found = _when_there(computing.submit(_score_there, *args))
 
         def end() -> None:
@@ -127,6 +132,12 @@ def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
         work.facts["spent"] = spent
 
 
+def _sizes(settings: Any) -> tuple[int | None, int | None]:
+    """Latents that judges that decide are put, and those whose nulls are."""
+    own = settings.llm
+    return smaller(own.sample), smaller(own.sample, own.null_sample)
+
+
 def _is_null_of(null: str, name: str) -> bool:
     """Of names of blocks."""
     null, name = explainer_of(null), explainer_of(name)
@@ -145,7 +156,6 @@ def _score_there(
     scorer: str,
     names: Sequence[str],
     told: list[pl.DataFrame],
-    few: list[np.ndarray | None],
     asked: Asked,
     arms: list[str],
     chosen: np.ndarray | None,
@@ -153,7 +163,7 @@ def _score_there(
     """Runs in a process of the pool: a block, by all explainers."""
     assert _vocabulary is not None
     judges = [judge_named(name, _vocabulary) for name in names]
-    return [score_block(SCORERS[scorer], t, asked, arms, judges, chosen, f) for t, f in zip(told, few, strict=True)]
+    return [score_block(SCORERS[scorer], explained, asked, arms, judges, chosen) for explained in told]
 
 
 def _when_there(coming: Future[list[Tables]]) -> Iterator[Tables]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,9 @@ from latentgloss.validation import Strict, read_toml, validated
 
 FILE = "latentgloss.toml"
 VARIABLE = "LATENTGLOSS_CONFIG"
+
+
+Sample = Annotated[int, Field(ge=1)] | Literal["all"]
 
 
 class CorpusSettings(Strict):
@@ -83,8 +86,9 @@ class PatternSettings(Strict):
 class LlmSettings(Strict):
     """Of explainers that ask a language model."""
 
-    sample: int | None = Field(default=None, ge=1)
-    """Eligible latents that are asked about per SAE; None: all. The others are rows of status `not_sampled`."""
+    sample: Sample = 1000
+    """Eligible latents that are asked about per SAE, so that a wide one is paid for on purpose only; or `all`. The
+    others are rows of status `not_sampled`."""
     contexts: int = Field(default=40, ge=1)
     """Activating contexts shown: the first of the explain sample."""
     silent: int = Field(default=20, ge=1)
@@ -141,6 +145,11 @@ class ScorerSettings(Strict):
 
 
 class LlmJudgeSettings(Strict):
+    sample: Sample = 1000
+    """Eligible latents that language models judge per SAE, of those that the scorer judges; or `all`. What no language
+    model explains is judged, too: without this, every pattern of a wide SAE would be paid for."""
+    null_sample: Sample = 500
+    """The same for nulls, of which there are several per latent."""
     per_prompt: int = Field(default=5, ge=1, le=20)
     """Contexts judged together."""
     max_tokens: int = Field(default=100, ge=16)
@@ -152,9 +161,6 @@ class JudgedSettings(ScorerSettings):
 
     judges: tuple[str, ...] = ("executed",)
     """`executed`, and `llm:NAME` with a language model of the registry."""
-    null_sample: int | None = Field(default=500, ge=1)
-    """Eligible latents per SAE whose nulls are put to a language model; None: all that it judges. Other judges cost
-    nothing and judge all."""
     llm: LlmJudgeSettings = LlmJudgeSettings()
 
 

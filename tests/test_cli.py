@@ -18,6 +18,7 @@ from latentgloss.cli import cli
 from latentgloss.cli.output import clean, plain, print_table
 from latentgloss.cli.show import EXPLANATION_KEYS, SCORE_KEYS
 from latentgloss.gc import reachable
+from latentgloss.llm.ledger import Cost
 from latentgloss.stages import STAGES
 from latentgloss.store import MANIFEST
 from latentgloss.workspace import Workspace
@@ -479,3 +480,40 @@ def test_json_has_no_nan() -> None:
 def test_tables_align(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("NAME", "N"), [["a", 1], ["bcd", 22], ["e", None]])
     assert capsys.readouterr().out.splitlines() == ["NAME   N", "a      1", "bcd   22", "e      -"]
+
+
+def test_spent_adds_up_what_was_asked_and_says_what_is_left(tmp_path: Path) -> None:
+    (tmp_path / "latentgloss.toml").write_text("[budget]\nusd = 20.0\n")
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["--config", str(tmp_path / "latentgloss.toml"), "spent", *arguments])
+
+    assert run().output.startswith("No language model was asked in this store.\nBudget: 20.00 usd;")
+    assert not (tmp_path / "data").exists()
+    ledger = Workspace.open(tmp_path / "latentgloss.toml").ledger
+    entry = ledger.send("vendor", ("explanations", P), Cost(1000, 0, 160, 4.0))
+    ledger.send("vendor", ("explanations", P), Cost(1000, 0, 160, 4.0))  # in flight, or killed
+    with ledger.database.transaction() as transaction:
+        ledger.answered(transaction, entry, "vendor", ("explanations", P), Cost(900, 500, 60, 3.25))
+        ledger.answered(transaction, None, "own", ("detection_scores", P), Cost(50_000, 0, 700, 0.0))
+    ledger.database.close()
+
+    found = json.loads(run("--json").output)
+    assert [(row["model"], row["stage"], row["partition"], row["paid"]) for row in found["rows"]] == [
+        ("own", "detection_scores", P, False), ("vendor", "explanations", P, True)]  # fmt: skip
+    assert found["rows"][1] == {
+        "model": "vendor", "stage": "explanations", "partition": P, "paid": True, "answered": 1, "unanswered": 1,
+        "prompt_tokens": 1900, "cached_prompt_tokens": 500, "completion_tokens": 220, "usd": 7.25}  # fmt: skip
+    assert found["total"] == {"answered": 2, "unanswered": 1, "prompt_tokens": 51_900, "cached_prompt_tokens": 500,
+                              "completion_tokens": 920, "usd": 7.25}  # fmt: skip
+    assert found["budget"] == {"tokens": {"limit": None, "spent": 2120, "left": None},
+                               "usd": {"limit": 20.0, "spent": 7.25, "left": 12.75}}  # fmt: skip
+    by_model = json.loads(run("--json", "--by", "model").output)
+    assert [row["model"] for row in by_model["rows"]] == ["own", "vendor"] and "stage" not in by_model["rows"][0]
+    assert by_model["total"] == found["total"]
+    lines = run().output.splitlines()
+    assert lines[0].split()[:4] == ["MODEL", "STAGE", "PARTITION", "REQUESTS"]
+    assert lines[3].split() == ["total", "2", "1", "51,900", "500", "920", "7.25"]
+    assert lines[-1] == "Budget: 20.00 usd; paid models have taken 7.25, 12.75 are left."
+    (tmp_path / "latentgloss.toml").write_text("")
+    assert run("--by", "stage").output.endswith("There is no budget: paid models are not asked.\n")

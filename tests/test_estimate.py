@@ -298,6 +298,22 @@ def test_latents_outside_the_sample_are_rows_with_a_reason(root):
     assert set(scores["status"]) <= {"ok", "not_sampled", "rare", "dead", "dense", "one_document"}
 
 
+def test_language_models_judge_their_sample_and_other_judges_all(root):
+    ok = {}
+    for n in (3, 5):
+        workspace = opened(root, ASKING.replace("[detection]", f"[detection]\nllm.sample = {n}"))
+        assert not [o.error for o in tiny.run_all(workspace, ["explanations"]) if o.error]
+        (row,) = rows_of(workspace, "detection_scores")
+        assert row.latents == n
+        (outcome,) = workspace.materialise("detection_scores", [P], tiny.runner("detection_scores"))
+        scores = outcome.version.read(schema.SCORES).filter(explainer="pattern", negatives="random")
+        of_model, executed = scores.filter(judge="scripted"), scores.filter(judge="executed")
+        ok[n] = set(of_model.filter(status="ok")["latent"])
+        assert len(ok[n]) == n and "not_sampled" not in set(executed["status"])
+        assert of_model.filter(status="not_sampled").height == executed.filter(status="ok").height - n
+    assert ok[3] < ok[5]
+
+
 def test_an_estimate_is_of_the_sample_alone(root, vendor):
     (row,) = rows_of(vendor, "explanations")
     few = opened(root, ASKING_VENDOR + "llm.sample = 5\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
+import killed_judges
 import pytest
 from hypothesis import given
 from llm_server import Server
@@ -191,6 +192,20 @@ def test_entries_say_what_they_were_for(tmp_path: Path) -> None:
     assert not totals["", ""]["paid"]
 
 
+def test_totals_add_up_by_what_is_named(tmp_path: Path) -> None:
+    with contextlib.closing(Database(tmp_path)) as database:
+        ledger = Ledger(database)
+        assert ledger.totals() == ledger.totals(["stage"]) == []
+        for model, stage, partition in [("a", "s", "p"), ("a", "s", "q"), ("a", "t", "p"), ("b", "s", "p")] * 2:
+            with database.transaction() as transaction:
+                ledger.answered(transaction, None, model, (stage, partition), Cost(10, 4, 3, 0.5))
+        assert [row["answered"] for row in ledger.totals()] == [2] * 4
+        assert [(row["model"], row["prompt_tokens"]) for row in ledger.totals(["model"])] == [("a", 60), ("b", 20)]
+        by_two = ledger.totals(["partition", "stage"])
+        assert [(row["stage"], row["partition"], row["usd"]) for row in by_two] == [
+            ("s", "p", 2.0), ("s", "q", 1.0), ("t", "p", 1.0)]  # fmt: skip
+
+
 def _spend(store: Path, started: Any, sent: Any) -> None:
     with contextlib.closing(Database(store)) as database:
         ledger = Ledger(database, tokens=1000)
@@ -269,3 +284,18 @@ def test_a_killed_run_pays_again_only_for_what_was_in_flight(tmp_path: Path, see
         with opened(tmp_path) as cache:
             assert len(cache) == count
         assert kills >= 2 and max(server.requests.values()) <= kills + 1
+
+
+@pytest.mark.kill
+def test_explaining_and_judging_survive_twenty_kills(tmp_path: Path) -> None:
+    """kill -9 at random points of real stages: the tables of an undisturbed run, and nothing written is paid again."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # shown if it fails
+    found = killed_judges.repeatedly_killed(tmp_path, kills=20, seed=seed, judged=8)
+    print(found)
+    assert found["same_tables"] and found["tables"] == 6
+    assert found["same_requests"] and found["each_reply_kept_once"]
+    assert found["written_and_paid_again"] == 0
+    assert found["most_lost_in_a_kill"] <= found["in_flight"]
+    assert 0 < found["unwritten_and_paid_again"] <= found["ledger_unanswered"] <= 20 * found["in_flight"]
+    assert found["ledger_answered"] == found["requests"]

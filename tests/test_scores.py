@@ -13,9 +13,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from latentgloss import schema, scores
 from latentgloss.protocols import Answer
-from latentgloss.sampling import sampled
+from latentgloss.sampling import sampled, smaller
 from latentgloss.scorers import SCORERS, detection, judge_named
 from latentgloss.scorers.base import Asked
+from latentgloss.settings import Settings
 
 BLOCK = "000000"
 ARMS = ["same_document", "random"]
@@ -321,7 +322,21 @@ def test_a_sample_is_part_of_a_larger_one_and_of_the_eligible(world):
     assert len(few) == 5 and few < more < eligible and few != other
     gone = eligibility.filter(pl.col("latent") != min(few))
     assert few - {min(few)} < set(sampled(gone, 5, 0).tolist())
-    assert sampled(eligibility, None, 0) is None
+    assert sampled(eligibility, None, 0) is None and sampled(eligibility, "all", 0) is None
+
+
+def test_without_settings_language_models_get_a_sample_of_wide_saes_and_all_of_narrow_ones():
+    """What explains and judges by a language model; the rest has no sample. The three samples are the same."""
+    settings = Settings()
+    wide, narrow = (
+        pl.DataFrame({"latent": np.arange(n, dtype=np.uint32), "status": ["eligible"] * n}) for n in (5000, 900)
+    )
+    asked = [settings.explanations, settings.detection, settings.fuzzing]
+    of_wide, of_narrow = ([sampled(frame, s.llm.sample, s.seed).tolist() for s in asked] for frame in (wide, narrow))
+    assert len(of_wide[0]) == 1000 and of_wide == [of_wide[0]] * 3
+    assert of_narrow == [list(range(900))] * 3
+    assert settings.detection.sample is settings.fuzzing.sample is settings.embedding.sample is None
+    assert (smaller(None, "all"), smaller("all", 7, None), smaller(9, 7)) == (None, 7, 7)
 
 
 def test_latents_outside_the_sample_are_rows_with_a_reason_and_the_report_leaves_them_out(tmp_path):

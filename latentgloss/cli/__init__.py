@@ -62,6 +62,7 @@ for command in (
     show.explanations,
     show.scores,
     forecast.estimate,
+    forecast.spent,
     trace.lineage,
     tryout.try_,
     search.search,

@@ -1,10 +1,10 @@
-"""`estimate`: what language models will be asked, before anything is spent."""
+"""`estimate` and `spent`: what language models will be asked, before anything is spent, and what they have taken."""
 
 from __future__ import annotations
 
 import fnmatch
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -124,3 +124,62 @@ def _numbers(row: dict[str, object]) -> list[str]:
 
 def _both(expected: object, most: object, form: str) -> str:
     return (f"~{expected:{form}}, " if expected is not None else "") + f"≤{most:{form}}"
+
+
+TAKEN = ("answered", "unanswered", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "usd")
+
+
+@click.command()
+@click.option("--by", multiple=True, type=click.Choice(["model", "stage", "partition"]),
+              help="Add up by this; may be given several times. Default: all three.")  # fmt: skip
+@json_option
+@click.pass_context
+def spent(ctx: click.Context, by: tuple[str, ...], as_json: bool) -> None:
+    """What language models have taken in this store, over all runs, and what is left of the budget.
+
+    Replies from the cache are free and not in it. UNANSWERED were sent and brought no reply that was kept: of a paid
+    model they count at the most they can have cost, since the vendor may bill them. A row without a stage was asked
+    outside of runs.
+
+    JSON: an object with rows, total and budget. A row has model, stage, partition (those of --by), paid, answered,
+    unanswered, prompt_tokens, cached_prompt_tokens, completion_tokens and usd; total has the last six. budget has, for
+    tokens and for usd, limit (null: none), spent and left (null: no limit): of paid models alone.
+
+    \b
+    Example:
+      latentgloss spent --by model
+    """
+    from latentgloss.llm.ledger import GROUPS
+
+    ledger = open_workspace(ctx).ledger
+    rows = ledger.totals(by or GROUPS)
+    total = {name: sum(row[name] for row in rows) for name in TAKEN}
+    already = ledger.spent()
+    budget = {
+        unit: {"limit": limit, "spent": spent, "left": None if limit is None else max(limit - spent, 0)}
+        for unit, limit, spent in (("tokens", ledger.tokens, already.tokens), ("usd", ledger.usd, already.usd))
+    }
+    if as_json:
+        print_json({"rows": rows, "total": total, "budget": budget})
+        return
+    if not rows:
+        click.echo("No language model was asked in this store.")
+    else:
+        groups = [name for name in GROUPS if name in rows[0]]
+        header = (*groups, "requests", "unanswered", "prompt tokens", "of them cached", "reply tokens", "usd")
+        cells = [[*(row[name] for name in groups), *_taken(row)] for row in rows]
+        print_table([name.upper() for name in header], [*cells, ["total", *[""] * (len(groups) - 1), *_taken(total)]])
+        click.echo("")
+    for unit, of in budget.items():
+        form = ",.0f" if unit == "tokens" else ",.2f"
+        if of["limit"] is not None:
+            click.echo(
+                f"Budget: {of['limit']:{form}} {unit}; paid models have taken {of['spent']:{form}}, "
+                f"{of['left']:{form}} are left."
+            )
+    if not ledger.limited:
+        click.echo("There is no budget: paid models are not asked.")
+
+
+def _taken(row: dict[str, Any]) -> list[str]:
+    return [*(f"{row[name]:,}" for name in TAKEN[:-1]), f"{row['usd']:,.2f}"]

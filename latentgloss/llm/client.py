@@ -5,7 +5,8 @@ What belongs here: one request's way from `complete` to its reply. An event loop
 
 - **Order and memory.** Replies come in the order of the requests. `requests` is read at most `AHEAD` times `in_flight`
   beyond the reply handed out last, in the caller's thread; that many requests and replies are held at most.
-- **Once.** Equal requests under way are sent once. What the cache holds is not sent.
+- **Once.** Equal requests under way are sent once, over all processes of the store (`claims.py`). What the cache holds
+  is not sent.
 - **Retries.** Waits grow from `BACKOFF_S` twofold up to `BACKOFF_MOST_S`, each drawn from half to one and a half times.
   `busy` holds everybody back, as long as the server asks. A refused request is not repeated.
 - **Whose fault.** A request that failed `TRIES` times while the server answered others is a reply `llm_error`. If it
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import LanguageModelError, LatentglossError
 from latentgloss.hashing import json_sha256
+from latentgloss.llm.claims import Claims
 from latentgloss.llm.engine import BILLED, Failure
 from latentgloss.llm.ledger import Cost, purpose
 from latentgloss.llm.reply_cache import request_key
@@ -53,6 +55,8 @@ FEW = 3
 """So many different requests must fail before the server is held to be gone, unless it cannot be reached at all."""
 ALL_REJECTED = 20
 """So many refused requests, and none answered, are a mistake in the registry."""
+CLAIMED_S, CLAIMED_MOST_S = 0.02, 1.0
+"""Between two looks at a request that another process has under way: at first, and at most."""
 GRACE_S = 10.0
 """How long an end, of `complete` before its time or of the client, waits for what is in flight: it is paid for."""
 
@@ -106,6 +110,7 @@ class Client:
         self._make_engine, self._count = make_engine, count
         self._engine: Engine | None = None
         self._model_sha256 = json_sha256(self._identity)
+        self._claims = Claims(replies.database.path.parent)
         self._backoff_s = backoff_s
         self._lock = threading.Lock()
         self._jobs: dict[bytes, _Job] = {}
@@ -234,8 +239,7 @@ class Client:
     async def _run(self, job: _Job) -> None:
         outcome: Reply | BaseException = CancelledError()
         try:
-            async with self._slots:
-                outcome = await self._answered(job)
+            outcome = await self._once(job)
         except LatentglossError as e:
             if isinstance(e, LanguageModelError) and job.waiting > 0:  # else it says nothing about the run of now
                 self._stopped = self._stopped or e
@@ -250,6 +254,25 @@ class Client:
                 job.future.set_result(outcome)
             else:
                 job.future.set_exception(outcome)
+
+    async def _once(self, job: _Job) -> Reply:
+        """The reply, from the server, or from the cache if another process asks for it. Raises as `_answered`."""
+        pause = CLAIMED_S
+        while True:
+            async with self._slots:
+                if self._claims.take(job.key):
+                    try:
+                        # Another process may have asked, and be done, since the cache was last looked into.
+                        return self.replies.get(job.key) or await self._answered(job)
+                    finally:
+                        self._claims.release(job.key)
+            if self._stopped is not None:
+                raise self._stopped
+            if self._dropped(job):
+                raise CancelledError
+            job.sent = False
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, CLAIMED_MOST_S)
 
     async def _answered(self, job: _Job) -> Reply:
         """The reply, or `llm_error` with the reason. Raises LanguageModelError if the server is gone or money is."""

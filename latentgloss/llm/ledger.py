@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from latentgloss.llm.database import Database
     from latentgloss.protocols import Reply
     from latentgloss.registry import Prices
+
+GROUPS = ("model", "stage", "partition")
+"""What entries can be added up by."""
 
 _purpose: ContextVar[tuple[str, str]] = ContextVar("purpose", default=("", ""))
 
@@ -118,16 +121,18 @@ class Ledger:
             else:
                 transaction.execute("DELETE FROM ledger WHERE id = ?", (entry,))
 
-    def totals(self) -> list[dict[str, Any]]:
-        """Per model, stage and partition: requests, tokens, money, and requests without an answer."""
+    def totals(self, by: Sequence[str] = GROUPS) -> list[dict[str, Any]]:
+        """Requests, tokens, money, and requests without an answer, by what of `GROUPS` is named; the rest is summed."""
+        groups = ", ".join(name for name in GROUPS if name in by)
         found = self.database.rows(
-            "SELECT model, stage, partition, max(paid), sum(state = 'answered'), sum(state != 'answered'), "
-            "sum(prompt_tokens), sum(cached_prompt_tokens), sum(completion_tokens), sum(usd) FROM ledger "
-            "GROUP BY model, stage, partition ORDER BY model, stage, partition"
+            f"SELECT {groups}, max(paid), sum(state = 'answered'), sum(state != 'answered'), "
+            f"sum(prompt_tokens), sum(cached_prompt_tokens), sum(completion_tokens), sum(usd) FROM ledger "
+            f"GROUP BY {groups} ORDER BY {groups}"
         )
-        names = ("model", "stage", "partition", "paid", "answered", "unanswered",
+        names = (*(name for name in GROUPS if name in by), "paid", "answered", "unanswered",
                  "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "usd")  # fmt: skip
-        return [dict(zip(names, (*row[:3], bool(row[3]), *row[4:]), strict=True)) for row in found]
+        rows = [dict(zip(names, row, strict=True)) for row in found]
+        return [{**row, "paid": bool(row["paid"])} for row in rows]
 
     @staticmethod
     def _enter(

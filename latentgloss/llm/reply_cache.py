@@ -53,7 +53,7 @@ class ReplyCache:
         if not found:
             return None
         try:
-            return _decoded(found[0][0])
+            return decoded(found[0][0])
         except (zlib.error, ValueError, KeyError, TypeError) as e:
             raise StoreError(
                 f"{self.database.path}: the reply to {key.hex()} is damaged ({e})",
@@ -80,7 +80,8 @@ def _encoded(reply: Reply) -> bytes:
     return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 1)
 
 
-def _decoded(body: bytes) -> Reply:
+def decoded(body: bytes) -> Reply:
+    """A record of the database. Raises ValueError, KeyError, TypeError or zlib.error if it is damaged."""
     content = json.loads(zlib.decompress(body))
     logprobs = tuple(
         TokenLogprobs(token, logprob, tuple((t, p) for t, p in top))
