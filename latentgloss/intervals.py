@@ -67,6 +67,23 @@ def wilson(
     return Interval(share, np.where(known, low, np.nan), np.where(known, high, np.nan))
 
 
+def overlapping_share(said: Mask, valid: Mask, members: Shaped[np.ndarray, "latents n members"]) -> Interval:
+    """Share of `said` among `valid` judgements of several documents each, which they may have in common.
+
+    `members`: the documents of each judgement, distinct; negative: none. Wilson's interval at effective
+    n = n² / Σ o_ij, o_ij the share of its documents that judgement i has in common with j (o_ii = 1): the answers are
+    taken to correlate by as much. With the handful of judgements this is meant for, a correlation cannot be estimated;
+    taking the most there plausibly is errs to the wide side.
+    """
+    n = valid.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        alike = (members[:, :, None, :, None] == members[:, None, :, None, :]) & (members >= 0)[:, :, None, :, None]
+        overlap = alike.sum((3, 4)) / members.shape[2]
+        overlap = np.where(np.eye(members.shape[1], dtype=bool), 1.0, overlap)
+        total = (overlap * (valid[:, :, None] & valid[:, None, :])).sum((1, 2))
+        return wilson(ratio((valid & said).sum(1), n), np.where(n > 0, n**2 / total, np.nan))
+
+
 def rate_intervals(
     truth: Mask, prediction: Mask, valid: Mask, cluster: Ids, level: float = 0.95, prompt: Ids | None = None
 ) -> Rates:

@@ -133,7 +133,7 @@ class ScorerSettings(Strict):
     """What every scorer has."""
 
     seed: int = 0
-    """Draws the sample of latents and, in fuzzing, the donors of wrong marks."""
+    """Draws the sample of latents and, in fuzzing, the donors of wrong marks; the trials of intruder detection."""
     sample: int | None = Field(default=None, ge=1)
     """Eligible latents that are judged per SAE; None: all. The others are rows of status `not_sampled`."""
 
@@ -156,6 +156,12 @@ class JudgedSettings(ScorerSettings):
 class FuzzingSettings(JudgedSettings):
     wrong_marks: Literal["donor", "random"] = "donor"
     """`random`: wrong examples are non-activating contexts with marks anywhere. Profile `paper` only."""
+
+
+class IntruderSettings(ScorerSettings):
+    judges: tuple[str, ...] = ()
+    """`llm:NAME` with a language model of the registry, and `tokens`, which compares what is marked. Without any,
+    nothing is asked."""
 
 
 class EmbeddingSettings(ScorerSettings):
@@ -224,6 +230,7 @@ class Settings(Strict):
     explanations: ExplanationSettings = ExplanationSettings()
     detection: JudgedSettings = JudgedSettings()
     fuzzing: FuzzingSettings = FuzzingSettings()
+    intruder: IntruderSettings = IntruderSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     search: SearchSettings = SearchSettings()
     report: ReportSettings = ReportSettings()
