@@ -30,7 +30,7 @@ from latentgloss.llm.client import most_prompt_tokens
 from latentgloss.llm.ledger import Cost
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.sampling import sampled
-from latentgloss.scorers import LLM, SCORERS, language_judge
+from latentgloss.scorers import LLM, SCORERS, language_judges
 from latentgloss.trying import as_it_stands
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from latentgloss.work import Work
     from latentgloss.workspace import State, Workspace
 
-STAGES_THAT_ASK = ("explanations", "detection_scores", "fuzzing_scores")
+STAGES_THAT_ASK = ("explanations", "detection_scores", "fuzzing_scores", "intruder_scores")
 MOST = 256
 """Latents counted per stage and partition, where nothing else is said."""
 BLOCKS = 16
@@ -282,14 +282,10 @@ def _population(eligibility: pl.DataFrame, sample: int | None, seed: int) -> UIn
 def _judging(work: Work, states: list[State]) -> _Source:
     workspace, scorer = work.workspace, SCORERS[work.stage.name.removesuffix("_scores")]
     settings = getattr(work.settings, scorer.name)
-    judges = [
-        language_judge(workspace, name.removeprefix(LLM), scorer.name, work.model.name, settings.llm)
-        for name in settings.judges
-        if name.startswith(LLM)
-    ]
+    judges = language_judges(work, scorer.name)
     plan = scorer.plan(work, workspace.corpus(work.input("resolved_saes")), scorer.splits)
     eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
-    texts = _Texts(work, eligibility)
+    texts = _Texts(work, eligibility) if "explanations" in {i.stage for i in work.stage.inputs} else _NoTexts()
     notes = texts.notes(states)
     ask = lru_cache(maxsize=1)(plan.ask)  # for one part of a block after the other
 
@@ -303,6 +299,18 @@ def _judging(work: Work, states: list[State]) -> _Source:
                     yield question.latent, [replace(p, unwritten=unwritten) for p in judge.planned(question)]
 
     return _Source(_population(eligibility, settings.sample, settings.seed), planned, notes)
+
+
+class _NoTexts:
+    """Of a scorer that judges latents without explanations."""
+
+    explainers = ("none",)
+
+    def notes(self, states: list[State]) -> list[str]:
+        return []
+
+    def of(self, explainer: str, block: str, latents: list[int]) -> tuple[dict[int, tuple[str, str | None]], int]:
+        return dict.fromkeys(latents, ("", None)), 0
 
 
 class _Texts:

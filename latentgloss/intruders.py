@@ -23,10 +23,11 @@ from latentgloss.work import one_by_one
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from latentgloss.protocols import Judge
+    from latentgloss.protocols import Judge, Task
     from latentgloss.scorers.base import Asked
     from latentgloss.work import Work
 
+TASK: Task = "intruder"
 EXPLAINER = "none"
 """In every row: no explanation is judged."""
 _TABLES = (schema.TRIALS, schema.JUDGEMENTS, schema.SCORES)
@@ -40,7 +41,7 @@ def _intruder(work: Work) -> None:
         return
     work.check_windows()
     contexts = work.input("sampled_contexts")
-    judges = SCORERS[ARM].judges(work, settings)
+    judges = SCORERS[TASK].judges(work, settings)
     chosen = sampled(contexts.read(schema.ELIGIBILITY), settings.sample, settings.seed)
     trials = drawing(work, work.workspace.corpus(work.input("resolved_saes")))
     spent: dict[str, dict[str, float]] = {judge.name: dict.fromkeys(_TAKEN, 0) for judge in judges}
@@ -91,7 +92,7 @@ def score_block(
 
     What the answers took is added to `spent`. Eligible latents without a row in `trials` are not in the sample.
     """
-    metric = SCORERS[ARM].metric
+    metric = SCORERS[TASK].metric
     judged = trials["latent"].unique().sort()
     out = eligibility.filter(~pl.col("latent").is_in(judged.implode())).with_columns(
         status=pl.col("status").replace("eligible", "not_sampled"),
@@ -100,11 +101,12 @@ def score_block(
     frames: dict[str, list[pl.DataFrame]] = {"judgements": [], "scores": []}
     texts: dict[int, tuple[str, str | None]] = dict.fromkeys(judged.to_list(), ("", None))
     for judge in judges:
-        key = {"explainer": EXPLAINER, "scorer": ARM, "judge": judge.name, "embedder": judge.embedder,
+        key = {"explainer": EXPLAINER, "scorer": TASK, "judge": judge.name, "embedder": judge.embedder,
                "profile": asked.profile}  # fmt: skip
-        answers = list(judge.judge(asked.questions(ARM, texts)))
-        for taken in _TAKEN if spent is not None else ():
-            spent[judge.name][taken] += sum(getattr(answer, taken) for answer in answers)
+        answers = list(judge.judge(asked.questions(TASK, texts)))
+        if spent is not None:
+            for taken in _TAKEN:
+                spent[judge.name][taken] += sum(getattr(answer, taken) for answer in answers)
         answered = judgements.with_answers(asked.rows, answers)
         frames["judgements"].append(judgements.table(answered, key))
         frames["scores"] += [

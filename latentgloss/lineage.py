@@ -25,6 +25,7 @@ from latentgloss.errors import InputError, LatentglossError, MissingInput, Store
 from latentgloss.hashing import frame_sha256, json_sha256
 from latentgloss.lineage_checks import Check
 from latentgloss.lineage_nodes import Node, Reader
+from latentgloss.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,8 +140,12 @@ class _Walk(Reader):
             raise _not_asked_for(version, latent)
         judged = Node("judgements", f"{self.partition}#{latent} {scorer} of {explainer}")
         judgements = _of_latent(self.rows(version, schema.JUDGEMENTS, block, judged), latent)
-        told = self.explanation(lambda into: self.pinned(version, "explanations", into), block, latent)
-        node.inputs += [told.node, judged]
+        of_trials = schema.TRIALS in STAGES[f"{scorer}_scores"].tables  # those judge no explanation
+        told = _Told(judged)
+        if not of_trials:
+            told = self.explanation(lambda into: self.pinned(version, "explanations", into), block, latent)
+            node.inputs.append(told.node)
+        node.inputs.append(judged)
         if scores is not None:
             node.sha256 = frame_sha256(scores)
             node.facts |= {f"{r['judge']} on {r['negatives']}": _in_words(r) for r in scores.iter_rows(named=True)}
@@ -154,7 +159,10 @@ class _Walk(Reader):
         seen = self.evidence(judged, version, latent, judgements.select("split", "context"), "judged")
         if self.verify:
             judged.checks += checks.membership_checks(judgements, seen.contexts, seen.negatives)
-            if scores is not None:
+            trials = self.trials(judged, version, block, judgements) if of_trials else None
+            if scores is not None and trials is not None:
+                node.checks += lineage_scores.accuracy_checks(scores, judgements, trials)
+            elif scores is not None:
                 nulls = _of_latent(self.rows(version, schema.SCORES, _null_of(block), node), latent)
                 node.checks += lineage_scores.score_checks(scores, judgements, nulls, seen.strata)
             if seen.corpus is not None:
@@ -170,6 +178,15 @@ class _Walk(Reader):
                 if told.seen is not None:
                     judged.checks.append(_disjoint(told.seen, judgements, seen))
         return node
+
+    def trials(self, judged: Node, version: Version, block: str, judgements: pl.DataFrame) -> pl.DataFrame | None:
+        """Trials of intruder detection of one latent; checked against what was judged, and whom the intruders are of."""
+        trials = _of_latent(self.rows(version, schema.TRIALS, block, judged), judgements["latent"][0])
+        sampled = self.pinned(version, "sampled_contexts", judged)
+        everyone = self.rows(sampled, schema.CONTEXTS, block.partition("-")[0], judged)
+        if trials is not None and everyone is not None:
+            judged.checks += checks.trial_checks(trials, judgements, everyone)
+        return trials
 
     def explanation(self, opened: Callable[[Node], Version | None], block: str, latent: int) -> _Told:
         node = Node("explanation", f"{self.partition}#{latent} {block.partition('-')[2].replace('null.', 'null:')}")
@@ -240,7 +257,13 @@ class _Walk(Reader):
             return _Seen(found["contexts"], found["negatives"], None, 0, None, strata)
         settings = opened[0].manifest.recipe["settings"]
         length = int(settings["contexts"]["length"] if "contexts" in settings else settings["contexts.length"])
-        node, corpus, masked = self.activations(opened[0], found, latent, length, wanted, role)
+        rows = dict(found)
+        if (
+            found["contexts"] is not None and "negatives" not in kinds
+        ):  # other latents' windows, where this one is silent
+            others = wanted.join(found["contexts"], on=["split", "context"], how="anti")
+            rows["negatives"] = others if others.height else None
+        node, corpus, masked = self.activations(opened[0], rows, latent, length, wanted, role)
         for number, context in enumerate(into.inputs[-len(kinds) :]):
             context.inputs.append(node.reference() if number else node)
         return _Seen(found["contexts"], found["negatives"], corpus, length, masked, strata)

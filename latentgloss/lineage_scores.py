@@ -61,6 +61,27 @@ def score_checks(
     return checks
 
 
+def accuracy_checks(scores: pl.DataFrame, judgements: pl.DataFrame, trials: pl.DataFrame) -> list[Check]:
+    """Each score of intruder detection of a latent and its interval, from what was judged in its trials."""
+    windows = trials.filter(status="ok").select("trial", context="contexts").explode("context")
+    checks = []
+    for row in scores.filter(pl.col("status") == "ok").iter_rows(named=True):
+        told = (
+            judgements.filter(judge=row["judge"]).join(windows, on="context")
+            .group_by("trial").agg(pl.col("prediction", "truth", "document"))
+        ).filter(pl.col("prediction").list.drop_nulls().list.len() > 0)  # fmt: skip
+        found = np.array([p == t for p, t in told.select("prediction", "truth").iter_rows()])[None]
+        members = np.array(told["document"].to_list())[None]
+        share = statistics.overlapping_share(found, np.ones_like(found), members)
+        again = dict(zip(("score", "ci_low", "ci_high"), (float(value[0]) for value in share), strict=True))
+        again["coverage"] = told.height / trials.height
+        stored = {name: row[name] for name in again}
+        same = told.height == row["n"] and all(_close(again[name], stored[name]) for name in again)
+        what = f"score of {row['judge']} from its trials"
+        checks.append(Check(what, same, shown(again | {"n": told.height}), shown(stored | {"n": row["n"]})))
+    return checks
+
+
 def _recomputed(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool) -> dict[str, float]:
     """AUROC, or rates and balanced accuracy, with each stratum of negatives weighing its share."""
     positive = judged.filter("truth")

@@ -297,7 +297,7 @@ JUDGEMENTS = Table(
         Column(
             "stratum",
             pl.String,
-            "`activating`, the kind of non-activating context, `donor`: wrongly marked, or `intruder`: another latent's.",
+            "`activating`, the kind of non-activating context, `donor`: wrongly marked, `intruder`: another latent's.",
         ),
         Column("decile", pl.UInt8, "Decile of an activating context, else 0."),
         Column("document", pl.UInt32, "Document of the context."),

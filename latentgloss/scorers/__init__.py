@@ -97,6 +97,12 @@ def judges_of_trials(work: Work, settings: IntruderSettings) -> list[Judge]:
     ]
 
 
+def language_judges(work: Work, scorer: str) -> list[LlmJudge | IntruderJudge]:
+    """Those judges of a scorer's settings that ask a language model."""
+    judges = SCORERS[scorer].judges(work, getattr(work.settings, scorer))
+    return [judge for judge in judges if isinstance(judge, LlmJudge | IntruderJudge)]
+
+
 def identities_of_trials(workspace: Workspace, settings: IntruderSettings) -> dict[str, dict[str, Any]]:
     """Raises SettingsError or InputError for a judge there is none of."""
     return {

@@ -129,7 +129,7 @@ class _Latent:
             why = "no other latent of the block has such marks in a window that fits"
             return {**row, "status": "no_intruder", "reason": why, "contexts": [], "shown": []}
         self.intruders.add(int(self.pool.context[intruder]))
-        place = int(counter_hash(self.seed ^ _PLACE, self.latent, number)[0] % np.uint64(PASSAGES))
+        place = int(counter_hash(self.seed ^ _PLACE, self.latent, number).item()) % PASSAGES
         shown = [*four[:place], intruder, *four[place:]]
         return {
             **row, "status": "ok", "reason": "", "place": place + 1, "shown": shown,
@@ -152,7 +152,7 @@ class _Latent:
     def _intruder(self, number: int, four: list[int], fifth: int, documents: set[int]) -> int | None:
         """A window with marks like those of `fifth`, whose place among five of the latent it takes."""
         pool = self.pool
-        present = pool.fires[:, pool.column[four]].any(axis=1)
+        present = np.asarray(pool.fires[:, pool.column[four]].any(axis=1))
         fits = self.silent & (pool.shape == pool.shape[fifth]) & ~present[pool.row]
         fits &= ~np.isin(pool.document, list(documents)) & ~np.isin(pool.context, list(self.intruders))
         found = np.flatnonzero(fits)
@@ -167,19 +167,18 @@ def draw(pool: Pool, latents: list[int], seed: int) -> Drawn:
     """Every trial of these latents of the pool, made or not."""
     rows: list[dict[str, Any]] = []
     for latent in latents:
-        at = int(np.searchsorted(pool.latents, latent))
-        one = _Latent(pool, at, seed)
+        one = _Latent(pool, int(np.searchsorted(pool.latents, latent)), seed)
         rows += [one.trial(number) for number in range(TRIALS)]
     shown = np.array([i for row in rows for i in row["shown"]], dtype=np.int64)
     table = schema.TRIALS.frame({name: row[name] for name in schema.TRIALS.schema} for row in rows)
     made = table.filter(status="ok")
-    latent, trial, place = (np.repeat(made[name].to_numpy(), PASSAGES) for name in ("latent", "trial", "place"))
+    of, trial, place = (np.repeat(made[name].to_numpy(), PASSAGES) for name in ("latent", "trial", "place"))
     at_place = np.tile(np.arange(PASSAGES, dtype=np.uint64), made.height)
     truth = at_place + 1 != place
     asked = pl.DataFrame(
         {
-            "latent": latent.astype(np.uint32),
-            "part": trial.astype(np.uint8),
+            "latent": of,
+            "part": trial,
             "place": at_place,
             "context": pool.context[shown].astype(np.uint32),
             "decile": np.where(truth, pool.decile[shown], 0).astype(np.uint8),
