@@ -166,7 +166,7 @@ def scores_of_trials(trials: pl.DataFrame, answered: pl.DataFrame, metric: str, 
     made = padded.frame["documents"].is_not_null().to_numpy()
     documents = np.array(padded.frame["documents"].drop_nulls().to_list(), dtype=np.int64)
     given = np.full((*padded.shape, documents.shape[1] if len(documents) else 1), -1, dtype=np.int64)
-    given[padded.row[made], padded.column[made]] = documents
+    given[padded.row[made], padded.column[made]] = documents.reshape(-1, given.shape[2])
     value = statistics.overlapping_share(found, valid, given)
     measured = {
         "score": value.value,

@@ -162,7 +162,7 @@ class _Walk(Reader):
             trials = self.trials(judged, version, block, judgements) if of_trials else None
             if scores is not None and trials is not None:
                 node.checks += lineage_scores.accuracy_checks(scores, judgements, trials)
-            elif scores is not None:
+            elif scores is not None and not of_trials:
                 nulls = _of_latent(self.rows(version, schema.SCORES, _null_of(block), node), latent)
                 node.checks += lineage_scores.score_checks(scores, judgements, nulls, seen.strata)
             if seen.corpus is not None:
@@ -180,7 +180,7 @@ class _Walk(Reader):
         return node
 
     def trials(self, judged: Node, version: Version, block: str, judgements: pl.DataFrame) -> pl.DataFrame | None:
-        """Trials of intruder detection of one latent; checked against what was judged, and whom the intruders are of."""
+        """Trials of intruder detection of one latent, checked against what was judged and whose windows intruders are."""
         trials = _of_latent(self.rows(version, schema.TRIALS, block, judged), judgements["latent"][0])
         sampled = self.pinned(version, "sampled_contexts", judged)
         everyone = self.rows(sampled, schema.CONTEXTS, block.partition("-")[0], judged)
