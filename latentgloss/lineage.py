@@ -180,7 +180,7 @@ class _Walk(Reader):
         return node
 
     def trials(self, judged: Node, version: Version, block: str, judgements: pl.DataFrame) -> pl.DataFrame | None:
-        """Trials of intruder detection of one latent, checked against what was judged and whose windows intruders are."""
+        """Trials of intruder detection of one latent, checked against what was judged and what was sampled."""
         trials = _of_latent(self.rows(version, schema.TRIALS, block, judged), judgements["latent"][0])
         sampled = self.pinned(version, "sampled_contexts", judged)
         everyone = self.rows(sampled, schema.CONTEXTS, block.partition("-")[0], judged)

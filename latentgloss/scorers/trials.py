@@ -13,6 +13,7 @@ to have a shape; one in another block changes nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,6 +88,16 @@ class Pool:
         shape = runs.astype(np.int64) * (masked.shape[1] + 1) + own.sum(axis=1)
         return cls(latents.astype(np.uint32), row, context, column, decile, document, own, shape, fires)
 
+    def like(self, index: int) -> Int64[np.ndarray, " few"]:
+        """Indices of the windows with marks of the same shape."""
+        return self._by_shape[int(self.shape[index])]
+
+    @cached_property
+    def _by_shape(self) -> dict[int, Int64[np.ndarray, " few"]]:
+        order = np.argsort(self.shape, kind="stable")
+        shapes, first = np.unique(self.shape[order], return_index=True)
+        return dict(zip(shapes.tolist(), np.split(order, first[1:]), strict=True))
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -153,12 +164,13 @@ class _Latent:
         """A window with marks like those of `fifth`, whose place among five of the latent it takes."""
         pool = self.pool
         present = np.asarray(pool.fires[:, pool.column[four]].any(axis=1))
-        fits = self.silent & (pool.shape == pool.shape[fifth]) & ~present[pool.row]
-        fits &= ~np.isin(pool.document, list(documents)) & ~np.isin(pool.context, list(self.intruders))
-        found = np.flatnonzero(fits)
+        found = pool.like(fifth)
+        found = found[self.silent[found] & ~present[pool.row[found]]]
+        taken = (pool.document[found][:, None] == list(documents)).any(axis=1)
+        found = found[~taken & ~np.isin(pool.context[found], list(self.intruders))]
         if not len(found):
             return None
-        of = counter_hash(self.seed ^ _LATENT, self.latent, number, pool.latents[pool.row[found]])
+        of = counter_hash(self.seed ^ _LATENT, self.latent, number, pool.latents)[pool.row[found]]
         found = found[of == of.min()]
         return int(found[counter_hash(self.seed ^ _WINDOW, self.latent, number, pool.context[found]).argmin()])
 
