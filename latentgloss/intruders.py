@@ -36,10 +36,10 @@ _TAKEN = ("prompt_tokens", "completion_tokens", "cost_usd")
 
 def _intruder(work: Work) -> None:
     settings = work.settings.intruder
+    work.check_windows()
     if not settings.judges:
         work.facts = {"scores": {}}
         return
-    work.check_windows()
     contexts = work.input("sampled_contexts")
     judges = SCORERS[TASK].judges(work, settings)
     chosen = sampled(contexts.read(schema.ELIGIBILITY), settings.sample, settings.seed)
