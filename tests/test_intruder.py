@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from scripted_model import Scripted, asked_of, is_repair, passages_of
 
-from latentgloss import estimate, intruders, schema, statistics
+from latentgloss import estimate, intruders, lineage_checks, schema, statistics
 from latentgloss.cli import cli
 from latentgloss.explainers.windows import Vocabulary
 from latentgloss.lineage import trace
+from latentgloss.lineage_scores import accuracy_checks
 from latentgloss.marks import masked_tokens
 from latentgloss.planted import attackers, judges, rules, world
 from latentgloss.protocols import Question, Reply, TokenLogprobs
@@ -429,6 +430,32 @@ def test_a_score_can_be_traced_and_verified(planted):
     assert {"score of coin from its trials", "windows judged are those of the trials",
             "no activation in the non-activating contexts"} <= said  # fmt: skip
     assert "explanation" not in {node.kind for node in root.walk()}
+
+
+def test_what_was_changed_afterwards_does_not_verify(planted):
+    latent = scores_of(planted, "perfect")["latent"][0]
+    version = version_of(planted)
+    trials, judged, scores = (
+        version.read(t).filter(latent=latent) for t in (schema.TRIALS, schema.JUDGEMENTS, schema.SCORES)
+    )
+    contexts = planted.store.current("sampled_contexts", world.SAE).read(schema.CONTEXTS)
+
+    def failed(trials=trials, judged=judged, scores=scores):
+        found = lineage_checks.trial_checks(trials, judged, contexts) + accuracy_checks(scores, judged, trials)
+        return [check.what for check in found if not check.ok]
+
+    assert failed() == []
+    one = (pl.col("context") == judged["context"][0]) & (pl.col("judge") == "perfect")
+    turned = pl.when(one).then(~pl.col("prediction")).otherwise("prediction").alias("prediction")
+    assert failed(judged=judged.with_columns(turned)) == ["score of perfect from its trials"]
+    assert failed(trials=trials.with_columns(pl.col("intruder_latent") + 1)) == [
+        "intruders are sampled windows of their latents"
+    ]
+    assert "windows judged are those of the trials" in failed(
+        trials=trials.with_columns(pl.col("place") % PASSAGES + 1)
+    )
+    narrow = scores.with_columns(pl.col("ci_low") + 0.01)
+    assert len(failed(scores=narrow)) == narrow.height
 
 
 # A language model -------------------------------------------------------------------------------------------
