@@ -165,6 +165,20 @@ _ALL = (
         doc="One row per latent and explainer: the text, how it came about, or why there is none.",
     ),
     Stage(
+        name="intruder_scores",
+        noun="scores",
+        grain="sae",
+        version="1",
+        inputs=(
+            Input("resolved_saes", ("cache",)),
+            Input("activation_cache", ("activations", "masked")),
+            Input("sampled_contexts", ("eligibility", "test")),
+        ),
+        settings=("profile", "intruder", "contexts.length"),
+        tables=(schema.TRIALS, schema.JUDGEMENTS, schema.SCORES),
+        doc="Which of five marked contexts is another latent's? Judges the latent, without an explanation.",
+    ),
+    Stage(
         name="detection_scores",
         noun="scores",
         grain="sae",
@@ -194,20 +208,6 @@ _ALL = (
         settings=("profile", "fuzzing", "contexts.length"),
         tables=(schema.JUDGEMENTS, schema.SCORES),
         doc="Are the marked tokens those the latent is active on? Its own marks against another context's.",
-    ),
-    Stage(
-        name="intruder_scores",
-        noun="scores",
-        grain="sae",
-        version="1",
-        inputs=(
-            Input("resolved_saes", ("cache",)),
-            Input("activation_cache", ("activations", "masked")),
-            Input("sampled_contexts", ("eligibility", "test")),
-        ),
-        settings=("profile", "intruder", "contexts.length"),
-        tables=(schema.TRIALS, schema.JUDGEMENTS, schema.SCORES),
-        doc="Which of five marked contexts is another latent's? Judges the latent, without an explanation.",
     ),
     Stage(
         name="embedding_scores",
