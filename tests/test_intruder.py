@@ -541,6 +541,9 @@ def test_report_index_and_commands_show_it(asked):
     result = CliRunner().invoke(cli, [*arguments, "scores", tiny.SPARSIFY, "--scorer", "intruder", "--json"])
     found = json.loads(result.output)
     assert {(r["negatives"], r["explainer"]) for r in found} == {("intruder", "none")}
+    for explainer, scorers in (("none", {"intruder"}), ("pattern", {"detection", "fuzzing", "embedding"})):
+        result = CliRunner().invoke(cli, [*arguments, "scores", tiny.SPARSIFY, "--explainer", explainer, "--json"])
+        assert {r["scorer"] for r in json.loads(result.output)} == scorers
     lowest: dict[int, float] = {}
     for r in found:
         if r["score"] is not None:
