@@ -59,6 +59,13 @@ def donors_found(version: Version) -> Result:
     return 10 * without <= everything, {"no donor": without, "judgements": everything}
 
 
+def trials_made(version: Version) -> Result:
+    """At least half of the trials could be made, and nearly all of those answered; without judges there are none."""
+    made, told = counts(version.scan(schema.TRIALS), "status"), counts(version.scan(schema.JUDGEMENTS), "status")
+    enough = 2 * made.get("ok", 0) >= sum(made.values()) and told.get("ok", 0) >= 0.95 * sum(told.values())
+    return enough, {"trials": made, "judgements": told}
+
+
 def documents(version: Version) -> pl.LazyFrame:
     """The documents of a corpus, which is one folder and not cut into blocks."""
     return pl.scan_parquet(version.path("documents.parquet"))

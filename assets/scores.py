@@ -1,7 +1,7 @@
 """scores: each scorer is its own asset."""
 
 from assets import pictures
-from assets.checks import donors_found, judgements_cover, questions_answered
+from assets.checks import donors_found, judgements_cover, questions_answered, trials_made
 from assets.stage_asset import Runner, stage_asset
 
 
@@ -17,6 +17,13 @@ def fuzzing_scores() -> Runner:
     from latentgloss.scores import score_fuzzing
 
     return score_fuzzing
+
+
+@stage_asset(picture=pictures.scores, checks={"trials_made": trials_made})
+def intruder_scores() -> Runner:
+    from latentgloss.intruders import score_intruder
+
+    return score_intruder
 
 
 @stage_asset(picture=pictures.scores, checks={"judgements_cover": judgements_cover})

@@ -1,7 +1,8 @@
 """What the language models of a workspace will be asked, and what that will cost, before anything is spent.
 
-What belongs here: counting. Prompts are made the way the stages make them, from the contexts and explanations that are
-current, and counted with the model's tokenizer. No weights are loaded, nothing is sent, nothing is written.
+What belongs here: what will be asked, and what the counts (`prompt_counts.py`) come to. Prompts are made the way the
+stages make them, from the contexts and explanations that are current. No weights are loaded, nothing is sent, nothing
+is written.
 
 - **Exact** are requests, those already answered (in the reply cache), and prompt tokens, where the inputs are there.
 - **At most:** tokens of replies (`max_tokens` each), explanations that judges will read and nobody has written yet.
@@ -20,47 +21,44 @@ import numpy as np
 import polars as pl
 
 from latentgloss import schema
-from latentgloss.asking import after
 from latentgloss.errors import LatentglossError
 from latentgloss.evidence import BlockEvidence
 from latentgloss.explainers import EXPLAINERS, NULL, base_of, block_name, explainer_of, in_order, without_number
 from latentgloss.explainers.llm import LONGEST
-from latentgloss.hashing import counter_hash, json_sha256
-from latentgloss.llm.client import most_prompt_tokens
 from latentgloss.llm.ledger import Cost
-from latentgloss.llm.reply_cache import request_key
+from latentgloss.prompt_counts import (
+    AGAIN,
+    CACHED,
+    COMPLETION,
+    PROMPT,
+    REQUESTS,
+    Counter,
+    Counts,
+    extrapolated,
+    sample_of,
+)
 from latentgloss.sampling import sampled, smaller
-from latentgloss.scorers import LLM, SCORERS, language_judge
+from latentgloss.scorers import LLM, SCORERS, language_judges
 from latentgloss.trying import as_it_stands
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from jaxtyping import Float64, Int64, UInt32
+    from jaxtyping import UInt32
 
     from latentgloss.asking import Planned
     from latentgloss.explainers.base import AskingExplainer
-    from latentgloss.protocols import LanguageModel, Request
     from latentgloss.work import Work
     from latentgloss.workspace import State, Workspace
 
-STAGES_THAT_ASK = ("explanations", "detection_scores", "fuzzing_scores")
+STAGES_THAT_ASK = ("explanations", "detection_scores", "fuzzing_scores", "intruder_scores")
 MOST = 256
 """Latents counted per stage and partition, where nothing else is said."""
-BLOCKS = 16
-"""Blocks of latents that a sample is taken from: reading them is most of the work in a wide SAE."""
 CHUNK = 32
 """Latents whose prompts are held at a time: a judge has hundreds for each."""
 UNWRITTEN = 1000
 """Tokens that an explanation is taken to have which no model writes and nobody has made yet: long for a pattern."""
-_SALT = 0xE571
 
-REQUESTS, CACHED, PROMPT, COMPLETION, AGAIN = range(5)
-"""Quantities per latent: requests, those answered already; of the others prompt tokens, most tokens of replies, and
-prompt tokens that asking each of them once more would take."""
-
-Counts = dict[str, "Float64[np.ndarray, ' quantities']"]
-"""Per model."""
 Progress = Callable[[str, int, int], None]
 """Told the stage and partition, latents counted, latents to count."""
 
@@ -222,7 +220,7 @@ def _of_stage(workspace: Workspace, state: State, states: list[State], most: int
         source.notes.append(f"counted from {', '.join(behind)} as they are; they are not fresh")
     counted, blocks = sample_of(source.latents, most)
     counts: list[Counts] = []
-    counter = _Counter(workspace)
+    counter = Counter(workspace)
     what = f"{state.asset} {state.partition}"
     for block in np.unique(counted // schema.BLOCK):
         mine = [int(latent) for latent in counted[counted // schema.BLOCK == block]]
@@ -282,16 +280,13 @@ def _population(eligibility: pl.DataFrame, sample: int | None, seed: int) -> UIn
 def _judging(work: Work, states: list[State]) -> _Source:
     workspace, scorer = work.workspace, SCORERS[work.stage.name.removesuffix("_scores")]
     settings = getattr(work.settings, scorer.name)
-    judges = [
-        language_judge(workspace, name.removeprefix(LLM), scorer.name, work.model.name, settings.llm)
-        for name in settings.judges
-        if name.startswith(LLM)
-    ]
+    judges = language_judges(work, scorer.name)
     plan = scorer.plan(work, workspace.corpus(work.input("resolved_saes")), scorer.splits)
     eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
-    texts = _Texts(work, eligibility)
+    texts = _Texts(work, eligibility) if "explanations" in {i.stage for i in work.stage.inputs} else _NoTexts()
     notes = texts.notes(states)
-    of_nulls = sampled(eligibility, settings.llm.null_sample, settings.seed)
+    llm = getattr(settings, "llm", None)  # intruder detection has one sample, and no nulls
+    of_nulls = sampled(eligibility, llm.null_sample, settings.seed) if llm is not None else None
     nulls = None if of_nulls is None else set(of_nulls.tolist())
     ask = lru_cache(maxsize=1)(plan.ask)  # for one part of a block after the other
 
@@ -305,8 +300,20 @@ def _judging(work: Work, states: list[State]) -> _Source:
                 for question in put.questions(scorer.name, found):
                     yield question.latent, [replace(p, unwritten=unwritten) for p in judge.planned(question)]
 
-    few = smaller(settings.sample, settings.llm.sample)
+    few = smaller(settings.sample, llm.sample) if llm is not None else settings.sample
     return _Source(_population(eligibility, few, settings.seed), planned, notes)
+
+
+class _NoTexts:
+    """Of a scorer that judges latents without explanations."""
+
+    explainers = ("none",)
+
+    def notes(self, states: list[State]) -> list[str]:
+        return []
+
+    def of(self, explainer: str, block: str, latents: list[int]) -> tuple[dict[int, tuple[str, str | None]], int]:
+        return dict.fromkeys(latents, ("", None)), 0
 
 
 class _Texts:
@@ -350,117 +357,6 @@ class _Texts:
         rows = self.version.read(schema.EXPLANATIONS, name)
         rows = rows.filter(pl.col("latent").is_in(latents), status="ok").sort("latent")
         return dict(zip(rows["latent"], rows.select("explanation", "program").iter_rows(), strict=True)), 0
-
-
-# -- counting ----------------------------------------------------------------------------------------------------
-
-
-class _Counter:
-    """Requests and tokens of what is planned, by model; what is answered already is told apart."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.uncounted: set[str] = set()
-        self._identities: dict[str, str] = {}
-
-    def count(self, planned: list[Planned]) -> Counts:
-        """Of one latent. Equal requests are sent once."""
-        found: Counts = {}
-        todo: dict[str, list[tuple[Request, Planned]]] = {}
-        seen: set[bytes] = set()
-        for one in planned:
-            name = one.model.name
-            sums = found.setdefault(name, np.zeros(5))
-            key = self._key(one.model, one.ask.request)
-            if not one.unwritten and key in seen:
-                continue
-            seen.add(key)
-            sums[REQUESTS] += 1
-            request = one.ask.request if one.unwritten else self._to_send(one)
-            if request is None:
-                sums[CACHED] += 1
-            else:
-                todo.setdefault(name, []).append((request, one))
-        for name, several in todo.items():
-            sums, model = found[name], several[0][1].model
-            requests = [request for request, _ in several]
-            prompts = self._tokens(model, requests)
-            # A repair adds the reply and a message; that message is about the same length whatever was wrong.
-            first = several[0][1].ask
-            repaired = replace(first.request, messages=first.repaired(first.request.messages, "", "x" * 100))
-            with_repair, without = self._tokens(model, [repaired, first.request])
-            for (request, one), tokens in zip(several, prompts, strict=True):
-                prompt = tokens + one.unwritten
-                sums[PROMPT] += prompt
-                sums[COMPLETION] += request.max_tokens
-                sums[AGAIN] += prompt + with_repair - without + request.max_tokens
-        return found
-
-    def _to_send(self, one: Planned) -> Request | None:
-        """What of an ask is still to be sent: itself, its repair, or nothing."""
-        reply = self.workspace.replies.get(self._key(one.model, one.ask.request))
-        if reply is None:
-            return one.ask.request
-        repair = after(one.ask, reply)
-        known = repair is not None and self.workspace.replies.get(self._key(one.model, repair)) is not None
-        return None if known else repair
-
-    def _key(self, model: LanguageModel, request: Request) -> bytes:
-        if model.name not in self._identities:
-            self._identities[model.name] = json_sha256(model.identity())
-        return request_key(self._identities[model.name], request)
-
-    def _tokens(self, model: LanguageModel, requests: list[Request]) -> list[int]:
-        counted = model.count_tokens(requests)
-        if counted is not None:
-            return counted
-        self.uncounted.add(
-            f"{model.name} has no `tokenizer` in its registry entry: two bytes of prompt count as a token"
-        )
-        return [most_prompt_tokens(request) for request in requests]
-
-
-def sample_of(latents: UInt32[np.ndarray, " latents"], most: int) -> tuple[UInt32[np.ndarray, " few"], int]:
-    """At most `most` latents, ascending, of at most `BLOCKS` blocks, by lowest hash; and how many blocks that are."""
-    blocks = np.unique(latents // schema.BLOCK)
-    if len(latents) <= most:
-        return latents, len(blocks)
-    order = np.argsort(counter_hash(_SALT, blocks), kind="stable")
-    within = latents[np.isin(latents // schema.BLOCK, blocks[order[:BLOCKS]])]
-    few = within[np.argsort(counter_hash(_SALT, within), kind="stable")[:most]]
-    return np.sort(few), min(len(blocks), BLOCKS)
-
-
-def extrapolated(
-    each: Float64[np.ndarray, "few quantities"],
-    block: Int64[np.ndarray, " few"] | UInt32[np.ndarray, " few"],
-    n: int,
-    *,
-    whole_blocks: bool,
-) -> tuple[Float64[np.ndarray, " quantities"], float]:
-    """Totals over `n` latents from those of some, and half the width of the 95 % interval of prompt tokens.
-
-    `whole_blocks`: every block is in the sample. Then latents are the units of a simple random sample without
-    replacement; otherwise blocks are, in a ratio estimate (Cochran, Sampling Techniques, chapter 9), with Student's t.
-    """
-    from scipy import stats
-
-    few = len(each)
-    if few == 0:
-        return np.zeros(each.shape[1]), 0.0
-    sums = each.sum(axis=0) * (n / few)
-    if few >= n:
-        return sums, 0.0
-    values = each[:, PROMPT]
-    if whole_blocks or len(np.unique(block)) < 2:
-        units, error = few, float(values.std(ddof=1)) * np.sqrt((1 - few / n) / few) if few > 1 else np.inf
-    else:
-        _, at = np.unique(block, return_inverse=True)
-        residual = np.bincount(at, values) - values.mean() * np.bincount(at)
-        units = len(residual)
-        error = float(np.sqrt(units / (units - 1) * (residual**2).sum())) / few
-    half = float(stats.t.ppf(0.975, units - 1)) * n * error if units > 1 else float(sums[PROMPT])
-    return sums, min(half, float(sums[PROMPT])) if np.isfinite(half) else float(sums[PROMPT])
 
 
 def _priced(workspace: Workspace, row: Estimate, tokens_per_second: float | None) -> None:

@@ -149,6 +149,39 @@ def scores(answered: pl.DataFrame, latents: pl.Series, arm: str, metric: str, ke
     return _rows(padded, measured, lost[0] | lost[1], latents, arm, metric, key, lacking)
 
 
+def scores_of_trials(trials: pl.DataFrame, answered: pl.DataFrame, metric: str, key: dict[str, str]) -> pl.DataFrame:
+    """Table `scores` of intruder detection: the share of trials in which the intruder, and it alone, was named.
+
+    `trials` has rows of `schema.TRIALS`, those that were not made included: they count in coverage and in nothing else.
+    """
+    alone = (pl.col("prediction") == pl.col("truth")).all()
+    told = answered.group_by("latent", trial="part").agg(
+        found=pl.when(pl.col("prediction").null_count() == 0).then(alone), documents=pl.col("document")
+    )
+    padded = _Padded(
+        trials.select("latent", "trial").join(told, on=["latent", "trial"], how="left").sort("latent", "trial")
+    )
+    valid = padded.asked & padded("valid", values=padded.frame["found"].is_not_null().to_numpy())
+    found = padded("found", values=padded.frame["found"].fill_null(False).to_numpy())
+    made = padded.frame["documents"].is_not_null().to_numpy()
+    documents = np.array(padded.frame["documents"].drop_nulls().to_list(), dtype=np.int64)
+    given = np.full((*padded.shape, documents.shape[1] if len(documents) else 1), -1, dtype=np.int64)
+    given[padded.row[made], padded.column[made]] = documents.reshape(-1, given.shape[2])
+    value = statistics.overlapping_share(found, valid, given)
+    measured = {
+        "score": value.value,
+        "corrected": statistics.corrected(value.value, statistics.uninformed(metric, value.value)),
+        "ci_low": value.low,
+        "ci_high": value.high,
+        "n": valid.sum(1),
+        "coverage": statistics.coverage(padded.asked, valid),
+    }
+    few = valid.sum(1) < np.minimum(FEWEST, padded.asked.sum(1))
+    latents = pl.Series(padded.latents, dtype=pl.UInt32)
+    lacking = f"fewer than {FEWEST} trials were made and answered"
+    return _rows(padded, measured, few, latents, "intruder", metric, key, lacking)
+
+
 def scores_of_population(
     answered: pl.DataFrame,
     latents: pl.Series,

@@ -26,6 +26,7 @@ from latentgloss.explainers import NULL, base_of, block_name, explainer_of
 from latentgloss.hashing import frame_sha256, json_sha256
 from latentgloss.lineage_checks import Check
 from latentgloss.lineage_nodes import Node, Reader
+from latentgloss.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,12 +137,18 @@ class _Walk(Reader):
             raise _not_asked_for(version, latent)
         judged = Node("judgements", f"{self.partition}#{latent} {scorer} of {explainer}")
         judgements = _of_latent(self.rows(version, schema.JUDGEMENTS, block, judged), latent)
-        told = self.explanation(lambda into: self.pinned(version, "explanations", into), block, latent)
-        node.inputs += [told.node, judged]
+        of_trials = schema.TRIALS in STAGES[f"{scorer}_scores"].tables  # those judge no explanation
+        told = _Told(judged)
+        if not of_trials:
+            told = self.explanation(lambda into: self.pinned(version, "explanations", into), block, latent)
+            node.inputs.append(told.node)
+        node.inputs.append(judged)
         if scores is not None:
             node.sha256 = frame_sha256(scores)
-            node.facts |= {f"{r['judge']} on {r['negatives']}": _in_words(r) for r in scores.iter_rows(named=True)}
-            node.facts["rows"] = [_filled(row) for row in scores.iter_rows(named=True)]
+            node.facts |= {
+                f"{r['judge']} on {r['negatives']}": lineage_scores.in_words(r) for r in scores.iter_rows(named=True)
+            }
+            node.facts["rows"] = [lineage_scores.filled(row) for row in scores.iter_rows(named=True)]
         if judgements is None:
             return node
         judged.sha256 = frame_sha256(judgements)
@@ -151,7 +158,10 @@ class _Walk(Reader):
         seen = self.evidence(judged, version, latent, judgements.select("split", "context"), "judged")
         if self.verify:
             judged.checks += checks.membership_checks(judgements, seen.contexts, seen.negatives)
-            if scores is not None:
+            trials = self.trials(judged, version, block, judgements) if of_trials else None
+            if scores is not None and trials is not None:
+                node.checks += lineage_scores.accuracy_checks(scores, judgements, trials)
+            elif scores is not None and not of_trials:
                 nulls = self._nulls(version, block, node)
                 mine = None if nulls is None else _of_latent(nulls, latent)
                 node.checks += lineage_scores.score_checks(scores, judgements, mine, seen.strata)
@@ -180,6 +190,15 @@ class _Walk(Reader):
         ]  # fmt: skip
         there = [frame for frame in found if frame is not None]
         return pl.concat(there) if there else None
+
+    def trials(self, judged: Node, version: Version, block: str, judgements: pl.DataFrame) -> pl.DataFrame | None:
+        """Trials of intruder detection of one latent, checked against what was judged and what was sampled."""
+        trials = _of_latent(self.rows(version, schema.TRIALS, block, judged), judgements["latent"][0])
+        sampled = self.pinned(version, "sampled_contexts", judged)
+        everyone = self.rows(sampled, schema.CONTEXTS, block.partition("-")[0], judged)
+        if trials is not None and everyone is not None:
+            judged.checks += checks.trial_checks(trials, judgements, everyone)
+        return trials
 
     def explanation(self, opened: Callable[[Node], Version | None], block: str, latent: int) -> _Told:
         node = Node("explanation", f"{self.partition}#{latent} {explainer_of(block)}")
@@ -250,7 +269,13 @@ class _Walk(Reader):
             return _Seen(found["contexts"], found["negatives"], None, 0, None, strata)
         settings = opened[0].manifest.recipe["settings"]
         length = int(settings["contexts"]["length"] if "contexts" in settings else settings["contexts.length"])
-        node, corpus, masked = self.activations(opened[0], found, latent, length, wanted, role)
+        rows = dict(found)
+        if (
+            found["contexts"] is not None and "negatives" not in kinds
+        ):  # other latents' windows, where this one is silent
+            others = wanted.join(found["contexts"], on=["split", "context"], how="anti")
+            rows["negatives"] = others if others.height else None
+        node, corpus, masked = self.activations(opened[0], rows, latent, length, wanted, role)
         for number, context in enumerate(into.inputs[-len(kinds) :]):
             context.inputs.append(node.reference() if number else node)
         return _Seen(found["contexts"], found["negatives"], corpus, length, masked, strata)
@@ -457,17 +482,6 @@ def _of_latent(frame: pl.DataFrame | None, latent: int) -> pl.DataFrame | None:
 
 def _counts(frame: pl.DataFrame, column: str) -> dict[str, int]:
     return dict(frame[column].value_counts().sort(column).iter_rows())
-
-
-def _filled(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None}
-
-
-def _in_words(row: dict[str, Any]) -> str:
-    if row["score"] is None:
-        return f"{row['status']}: {row['reason']}"
-    interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
-    return f"{row['metric']} {row['score']:.3f}{interval}, n {row['n']}"
 
 
 def _disjoint(shown: _Seen, judgements: pl.DataFrame, judged: _Seen) -> Check:

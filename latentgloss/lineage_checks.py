@@ -391,6 +391,22 @@ def membership_checks(
     return checks
 
 
+def trial_checks(trials: pl.DataFrame, judgements: pl.DataFrame, contexts: pl.DataFrame) -> list[Check]:
+    """Trials of one latent (`schema.TRIALS`) against what was judged, and the sampled contexts of all of its block."""
+    shown = trials.filter(status="ok").explode("contexts").rename({"contexts": "context"})
+    shown = shown.with_columns(at=pl.int_range(1, pl.len() + 1).over("trial"))
+    shown = shown.with_columns(truth=pl.col("at") != pl.col("place"))
+    judged = judgements.select("context", "truth").unique()
+    stray = judged.join(shown, on=["context", "truth"], how="anti")
+    lost = shown.join(judged, on=["context", "truth"], how="anti")
+    intruders = shown.filter(~pl.col("truth")).select("context", latent="intruder_latent")
+    unknown = intruders.join(contexts.filter(split="test"), on=["latent", "context"], how="anti")
+    return [
+        none_of("windows judged are those of the trials", [*stray["context"], *lost["context"]], "all"),
+        none_of("intruders are sampled windows of their latents", unknown["context"].to_list(), "all"),
+    ]
+
+
 def split_checks(contexts: Iterable[int], split: str, corpus: Corpus, length: int) -> list[Check]:
     """Windows, and every document they touch, are of the split they are said to be of."""
     from latentgloss.schema import SPLITS

@@ -5,6 +5,8 @@ What belongs here: comparisons of stored scores with what their judgements give.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -58,6 +60,27 @@ def score_checks(
             same = abs(row["score"] - mean - row["specificity"]) <= TOLERANCE
             what = f"specificity of {row['judge']} on {row['negatives']}"
             checks.append(Check(what, same, shown(row["score"] - mean), shown(row["specificity"])))
+    return checks
+
+
+def accuracy_checks(scores: pl.DataFrame, judgements: pl.DataFrame, trials: pl.DataFrame) -> list[Check]:
+    """Each score of intruder detection of a latent and its interval, from what was judged in its trials."""
+    windows = trials.filter(status="ok").select("trial", context="contexts").explode("context")
+    checks = []
+    for row in scores.filter(pl.col("status") == "ok").iter_rows(named=True):
+        told = (
+            judgements.filter(judge=row["judge"]).join(windows, on="context")
+            .group_by("trial").agg(pl.col("prediction", "truth", "document"))
+        ).filter(pl.col("prediction").list.drop_nulls().list.len() > 0)  # fmt: skip
+        found = np.array([p == t for p, t in told.select("prediction", "truth").iter_rows()])[None]
+        members = np.array(told["document"].to_list())[None]
+        share = statistics.overlapping_share(found, np.ones_like(found), members)
+        again = dict(zip(("score", "ci_low", "ci_high"), (float(value[0]) for value in share), strict=True))
+        again["coverage"] = told.height / trials.height
+        stored = {name: row[name] for name in again}
+        same = told.height == row["n"] and all(_close(again[name], stored[name]) for name in again)
+        what = f"score of {row['judge']} from its trials"
+        checks.append(Check(what, same, shown(again | {"n": told.height}), shown(stored | {"n": row["n"]})))
     return checks
 
 
@@ -118,3 +141,14 @@ def _ends(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool, whole: 
 
 def _share(said: pl.Series) -> float:
     return float(said.to_numpy().mean()) if len(said) else float("nan")
+
+
+def filled(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def in_words(row: dict[str, Any]) -> str:
+    if row["score"] is None:
+        return f"{row['status']}: {row['reason']}"
+    interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+    return f"{row['metric']} {row['score']:.3f}{interval}, n {row['n']}"

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float32, Int64, UInt32
 
-Task = Literal["detection", "fuzzing", "embedding"]
+Task = Literal["detection", "fuzzing", "intruder", "embedding"]
 
 
 @dataclass(frozen=True)
 class Question:
     """One latent's explanation and the contexts it is to be judged on. The truth is not in it.
+
+    Of task `intruder` it is one trial: no explanation, five contexts in the order they are shown.
 
     A judge sees the contexts in this order, which is shuffled; how many are activating is not disclosed.
     """
@@ -32,7 +34,7 @@ class Question:
     """Executable form of the explanation (JSON), for judges that execute."""
     tokens: UInt32[np.ndarray, "contexts length"]
     marks: Bool[np.ndarray, "contexts length"] | None
-    """Fuzzing: the tokens marked as active."""
+    """Fuzzing, intruder: the tokens marked as active."""
     contexts: UInt32[np.ndarray, " contexts"] | None = None
     """Numbers of the contexts in the corpus, for judges that keep something per context (vectors)."""
     masked: Bool[np.ndarray, "contexts length"] | None = None

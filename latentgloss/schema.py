@@ -94,7 +94,9 @@ class Table:
 LATENT = Column("latent", pl.UInt32, "Index of the latent in its SAE.")
 SPLIT = Column("split", pl.String, "`explain`, `select` or `test`; no document is in two of them.")
 CONTEXT = Column("context", pl.UInt32, "Number of the window in the corpus: position // context_length.")
-EXPLAINER = Column("explainer", pl.String, "Name of the explainer, as in settings.")
+EXPLAINER = Column(
+    "explainer", pl.String, "Name of the explainer, as in settings; `none`: the latent itself is judged."
+)
 STATUS_EXPLANATION = (
     "`ok`, `failed`, `no_partner`, `parse_failed`, `refused`, `llm_error`, `unsupported`, `not_imported`, `not_sampled`"
 )
@@ -289,10 +291,14 @@ JUDGEMENTS = Table(
         LATENT,
         EXPLAINER,
         *_SCORE_KEY,
-        Column("negatives", pl.String, "The arm it was judged in: stratum of the non-activating contexts, or `donor`."),
+        Column("negatives", pl.String, "The arm: stratum of the non-activating contexts, `donor`, or `intruder`."),
         SPLIT,
         CONTEXT,
-        Column("stratum", pl.String, "`activating`, the kind of non-activating context, or `donor`: wrongly marked."),
+        Column(
+            "stratum",
+            pl.String,
+            "`activating`, the kind of non-activating context, `donor`: wrongly marked, `intruder`: another latent's.",
+        ),
         Column("decile", pl.UInt8, "Decile of an activating context, else 0."),
         Column("document", pl.UInt32, "Document of the context."),
         Column("truth", pl.Boolean, "Is the latent active in the context; in fuzzing, on the marked tokens?"),
@@ -312,6 +318,22 @@ JUDGEMENTS = Table(
     key=("latent", "explainer", "scorer", "judge", "embedder", "profile", "negatives", "split", "context", "stratum"),
 )
 
+TRIALS = Table(
+    "trials",
+    "Intruder detection: one row per latent judged and trial, made or not.",
+    (
+        LATENT,
+        Column("trial", pl.UInt8, "Number of the trial, from 0; two per decile."),
+        Column("decile", pl.UInt8, "Decile of the latent's own windows."),
+        Column("status", pl.String, "`ok`, `too_few` windows to show, or `no_intruder` that fits."),
+        Column("reason", pl.String, "Why it could not be made; empty if it was."),
+        Column("place", pl.UInt8, "Of the intruder, 1 to 5.", nullable=True),
+        Column("intruder_latent", pl.UInt32, "The latent whose window and marks it is.", nullable=True),
+        Column("contexts", pl.List(pl.UInt32), "The five windows, in the order they are shown."),
+    ),
+    key=("latent", "trial"),
+)
+
 SCORES = Table(
     "scores",
     "One row per score. A latent that has none is a row with a status and a reason.",
@@ -319,7 +341,7 @@ SCORES = Table(
         LATENT,
         EXPLAINER,
         *_SCORE_KEY,
-        Column("negatives", pl.String, "Stratum of the non-activating contexts, `population` (all), or `donor`."),
+        Column("negatives", pl.String, "Stratum of non-activating contexts, `population` (all), `donor`, `intruder`."),
         Column("split", pl.String, "Always `test` outside profile `paper`."),
         Column("status", pl.String, "`ok`, `unscored`, `no_explanation`, `not_sampled`, or why it is not eligible."),
         Column("reason", pl.String, "Why there is no score; empty if there is one."),
@@ -329,7 +351,7 @@ SCORES = Table(
         Column("specificity", pl.Float64, "score - mean null of the same latent.", nullable=True),
         Column("ci_low", pl.Float64, "Lower end of the score's 95 % interval.", nullable=True),
         Column("ci_high", pl.Float64, "Upper end.", nullable=True),
-        Column("n", pl.UInt32, "Contexts judged and counted.", "contexts"),
+        Column("n", pl.UInt32, "Contexts (`intruder`: trials) judged and counted.", "contexts"),
         Column("coverage", pl.Float64, "Share of judgements that could be counted."),
         Column("threshold", pl.Float64, "Evidence from which the prediction is yes.", nullable=True),
         *(
@@ -368,7 +390,7 @@ REPORT = Table(
         Column("control", pl.Boolean, "A baseline (random or re-randomised)."),
         EXPLAINER,
         *_SCORE_KEY,
-        Column("negatives", pl.String, "Stratum of the non-activating contexts, `population` (all), or `donor`."),
+        Column("negatives", pl.String, "Stratum of non-activating contexts, `population` (all), `donor`, `intruder`."),
         Column("n_latents", pl.UInt32, "Latents asked for."),
         Column("n_alive", pl.UInt32, "Active on at least one unmasked token."),
         Column("n_eligible", pl.UInt32, "Fit to be explained and scored."),
@@ -404,6 +426,6 @@ TABLES: dict[str, Table] = {
     table.name: table
     for table in (
         DOCUMENTS, SPANS, SEQUENCES, ACTIVATIONS, MASKED, LATENTS, ELIGIBILITY, CONTEXTS, NEGATIVES,
-        STRATA_SHARES, EXPLANATIONS, JUDGEMENTS, SCORES, REPORT,
+        STRATA_SHARES, EXPLANATIONS, JUDGEMENTS, TRIALS, SCORES, REPORT,
     )
 }  # fmt: skip

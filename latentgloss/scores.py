@@ -58,10 +58,8 @@ def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
     judges = scorer.judges(work, settings)
     eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
     chosen = sampled(eligibility, settings.sample, settings.seed)
-    reads = any(judge.decides for judge in judges)
-    read, read_of_nulls = (
-        sampled(eligibility, n, settings.seed) for n in (_sizes(settings) if reads else (None, None))
-    )
+    sizes = _sizes(settings) if any(judge.decides for judge in judges) else (None, None)
+    read, read_of_nulls = (sampled(eligibility, n, settings.seed) for n in sizes)
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})
     spent: Spent = {}

@@ -95,8 +95,10 @@ def explanation_rows(partition: str, inputs: Mapping[str, Version]) -> pl.DataFr
             )
             for (scorer,), part in sorted(lowest.group_by("scorer")):
                 if scorer in SCORERS:
-                    chosen = part.select("latent", "explainer", pl.col("score").alias(str(scorer)))
-                    rows = rows.join(chosen, on=["latent", "explainer"], how="left")
+                    # What judges the latent itself is beside each of its explanations.
+                    on = ["latent"] if part["explainer"].unique().to_list() == ["none"] else ["latent", "explainer"]
+                    chosen = part.select(*on, pl.col("score").alias(str(scorer)))
+                    rows = rows.join(chosen, on=on, how="left")
                     found.add(str(scorer))
     return rows.with_columns(
         *(pl.lit(None, dtype=pl.Float64).alias(name) for name in SCORERS if name not in found),

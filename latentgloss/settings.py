@@ -139,7 +139,7 @@ class ScorerSettings(Strict):
     """What every scorer has."""
 
     seed: int = 0
-    """Draws the sample of latents and, in fuzzing, the donors of wrong marks."""
+    """Draws the sample of latents and, in fuzzing, the donors of wrong marks; the trials of intruder detection."""
     sample: int | None = Field(default=None, ge=1)
     """Eligible latents that are judged per SAE; None: all. The others are rows of status `not_sampled`."""
 
@@ -167,6 +167,14 @@ class JudgedSettings(ScorerSettings):
 class FuzzingSettings(JudgedSettings):
     wrong_marks: Literal["donor", "random"] = "donor"
     """`random`: wrong examples are non-activating contexts with marks anywhere. Profile `paper` only."""
+
+
+class IntruderSettings(ScorerSettings):
+    sample: int | None = Field(default=1000, ge=1)
+    """As for other scorers; unlike theirs not all by default, since most judges of trials are paid."""
+    judges: tuple[str, ...] = ()
+    """`llm:NAME` with a language model of the registry, and `tokens`, which compares what is marked. Without any,
+    nothing is asked."""
 
 
 class EmbeddingSettings(ScorerSettings):
@@ -235,6 +243,7 @@ class Settings(Strict):
     explanations: ExplanationSettings = ExplanationSettings()
     detection: JudgedSettings = JudgedSettings()
     fuzzing: FuzzingSettings = FuzzingSettings()
+    intruder: IntruderSettings = IntruderSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     search: SearchSettings = SearchSettings()
     report: ReportSettings = ReportSettings()

@@ -83,7 +83,7 @@ def _value(settings: Settings, dotted: str) -> Any:
     return value
 
 
-_SCORERS = ("detection", "fuzzing", "embedding")
+_SCORERS = ("detection", "fuzzing", "intruder", "embedding")
 """Those with a stage `<scorer>_scores`."""
 
 _MASKED_IF_SHOWN = tuple(
@@ -163,6 +163,20 @@ _ALL = (
         settings=("explanations", "contexts.length"),
         tables=(schema.EXPLANATIONS,),
         doc="One row per latent and explainer: the text, how it came about, or why there is none.",
+    ),
+    Stage(
+        name="intruder_scores",
+        noun="scores",
+        grain="sae",
+        version="1",
+        inputs=(
+            Input("resolved_saes", ("cache",)),
+            Input("activation_cache", ("activations", "masked")),
+            Input("sampled_contexts", ("eligibility", "test")),
+        ),
+        settings=("profile", "intruder", "contexts.length"),
+        tables=(schema.TRIALS, schema.JUDGEMENTS, schema.SCORES),
+        doc="Which of five marked contexts is another latent's? Judges the latent, without an explanation.",
     ),
     Stage(
         name="detection_scores",

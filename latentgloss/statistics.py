@@ -37,6 +37,7 @@ from latentgloss.intervals import (
     correlation,
     mover,
     mover_ratio,
+    overlapping_share,
     rate_intervals,
     ratio,
     wilson,
@@ -60,6 +61,7 @@ __all__ = [
     "corrected",
     "coverage",
     "median_interval",
+    "overlapping_share",
     "paired_median_gain",
     "prevalence_weighted",
     "rate_intervals",
@@ -299,7 +301,7 @@ UNINFORMED: Mapping[str, float | Callable[[PerLatent], PerLatent] | None] = {
     "f1": lambda rate: 2 * rate / (1 + rate),
     "f1_at_base_rate": lambda rate: 2 * rate / (1 + rate),
     "precision_at_base_rate": lambda rate: rate,
-    "intruder": 0.2,
+    "accuracy": 0.2,
     "pearson": 0.0,
     "explained_variance": 0.0,
     "tpr": None,
@@ -309,7 +311,7 @@ UNINFORMED: Mapping[str, float | Callable[[PerLatent], PerLatent] | None] = {
 }
 """Best value within reach of a judge that knows nothing, by metric; a function where it depends on the share
 of positives (of the sample for `f1` and `auprc`, of the population for `…_at_base_rate`). None: there is no
-such value (always-yes has a TPR of 1; nats have no ceiling)."""
+such value (always-yes has a TPR of 1; nats have no ceiling). `accuracy` is that of finding one in five."""
 
 
 def uninformed(metric: str, rate: PerLatent) -> PerLatent:

@@ -13,7 +13,7 @@ from latentgloss import judgements, schema, settings
 from latentgloss.workspace import Workspace
 from tests import tiny
 
-SCORES = ("detection_scores", "fuzzing_scores", "embedding_scores")
+SCORES = ("detection_scores", "fuzzing_scores", "intruder_scores", "embedding_scores")
 BEFORE_SCORES = [stage for stage in tiny.RUNNERS if stage not in (*SCORES, "search_index", "score_report")]
 
 
@@ -72,7 +72,7 @@ def test_one_scorer_is_enough_for_a_report_and_none_is_not(tmp_path: Path) -> No
     workspace = tiny.tiny_workspace(tmp_path)
     assert not [o.error for o in tiny.run_all(workspace, BEFORE_SCORES) if o.error]
     (none,) = tiny.run_all(workspace, ["score_report"])
-    assert "none of detection_scores, fuzzing_scores, embedding_scores" in str(none.error)
+    assert "none of detection_scores, fuzzing_scores, intruder_scores, embedding_scores" in str(none.error)
     assert not [o.error for o in tiny.run_all(workspace, ["fuzzing_scores"]) if o.error]
     (report,) = tiny.run_all(workspace, ["score_report"])
     assert report.error is None and report.version is not None

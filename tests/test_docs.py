@@ -36,7 +36,7 @@ def test_models_that_example_settings_name_are_examples_themselves():
     named |= {
         judge.removeprefix("llm:")
         for content in contents
-        for scorer in ("detection", "fuzzing")
+        for scorer in ("detection", "fuzzing", "intruder")
         for judge in content.get(scorer, {}).get("judges", ())
         if judge.startswith("llm:")
     }

@@ -176,7 +176,7 @@ def planned(workspace):
 def test_what_was_answered_is_free_and_what_could_not_be_read_is_asked_again(root, tmp_path):
     workspace = opened(copied(root, tmp_path), ASKING_VENDOR)
     (before,) = rows_of(workspace, "explanations")
-    counter, asks = core._Counter(workspace), planned(workspace)
+    counter, asks = core.Counter(workspace), planned(workspace)
     assert len(asks) == before.requests == 48
     replies = [Reply("ok", text="EXPLANATION: months"), Reply("refused"), Reply("ok", text="months, I think")]
     with workspace.replies.database.transaction() as transaction:
@@ -186,7 +186,7 @@ def test_what_was_answered_is_free_and_what_could_not_be_read_is_asked_again(roo
     assert (row.requests, row.cached) == (48, 2)  # the third is still to be repaired, which takes a longer prompt
     sums = [counter.count([one])["vendor"] for one in asks[:3]]
     assert [int(s[core.CACHED]) for s in sums] == [1, 1, 0]
-    fresh = core._Counter(workspace)._tokens(asks[2].model, [asks[2].ask.request])[0]
+    fresh = core.Counter(workspace)._tokens(asks[2].model, [asks[2].ask.request])[0]
     assert sums[2][core.PROMPT] > fresh
 
 

@@ -16,7 +16,7 @@ from latentgloss.explainers.llm import LONGEST, read_explanation
 from latentgloss.explainers.windows import Vocabulary
 from latentgloss.protocols import Question, Reply
 from latentgloss.protocols import TokenLogprobs as Token
-from latentgloss.scorers.intruder import read_place, trial
+from latentgloss.scorers.intruder import read_choice, trial
 from latentgloss.scorers.llm_judge import LlmJudge, read_verdicts
 from latentgloss.settings import LlmJudgeSettings
 
@@ -191,9 +191,11 @@ def test_a_trial_shows_five_marked_windows():
     tokens = question(5).tokens
     model = Scripted(lambda r: "4" if len(passages_of(asked_of(r))) == 5 else "", capabilities=("choice",))
     (told,) = ask_all(model, [trial(tokens, marks, WORDS, model)])
-    assert told.value == 3 and model.seen[0].choice == ("1", "2", "3", "4", "5")
+    assert (
+        told.value.place == 3 and told.value.probability is None and model.seen[0].choice == ("1", "2", "3", "4", "5")
+    )
     with pytest.raises(ScorerError, match="5 marked windows"):
         trial(tokens, np.zeros_like(marks), WORDS, model)
     for wrong in ("", "6", "0", "1 or 2", "Passage 3", "33", "NaN"):
         with pytest.raises(Unread):
-            read_place(Reply("ok", text=wrong))
+            read_choice(Reply("ok", text=wrong))

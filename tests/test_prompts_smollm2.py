@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from latentgloss.explainers.llm import read_explanation
 from latentgloss.prompting import prompt
 from latentgloss.protocols import Question, Reply, TokenLogprobs
 from latentgloss.quoting import quoted, readable
+from latentgloss.scorers.intruder import IntruderJudge
 from latentgloss.scorers.llm_judge import LlmJudge
 from latentgloss.settings import LlmJudgeSettings
 
@@ -151,3 +154,16 @@ def test_whatever_smollm2_says_ends_in_a_status(smollm2):
     (told,) = ask_all(smollm2, [Ask(Request(read.messages(passages=shown), 40), read_explanation, repaired)])
     print("explainer:", told.status, told.value or told.reason, "|", told.reply)
     assert told.status in ("ok", "parse_failed") and told.reply
+
+
+def test_a_real_reply_names_an_intruder_with_probabilities(smollm2, vocabulary):
+    asked = question(smollm2, TEXTS)
+    marks = np.zeros(asked.tokens.shape, bool)
+    marks[:, 3] = True
+    smollm2.forced = "4"
+    try:
+        (answer,) = IntruderJudge(smollm2, lambda: vocabulary).judge([replace(asked, task="intruder", marks=marks)])
+    finally:
+        smollm2.forced = None
+    assert answer.prediction.tolist() == [True, True, True, False, True]
+    assert (1 - answer.probability).sum() == pytest.approx(1, abs=1e-5) and (answer.probability < 1).sum() >= 4

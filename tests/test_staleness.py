@@ -243,6 +243,8 @@ OTHER_VALUES: dict[str, Any] = {
     "fuzzing.sample": 5,
     "fuzzing.llm.sample": 5,
     "fuzzing.wrong_marks": "random",
+    "intruder.judges": ("tokens",),
+    "intruder.sample": 5,
     "embedding.sample": 5,
     "embedding.embedders": ("tiny", "minilm"),
     "profile": "paper",

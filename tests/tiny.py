@@ -53,6 +53,7 @@ RUNNERS = {
     "explanations": "latentgloss.explanations:explain",
     "detection_scores": "latentgloss.scores:score_detection",
     "fuzzing_scores": "latentgloss.scores:score_fuzzing",
+    "intruder_scores": "latentgloss.intruders:score_intruder",
     "embedding_scores": "latentgloss.scores:score_embedding",
     "context_embeddings": "latentgloss.embeddings:embed_contexts",
     "explanation_embeddings": "latentgloss.embeddings:embed_explanations",

@@ -132,12 +132,17 @@ def scores(
       latentgloss scores smollm2/layers.9/resid --scorer detection --explainer pattern
     """
     from latentgloss import schema
+    from latentgloss.stages import STAGES
 
     workspace = open_workspace(ctx)
     stages = score_stages(scorer)
     known_sae(workspace, partition, stages)
-    if scorer is None:  # those that were run; the first says so if none was
-        stages = [s for s in stages if workspace.store.current(s, partition) is not None] or stages[:1]
+    if scorer is None:  # those that were run; detection says so if none was
+        of_explanations = {s for s in stages if any(i.stage == "explanations" for i in STAGES[s].inputs)}
+        if explainer is not None:  # `none`: what judges latents without one
+            stages = [s for s in stages if (s in of_explanations) == (explainer != "none")]
+        there = ((s, workspace.store.current(s, partition)) for s in stages)
+        stages = [s for s, version in there if version is not None and version.manifest.blocks] or ["detection_scores"]
     metrics = [c.name for c in schema.SCORES.columns if c.name not in {*SCORE_KEYS, *NOT_METRICS}]
     rows: Iterator[dict[str, Any]] = (
         {

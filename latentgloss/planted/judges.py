@@ -24,7 +24,8 @@ from latentgloss.hashing import canonical, counter_hash, json_sha256, text_sha25
 from latentgloss.planted.rules import ANYTHING, Label, Rule, Seen, ids, labels, rules, vocabulary
 from latentgloss.protocols import Answer, Question
 from latentgloss.schema import GRAM
-from latentgloss.scorers import JUDGES
+from latentgloss.scorers import JUDGES, JUDGES_OF_TRIALS
+from latentgloss.scorers.intruder import named
 
 if TYPE_CHECKING:
     from latentgloss.explainers.base import Need
@@ -128,6 +129,46 @@ class Coin(_Judge):
     def answer(self, question: Question) -> Answer:
         draw = uniform(question, salt=0xC014)
         return Answer(draw.astype(np.float32), draw >= 0.5, None, None)
+
+
+class Finder(_Judge):
+    """Names one window of a trial of intruder detection."""
+
+    decides = True
+
+    def answer(self, question: Question) -> Answer:
+        return named(self.place(question), len(question.tokens))
+
+    def place(self, question: Question) -> int:
+        raise NotImplementedError
+
+
+class Discerning(Finder):
+    """Knows what the latent fires on, and names the window whose marks fit that least."""
+
+    name = "perfect"
+
+    def place(self, question: Question) -> int:
+        (rule,) = (rule for rule in rules() if rule.latent == question.latent)
+        return int(evidence(rule.true, question).argmin())
+
+
+class First(Finder):
+    """Always names the first window."""
+
+    name = "first"
+
+    def place(self, question: Question) -> int:
+        return 0
+
+
+class Tossing(Finder):
+    """Names any window."""
+
+    name = "coin"
+
+    def place(self, question: Question) -> int:
+        return int(uniform(question, salt=0xC014).argmax())
 
 
 def uniform(question: Question, salt: int) -> Float64[np.ndarray, " contexts"]:
@@ -288,22 +329,26 @@ PLANTED: dict[str, type[Explainer]] = {
     "memoriser": Memoriser,
 }
 IGNORANT: tuple[type[_Judge], ...] = (AlwaysYes, AlwaysNo, Coin)
+FINDERS: tuple[type[Finder], ...] = (Discerning, First, Tossing)
 
 
 @contextmanager
 def installed(*judges: type[_Judge], explainers: dict[str, type[Explainer]] | None = None) -> Iterator[None]:
-    """Makes the planted explainers, the perfect judge, the ignorant ones and `judges` known to settings by name."""
+    """Makes planted explainers, the perfect judge, the ignorant ones, `judges` and judges of trials known by name."""
     everyone: tuple[type[_Judge], ...] = (Perfect, *IGNORANT, *judges)
     known = {judge.name: judge for judge in everyone}
     made = {**PLANTED, **(explainers or {})}
     taken = (known.keys() & JUDGES.keys()) | (made.keys() & EXPLAINERS.keys())
     assert not taken, f"already known: {canonical(sorted(taken))}"
     JUDGES.update(known)
+    JUDGES_OF_TRIALS.update({finder.name: finder for finder in FINDERS})
     EXPLAINERS.update(made)
     try:
         yield
     finally:
         for name in known:
             del JUDGES[name]
+        for finder in FINDERS:
+            del JUDGES_OF_TRIALS[finder.name]
         for name in made:
             del EXPLAINERS[name]

@@ -72,7 +72,8 @@ def _report(work: Work) -> None:
             # Latents left out on purpose are no failures; the sample is the same whatever explains or judges.
             left_out = frame.filter(status="not_sampled")
             judged = eligible.join(left_out, on="latent", how="anti", maintain_order="left")
-            for metric in dict.fromkeys((frame["metric"][0], AUROC)):
+            own = frame["metric"][0]
+            for metric in dict.fromkeys((own, AUROC)) if _column(frame, own) == own else (own,):
                 rows.append(
                     {
                         **counts,
@@ -109,10 +110,16 @@ def _mean(frames: list[pl.DataFrame]) -> pl.DataFrame:
     )
 
 
+def _column(frame: pl.DataFrame, metric: str) -> str:
+    """Where it stands. `accuracy`, a choice among several of which nothing is ranked, is a score and nothing else."""
+    return metric if metric in frame.columns else "score"
+
+
 def _values(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str) -> np.ndarray:
     """The metric of every eligible latent, in order; NaN where it is not scored."""
-    joined = eligible.join(frame.select("latent", metric), on="latent", how="left", maintain_order="left")
-    values: np.ndarray = joined[metric].fill_null(np.nan).to_numpy()
+    column = pl.col(_column(frame, metric)).alias("value")
+    joined = eligible.join(frame.select("latent", column), on="latent", how="left", maintain_order="left")
+    values: np.ndarray = joined["value"].fill_null(np.nan).to_numpy()
     return values
 
 
@@ -121,12 +128,12 @@ def _summary(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str, seed: int
     scored = values[np.isfinite(values)]
     median = statistics.median_interval(values, seed=seed, resamples=resamples)
     quartiles = np.quantile(scored, [0.25, 0.75]) if len(scored) else (None, None)
-    # Of both metrics that are summarised the uninformed value is one half for every latent.
+    # Of the metrics that are summarised the uninformed value is the same for every latent.
     corrected = statistics.corrected(np.array([median.value]), statistics.uninformed(metric, np.array([np.nan])))
     judged = eligible.join(frame.filter(pl.col("status").is_in(["ok", "unscored"])), on="latent")
     return {
         "corrected": _number(corrected[0]),
-        "n_judged": judged.filter(pl.col(metric).is_not_null())["n"].median(),
+        "n_judged": judged.filter(pl.col(_column(frame, metric)).is_not_null())["n"].median(),
         "coverage": judged["coverage"].mean(),
         "metric": metric,
         "n_scored": len(scored),

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import SettingsError
 from latentgloss.schema import SPLITS
-from latentgloss.scorers import detection, fuzzing
+from latentgloss.scorers import detection, fuzzing, trials
 from latentgloss.scorers.base import JudgeOfContexts, Scorer
 from latentgloss.scorers.cosine import CosineJudge, cosine_judge
 from latentgloss.scorers.executed import ExecutedJudge
+from latentgloss.scorers.intruder import IntruderJudge, MarkedTokens
 from latentgloss.scorers.llm_judge import LlmJudge
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Judge, Task
     from latentgloss.scorers.base import Plan
-    from latentgloss.settings import EmbeddingSettings, JudgedSettings, LlmJudgeSettings
+    from latentgloss.settings import EmbeddingSettings, IntruderSettings, JudgedSettings, LlmJudgeSettings
     from latentgloss.work import Work
     from latentgloss.workspace import Workspace
 
@@ -31,6 +32,8 @@ LLM = "llm:"
 """Before the name of a language model in `judges`. Its name alone is the key in score tables."""
 
 JUDGES: dict[str, type[JudgeOfContexts]] = {"executed": ExecutedJudge}
+JUDGES_OF_TRIALS: dict[str, type[JudgeOfContexts]] = {"tokens": MarkedTokens}
+"""Of intruder detection, which has no explanation to execute."""
 
 
 def judge_named(name: str, vocabulary: Vocabulary) -> Judge:
@@ -43,13 +46,23 @@ def language_judge(workspace: Workspace, name: str, task: Task, model: str, sett
 
     Raises InputError if there is no language model of that name, SettingsError if its scores would pass for others'.
     """
-    if name in {*JUDGES, CosineJudge.name}:
+    _check_name(name)
+    return LlmJudge(workspace.language_model(name), task, lambda: workspace.vocabulary(model), settings)
+
+
+def intruder_judge(workspace: Workspace, name: str, model: str) -> IntruderJudge:
+    """The same, of trials."""
+    _check_name(name)
+    return IntruderJudge(workspace.language_model(name), lambda: workspace.vocabulary(model))
+
+
+def _check_name(name: str) -> None:
+    if name in {*JUDGES, *JUDGES_OF_TRIALS, CosineJudge.name}:
         raise SettingsError(
             f"a language model is called {name!r}, as another judge is",
             expected="names that tell judges apart in score tables",
             todo="rename it in the registry",
         )
-    return LlmJudge(workspace.language_model(name), task, lambda: workspace.vocabulary(model), settings)
 
 
 def judges_of_contexts(task: Task, work: Work, settings: JudgedSettings) -> list[Judge]:
@@ -73,6 +86,33 @@ def identities_of_contexts(task: Task, workspace: Workspace, settings: JudgedSet
     }
 
 
+def judges_of_trials(work: Work, settings: IntruderSettings) -> list[Judge]:
+    """Judges of intruder detection by name. Raises SettingsError or InputError for one there is none of."""
+    workspace = work.workspace
+    return [
+        intruder_judge(workspace, name.removeprefix(LLM), work.model.name)
+        if name.startswith(LLM)
+        else _judge(name, JUDGES_OF_TRIALS)(workspace.vocabulary(work.model.name))
+        for name in settings.judges
+    ]
+
+
+def language_judges(work: Work, scorer: str) -> list[LlmJudge | IntruderJudge]:
+    """Those judges of a scorer's settings that ask a language model."""
+    judges = SCORERS[scorer].judges(work, getattr(work.settings, scorer))
+    return [judge for judge in judges if isinstance(judge, LlmJudge | IntruderJudge)]
+
+
+def identities_of_trials(workspace: Workspace, settings: IntruderSettings) -> dict[str, dict[str, Any]]:
+    """Raises SettingsError or InputError for a judge there is none of."""
+    return {
+        name: intruder_judge(workspace, name.removeprefix(LLM), "").identity()
+        if name.startswith(LLM)
+        else _judge(name, JUDGES_OF_TRIALS).identity()
+        for name in settings.judges
+    }
+
+
 def judges_of_vectors(work: Work, settings: EmbeddingSettings) -> list[Judge]:
     """The cosine judge with each embedder of the settings. Raises InputError for an embedder there is none of."""
     workspace, corpus = work.workspace, work.workspace.corpus(work.input("resolved_saes"))
@@ -85,14 +125,14 @@ def identities_of_vectors(workspace: Workspace, settings: EmbeddingSettings) -> 
     return {name: {**judge, "embedder": workspace.embedder(name).identity()} for name in settings.embedders}
 
 
-def _judge(name: str) -> type[JudgeOfContexts]:
-    if name not in JUDGES:
+def _judge(name: str, known: dict[str, type[JudgeOfContexts]] = JUDGES) -> type[JudgeOfContexts]:
+    if name not in known:
         raise SettingsError(
             f"judge {name!r} is unknown",
-            expected=f"one of {', '.join(sorted(JUDGES))}, or {LLM}NAME with the name of a language model",
+            expected=f"one of {', '.join(sorted(known))}, or {LLM}NAME with the name of a language model",
             todo="correct `judges` of the scorer in latentgloss.toml",
         )
-    return JUDGES[name]
+    return known[name]
 
 
 def _judged(task: Task, plan: Callable[[Work, Corpus, tuple[str, ...]], Plan]) -> Scorer:
@@ -105,6 +145,7 @@ SCORERS: dict[str, Scorer] = {
     for scorer in (
         _judged("detection", detection.plan),
         _judged("fuzzing", fuzzing.plan),
+        Scorer("intruder", "accuracy", ("test",), trials.plan, judges_of_trials, identities_of_trials),
         Scorer("embedding", "auroc", ("test",), detection.plan_of_vectors, judges_of_vectors, identities_of_vectors),
     )
 }

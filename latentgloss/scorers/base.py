@@ -97,7 +97,7 @@ class Scorer:
 
     name: Task
     metric: str
-    """What `score` is: `balanced_accuracy` at a threshold, or `auroc`, which needs none."""
+    """What `score` is: `balanced_accuracy` at a threshold, `auroc`, which needs none, or `accuracy` of choices."""
     splits: tuple[str, ...]
     """What is asked about. A threshold is chosen if `select` is among them; only `test` is scored."""
     plan: Callable[[Work, Corpus, tuple[str, ...]], Plan]

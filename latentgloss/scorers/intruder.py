@@ -1,30 +1,141 @@
 """Intruder detection: among five passages of marked text, the one whose marks belong to another latent.
 
-What belongs here: the prompt of one trial and how a reply is read. It judges a latent without any explanation: four
-windows of one decile, and one activating window of a latent that does not fire together with it, with marks of its own
-in as many runs. Chance is one in five. Method: arXiv 2507.08473; which windows make a trial is the stage's.
+What belongs here: who answers a trial, and how a reply is read. It judges a latent without any explanation: a question
+is one trial, its answer names one passage. Chance is one in five. Method: arXiv 2507.08473; which windows make a trial
+is in `trials.py`.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections import deque
+from dataclasses import dataclass
+from math import exp
+from typing import TYPE_CHECKING, Any
 
-from latentgloss.asking import Ask, Unread, storable, without_thoughts
+import numpy as np
+
+from latentgloss.asking import Ask, Planned, Told, Unread, ask_all, storable, without_thoughts
 from latentgloss.errors import ScorerError
 from latentgloss.prompting import prompt
-from latentgloss.protocols import Request
+from latentgloss.protocols import Answer, Request
 from latentgloss.quoting import quoted_tokens
+from latentgloss.scorers.llm_judge import ALTERNATIVES, prompt_number
+from latentgloss.scorers.trials import PASSAGES
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
     from jaxtyping import Bool, UInt32
 
     from latentgloss.explainers.windows import Vocabulary
-    from latentgloss.protocols import LanguageModel, Reply
+    from latentgloss.protocols import LanguageModel, Question, Reply
 
-PASSAGES = 5
+VERSION = "1"
 MAX_TOKENS = 16
+PLACES = tuple(str(i + 1) for i in range(PASSAGES))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a reply says."""
+
+    place: int
+    """Of the intruder, from 0."""
+    probability: tuple[float, ...] | None = None
+    """Of each place, where the model says so."""
+
+
+class IntruderJudge:
+    """A language model that looks for the intruder."""
+
+    embedder = ""
+    decides = True
+
+    def __init__(self, model: LanguageModel, vocabulary: Callable[[], Vocabulary]) -> None:
+        self.model, self.vocabulary = model, vocabulary
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "judge": "intruder",
+            "version": VERSION,
+            "model": self.model.identity(),
+            "prompt": prompt("intruder").sha256,
+            "temperature": 0.0,
+        }
+
+    def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """One answer per question, in order. Questions are read as the model takes requests."""
+        going: deque[Request] = deque()
+
+        def asks() -> Iterator[Ask[Choice]]:
+            for question in questions:
+                ask = self._ask(question)
+                going.append(ask.request)
+                yield ask
+
+        for told in ask_all(self.model, asks()):
+            yield _answer(told, prompt_number(going.popleft()))
+
+    def planned(self, question: Question) -> list[Planned]:
+        """What will be asked about a question."""
+        return [Planned(self.model, self._ask(question))]
+
+    def _ask(self, question: Question) -> Ask[Choice]:
+        if question.marks is None:
+            raise ScorerError("a trial without marks", expected=f"{PASSAGES} marked windows")
+        return trial(question.tokens, question.marks, self.vocabulary(), self.model)
+
+
+class MarkedTokens:
+    """Names the passage whose marked tokens are least like those of the others; of several equal ones the first.
+
+    What can be found without understanding anything: two passages are as alike as the sets of their marked tokens
+    (Jaccard), whatever their case and spacing.
+    """
+
+    name, embedder, decides = "tokens", "", True
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        return {"judge": cls.name, "version": "1"}
+
+    def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        for question in questions:
+            assert question.marks is not None
+            self.vocabulary.check(question.tokens)
+            words = [
+                {self.vocabulary.strings[token].strip().casefold() for token in row[marked]}
+                for row, marked in zip(question.tokens, question.marks, strict=True)
+            ]
+            alike = [sum(len(a & b) / len(a | b) for b in words) for a in words]
+            yield named(int(np.argmin(alike)), len(words))
+
+
+def named(place: int, n: int, probability: Sequence[float] | None = None, prompt: int | None = None) -> Answer:
+    """The answer that passage `place` of `n` is the intruder; with the probability of each place, if known."""
+    belongs = np.arange(n) != place
+    share = None if probability is None else (1 - np.asarray(probability)).astype(np.float32)
+    evidence = belongs.astype(np.float32) if share is None else share
+    return Answer(evidence, belongs, share, None if prompt is None else np.full(n, prompt, dtype=np.int64))
+
+
+def _answer(told: Told[Choice], prompt: int) -> Answer:
+    spent = (told.prompt_tokens, told.completion_tokens, told.cost_usd)
+    if told.value is None:
+        nothing = np.full(PASSAGES, np.nan, dtype=np.float32)
+        of_prompt = np.full(PASSAGES, prompt, dtype=np.int64)
+        status, reason = [told.status] * PASSAGES, [told.reason] * PASSAGES
+        return Answer(nothing, np.zeros(PASSAGES, bool), None, of_prompt, status, reason, *spent)
+    found = named(told.value.place, PASSAGES, told.value.probability, prompt)
+    return Answer(found.evidence, found.prediction, found.probability, found.prompt, None, None, *spent)
 
 
 def trial(
@@ -32,8 +143,8 @@ def trial(
     marks: Bool[np.ndarray, "five length"],
     vocabulary: Vocabulary,
     model: LanguageModel,
-) -> Ask[int]:
-    """One trial, windows in the order they are shown; its value is the place of the intruder, from 0.
+) -> Ask[Choice]:
+    """One trial, windows in the order they are shown.
 
     Raises ScorerError unless there are five windows, all of them marked.
     """
@@ -46,14 +157,34 @@ def trial(
     lines = [
         f"{i}. {quoted_tokens(row, vocabulary, m)}" for i, (row, m) in enumerate(zip(tokens, marks, strict=True), 1)
     ]
-    choice = tuple(str(i + 1) for i in range(PASSAGES)) if "choice" in model.capabilities else None
-    request = Request(asked.messages(passages="\n".join(lines)), MAX_TOKENS, choice=choice)
-    return Ask(request, read_place, lambda messages, reply, problem: asked.repaired(messages, reply, problem=problem))
+    request = Request(
+        asked.messages(passages="\n".join(lines)),
+        MAX_TOKENS,
+        choice=PLACES if "choice" in model.capabilities else None,
+        logprobs=ALTERNATIVES if "logprobs" in model.capabilities else 0,
+    )
+    return Ask(request, read_choice, lambda messages, reply, problem: asked.repaired(messages, reply, problem=problem))
 
 
-def read_place(reply: Reply) -> int:
+def read_choice(reply: Reply) -> Choice:
     """The number of a passage, and nothing beside it. Raises Unread for anything else."""
     text = without_thoughts(storable(reply.text)).strip()
     if not re.fullmatch(rf"[1-{PASSAGES}]\.?", text):
         raise Unread(f"it is not a number from 1 to {PASSAGES}, and that alone")
-    return int(text[0]) - 1
+    return Choice(int(text[0]) - 1, _probabilities(reply, text[0]))
+
+
+def _probabilities(reply: Reply, digit: str) -> tuple[float, ...] | None:
+    """Of each place, from the token that holds the answer; None if that is not among the tokens, once.
+
+    A place whose digit is not among the alternatives is less probable than all of them, and counts as impossible.
+    """
+    holding = [token for token in reply.logprobs if digit in token.token]
+    if len(holding) != 1 or holding[0].token.count(digit) != 1:
+        return None
+    (token,) = holding
+    listed = {**dict(token.top), token.token: token.logprob}
+    each = [listed.get(token.token.replace(digit, place)) for place in PLACES]
+    shares = [0.0 if value is None else exp(min(value, 0.0)) for value in each]
+    total = sum(shares)
+    return tuple(share / total for share in shares) if total > 0 else None

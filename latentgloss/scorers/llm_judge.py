@@ -73,9 +73,8 @@ class LlmJudge:
             "model": self.model.identity(),
             "prompt": self.prompt.sha256,
             "temperature": 0.0,
-            **self.settings.model_dump(
-                mode="json", exclude={"sample", "null_sample"}
-            ),  # what is answered, not to how many
+            # What is answered, not about how many.
+            **self.settings.model_dump(mode="json", exclude={"sample", "null_sample"}),
         }
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
