@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from latentgloss.blocks import parts_of
 from latentgloss.errors import LatentglossError, StoreError
 from latentgloss.hashing import DigestCache, file_sha256, frame_sha256, json_sha256, text_sha256
 from latentgloss.stages import STAGES
-from latentgloss.store import MANIFEST, _parts, fingerprint
+from latentgloss.store import MANIFEST, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -139,7 +140,7 @@ def content_check(version: Version, table: Table, block: str, frame: pl.DataFram
     """Content hashes of one table of a block, against the manifest's."""
     stored = version.manifest.blocks[block].parts
     mine = {k: v for k, v in stored.items() if k == table.name or k.endswith(f":{table.name}")}
-    return equal(f"content of {table.name}/{block}", _parts(table, frame), mine)
+    return equal(f"content of {table.name}/{block}", parts_of(table, frame), mine)
 
 
 def part_check(version: Version, name: str) -> Check:

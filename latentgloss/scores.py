@@ -10,6 +10,7 @@ answers to numbers is in `judgements.py`. Reads `explanations`, `contexts` and w
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,12 @@ from latentgloss.scorers import JUDGES, SCORERS, judge_named
 from latentgloss.scorers.detection import THRESHOLD_ARMS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Executor, Future
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Executor
 
     import numpy as np
 
+    from latentgloss.blocks import Block, Blocks
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Answer, Judge
     from latentgloss.scorers.base import Asked, Scorer
@@ -91,29 +93,27 @@ def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
         )
 
     def begin(block: str) -> Callable[[], None]:
-        """Has a block scored; what is returned writes it."""
+        """Has a block scored; when what is returned returns, it is."""
         mine = [name for name in names if name.startswith(f"{block}-")]
         # Nulls first: specificity is worked out from their scores.
         mine.sort(key=lambda name: not explainer_of(name).startswith(NULL))
         nulls = {name: [null for null in mine if _is_null_of(null, name)] for name in mine}
         recipes = {name: recipe_of(block, name, nulls[name]) for name in mine}
         due = [name for name in mine if not work.draft.reuse(name, recipes[name], TABLES)]
-        found: Iterator[Tables] = iter(())
-        if due:
-            told = [explanations.read(schema.EXPLANATIONS, name) for name in due]
-            asked = plan.ask(block)
-            if computing is None:
-                each = zip(told, map(of_deciders, due), strict=True)
-                found = (score_block(scorer, t, asked, plan.arms, judges, chosen, few, spent) for t, few in each)
-            else:
-                args = scorer.name, names_of_judges, told, asked, plan.arms, chosen
-                found = _when_there(computing.submit(_score_there, *args))
+        if not due:
+            return lambda: None
+        told = [
+            _Told(name, recipes[name], nulls[name], of_deciders(name), explanations.read(schema.EXPLANATIONS, name))
+            for name in due
+        ]
+        task = work.draft.own, scorer.name, told, plan.ask(block), plan.arms, chosen
+        written: Callable[[], Iterable[tuple[str, Block]]] = partial(_score_all, *task, judges, spent)
+        if computing is not None:
+            written = computing.submit(_score_there, names_of_judges, *task).result
 
         def end() -> None:
-            for name, tables in zip(due, found, strict=True):
-                theirs = [work.draft.read(schema.SCORES, null) for null in nulls[name]]
-                tables["scores"] = judgements.with_specificity(tables["scores"], theirs)
-                work.draft.put(name, recipes[name], TABLES, tables)
+            for name, made in written():
+                work.draft.add(name, made)
 
         return end
 
@@ -150,22 +150,49 @@ def _prepare(vocabulary: Vocabulary) -> None:
     _vocabulary = vocabulary
 
 
-def _score_there(
+@dataclass(frozen=True)
+class _Told:
+    """What is to be scored: the explanations of a block by one explainer."""
+
+    name: str
+    recipe: dict[str, Any]
+    nulls: list[str]
+    """Names of the blocks with its nulls' scores."""
+    of_deciders: np.ndarray | None
+    explanations: pl.DataFrame
+
+
+def _score_all(
+    blocks: Blocks,
     scorer: str,
-    names: Sequence[str],
-    told: list[pl.DataFrame],
+    told: list[_Told],
     asked: Asked,
     arms: list[str],
     chosen: np.ndarray | None,
-) -> list[Tables]:
-    """Runs in a process of the pool: a block, by all explainers."""
+    judges: Sequence[Judge],
+    spent: Spent | None = None,
+) -> Iterator[tuple[str, Block]]:
+    """Scores and writes, one explainer after the other; nulls come first."""
+    for one in told:
+        found = score_block(SCORERS[scorer], one.explanations, asked, arms, judges, chosen, one.of_deciders, spent)
+        theirs = [blocks.read(schema.SCORES, null) for null in one.nulls]
+        found["scores"] = judgements.with_specificity(found["scores"], theirs)
+        yield one.name, blocks.write(one.name, one.recipe, TABLES, found)
+
+
+def _score_there(
+    names: Sequence[str],
+    blocks: Blocks,
+    scorer: str,
+    told: list[_Told],
+    asked: Asked,
+    arms: list[str],
+    chosen: np.ndarray | None,
+) -> list[tuple[str, Block]]:
+    """The same in a process of the pool."""
     assert _vocabulary is not None
     judges = [judge_named(name, _vocabulary) for name in names]
-    return [score_block(SCORERS[scorer], explained, asked, arms, judges, chosen) for explained in told]
-
-
-def _when_there(coming: Future[list[Tables]]) -> Iterator[Tables]:
-    yield from coming.result()
+    return list(_score_all(blocks, scorer, told, asked, arms, chosen, judges))
 
 
 def score_block(

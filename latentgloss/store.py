@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pyarrow.parquet as pq
 
+from latentgloss.blocks import Block, Blocks, footer_of, parts_of
 from latentgloss.errors import StoreError
 from latentgloss.hashing import SHORT, file_sha256, frame_sha256, json_sha256
 
@@ -39,20 +40,10 @@ if TYPE_CHECKING:
     from latentgloss.schema import Table
 
 MANIFEST, CURRENT, FAILED = "manifest.json", "current.json", "failed.json"
-_FOOTER = "latentgloss"
 
 
 def fingerprint(recipe: Mapping[str, Any]) -> str:
     return json_sha256(recipe)[:SHORT]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One block of a version: its recipe's hash, its files, and the content hash of each part."""
-
-    recipe: str
-    files: list[str]
-    parts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -277,6 +268,10 @@ class Draft:
     def key(self) -> str:
         return f"{self.stage}/{self.partition}/{self.fingerprint}"
 
+    @property
+    def own(self) -> Blocks:
+        return Blocks(self.store.files, self.key)
+
     @cached_property
     def _siblings(self) -> list[Version]:
         return self.store.versions(self.stage, self.partition)
@@ -311,17 +306,11 @@ class Draft:
         self, name: str, recipe: Mapping[str, Any], tables: tuple[Table, ...], frames: Mapping[str, pl.DataFrame]
     ) -> None:
         """Writes a block: each table's file appears whole, and the block counts once all of them are there."""
-        digest = json_sha256(recipe)
-        conformed = {table.name: table.conform(frames[table.name]) for table in tables}
-        parts: dict[str, str] = {}
-        for table in tables:
-            parts |= _parts(table, conformed[table.name])
-        footer = json.dumps({"block": digest, "parts": parts})
-        files = [f"{table.name}/{name}.parquet" for table in tables]
-        for table, file in zip(tables, files, strict=True):
-            with self.store.files.writing(f"{self.key}/{file}") as path:
-                _write_parquet(table, conformed[table.name], path, footer)
-        self.blocks[name] = Block(digest, files, parts)
+        self.add(name, self.own.write(name, recipe, tables, frames))
+
+    def add(self, name: str, block: Block) -> None:
+        """Counts a block that has been written."""
+        self.blocks[name] = block
         self.computed.append(name)
 
     def scan(self, table: Table) -> pl.LazyFrame:
@@ -336,7 +325,7 @@ class Draft:
 
     def read(self, table: Table, block: str) -> pl.DataFrame:
         """One block that is there."""
-        return pl.read_parquet(self.store.files.path(f"{self.key}/{table.name}/{block}.parquet"))
+        return self.own.read(table, block)
 
     def _resume(self, name: str, digest: str, tables: tuple[Table, ...]) -> Block | None:
         """The block as an earlier, killed run of this very version left it."""
@@ -345,11 +334,11 @@ class Draft:
         parts: dict[str, str] = {}
         for table, file in zip(tables, files, strict=True):
             path = self.store.files.path(f"{self.key}/{file}")
-            footer = _footer(path)
+            footer = footer_of(path)
             if footer.get("block") != digest:
                 return None
             try:
-                parts |= _parts(table, pl.read_parquet(path))
+                parts |= parts_of(table, pl.read_parquet(path))
             except (OSError, pl.exceptions.PolarsError):
                 return None
         # What lay on the disk since the kill is believed only if it still is what was written.
@@ -439,41 +428,6 @@ class Draft:
         if name.endswith(".parquet"):
             entry["rows"] = pq.read_metadata(path).num_rows
         return entry
-
-
-def _parts(table: Table, frame: pl.DataFrame) -> dict[str, str]:
-    """Content hash per value of the table's `part` column (one part, named like the table, if it has none).
-
-    Several tables of a block may share a part name: the table's name is in the key, `explain:contexts`.
-    """
-    if table.part is None:
-        return {table.name: frame_sha256(frame)}
-    groups = frame.partition_by(table.part, as_dict=True, maintain_order=True)
-    return {f"{value}:{table.name}": frame_sha256(group) for (value,), group in sorted(groups.items())}
-
-
-def _write_parquet(table: Table, frame: pl.DataFrame, path: Path, footer: str) -> None:
-    # pyarrow rather than Polars: only it lets a column choose its encoding.
-    data = frame.to_arrow()
-    data = data.replace_schema_metadata({**(data.schema.metadata or {}), _FOOTER: footer})
-    encodings = {c.name: c.encoding for c in table.columns if c.encoding}
-    pq.write_table(
-        data,
-        path,
-        compression="zstd",
-        row_group_size=table.row_group,
-        use_dictionary=[c.name for c in table.columns if not c.encoding],
-        column_encoding=encodings or None,
-    )
-
-
-def _footer(path: Path) -> dict[str, Any]:
-    """What `Draft.block` wrote into a Parquet footer; empty if the file is absent or was cut short."""
-    try:
-        raw = (pq.read_metadata(path).metadata or {}).get(_FOOTER.encode())
-        return dict(json.loads(raw)) if raw else {}
-    except (OSError, ValueError):
-        return {}
 
 
 def _now() -> str:

@@ -14,13 +14,14 @@ import tiny
 from click.testing import CliRunner, Result
 
 from latentgloss import schema
+from latentgloss.blocks import footer_of, parts_of, write_parquet
 from latentgloss.cli import cli
 from latentgloss.errors import InputError, StoreError
 from latentgloss.hashing import file_sha256, json_sha256
 from latentgloss.lineage import trace
 from latentgloss.lineage_nodes import Node
 from latentgloss.stages import STAGES
-from latentgloss.store import MANIFEST, Version, _footer, _parts, _write_parquet
+from latentgloss.store import MANIFEST, Version
 from latentgloss.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -282,12 +283,12 @@ def forged(root: Path, stage: str, table: schema.Table, block: str, edit: Callab
     before = {p: p.read_bytes() for p in (path, manifest)}
     frame = table.conform(edit(pl.read_parquet(path)))
     assert not frame.equals(pl.read_parquet(path))
-    footer = _footer(path)
+    footer = footer_of(path)
     path.unlink()  # the file may be a link that other versions share
-    _write_parquet(table, frame, path, json.dumps(footer))
+    write_parquet(table, frame, path, json.dumps(footer))
     data = json.loads(before[manifest])
     del data["manifest_sha256"]
-    data["blocks"][block]["parts"] |= _parts(table, frame)
+    data["blocks"][block]["parts"] |= parts_of(table, frame)
     for part in {part for b in data["blocks"].values() for part in b["parts"]}:
         data["parts"][part] = json_sha256(
             {n: b["parts"][part] for n, b in sorted(data["blocks"].items()) if part in b["parts"]}
