@@ -3,11 +3,13 @@
 #   make PYTHON=python3.12 …          another interpreter (3.11 or newer) for the virtual environment
 #   make CONSTRAINTS=FILE …           other versions than the tested ones; empty: whatever pip resolves
 #   make PYTEST_ARGS="-k store" test  further arguments for pytest
+#   make TEST_PROCESSES=8 test        more processes than two, about 1 GB each; 0: in this one
 
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints/tested.txt
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -51,7 +53,7 @@ ui: $(READY) $(HOME_READY) ## the Dagster UI on the demo's store, http://127.0.0
 	@$(BIN)/dagster dev -w workspace.yaml
 
 test: $(READY) ## the tests that need no model and no server
-	@$(PYTEST) -m "not ($(REAL))"
+	@OMP_NUM_THREADS=1 $(PYTEST) -n $(TEST_PROCESSES) --dist loadfile -m "not ($(REAL))"
 
 test-demo: $(READY) $(HOME_READY) ## the pipeline on the real SmolLM2
 	@$(PYTEST) -m demo

@@ -232,6 +232,9 @@ def _print_report(workspace: Workspace) -> None:
         return
     order = list(workspace.settings.explanations.explainers)
     shown = [e for e in order if e != BASELINE and not e.startswith(NULL)]
+    # What a judge cannot judge anywhere is said once, not in a row of every table.
+    key = ("scorer", "judge", "embedder", "explainer")
+    never = set(both.group_by(key).agg(pl.col("n_scored").sum()).filter(n_scored=0).select(key).iter_rows())
     for (partition,), of_sae in both.group_by("partition", maintain_order=True):
         first = of_sae.row(0, named=True)
         counts = f"{first['n_eligible']:,} of {first['n_latents']:,} latents eligible, {first['n_alive']:,} alive"
@@ -243,6 +246,8 @@ def _print_report(workspace: Workspace) -> None:
             gain = {row["explainer"]: row for row in gains.iter_rows(named=True)}
             for explainer in (e for e in shown if e in by):
                 row = by[explainer]
+                if tuple(row[name] for name in key) in never:
+                    continue
                 table.add_row(
                     scorer, row["negatives"], explainer,
                     f"{row['n_scored']:,}" + ("" if row["n_asked"] == row["n_eligible"] else f" of {row['n_asked']:,}"),
@@ -255,11 +260,29 @@ def _print_report(workspace: Workspace) -> None:
     console.print(
         "Score: balanced accuracy unless AUROC is named. Medians over scored latents, 95 % intervals over latents.\n"
         "n: contexts judged per latent; coverage: the share of them that could be counted. Corrected: 0 within\n"
-        "reach of knowing nothing, 1 perfect. Null: another latent's text; specificity: what is gained over it.\n"
+        "reach of knowing nothing, 1 perfect. Null: other latents' texts; specificity: what is gained over them.\n"
         f"Gain over `{BASELINE}`: median paired difference over all eligible latents. Population: all other contexts,\n"
-        "each kind by its share.\n",
+        "each kind by its share.",
         highlight=False,
     )
+    for scorer, judge, _, explainer in sorted(n for n in never if n[3] in shown):
+        console.print(f"`{explainer}` is not scored in {scorer}: {judge} has no answer to it.", highlight=False)
+    _print_sentences(workspace)
+
+
+def _print_sentences(workspace: Workspace) -> None:
+    """What a language model said of one latent of each SAE."""
+    if workspace.settings.explanations.model is None:
+        return
+    console.print(f"\nWhat {workspace.settings.explanations.model} says of one latent of each SAE:", highlight=False)
+    for partition in sorted(workspace.registry.saes):
+        version = workspace.store.current("explanations", partition)
+        if version is not None:
+            asked = version.scan(schema.EXPLANATIONS).filter(pl.col("reply").is_not_null()).head(1).collect()
+            for row in asked.iter_rows(named=True):
+                said = f"“{row['explanation']}”" if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
+                console.print(f"  {partition} {row['latent']}: {said}", highlight=False, markup=False)
+    console.print("")
 
 
 COLUMNS = (

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scripted_model import Scripted
 
 from latentgloss import estimate as core
-from latentgloss import schema
+from latentgloss import prompt_counts, schema
 from latentgloss.cli import cli
 from latentgloss.llm.ledger import Cost
 from latentgloss.protocols import Reply
@@ -157,7 +157,7 @@ def test_the_interval_covers_at_about_its_level(whole):
 def test_latents_are_sampled_from_few_blocks_in_a_wide_sae():
     latents = np.arange(0, 2**20, 3, dtype=np.uint32)
     few, blocks = core.sample_of(latents, 256)
-    assert len(few) == 256 and blocks == core.BLOCKS >= len(np.unique(few // schema.BLOCK)) > 12
+    assert len(few) == 256 and blocks == prompt_counts.BLOCKS >= len(np.unique(few // schema.BLOCK)) > 12
     assert (np.diff(few.astype(int)) > 0).all() and np.isin(few, latents).all()
     assert core.sample_of(latents[:100], 256)[0].tolist() == latents[:100].tolist()
 

@@ -85,6 +85,8 @@ def of(stages: list[str], saes: tuple[str, ...] = BOTH) -> set[tuple[str, str]]:
 
 
 SCORES = ["detection_scores", "fuzzing_scores", "embedding_scores"]
+ON_TEST = ["intruder_scores"]
+"""Reads activating contexts of test, and no explanation."""
 LATER = ["explanations", *SCORES, "explanation_embeddings", "search_index", "score_report"]
 CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "nothing": (lambda folder: None, set()),
@@ -96,7 +98,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     "seed of the report": (lambda f: set_settings(f, "resamples = 200", "resamples = 201"), of(["score_report"])),
     "more test contexts": (
         lambda f: set_settings(f, "test = 30", "test = 32"),
-        of(["sampled_contexts", *SCORES, "search_index", "score_report"]),
+        of(["sampled_contexts", *ON_TEST, *SCORES, "search_index", "score_report"]),
     ),
     "more explain contexts": (
         lambda f: set_settings(f, "explain = 60", "explain = 62"),
@@ -115,13 +117,13 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "precision of the cache": (
         lambda f: add_settings(f, '[activations]\nprecision = "float32"\n'),
-        of(["activation_cache", "sampled_contexts", "sampled_negatives", *LATER]),
+        of(["activation_cache", "sampled_contexts", "sampled_negatives", *ON_TEST, *LATER]),
     ),
     "one SAE's weights": (
         change_sae,
-        of([*CACHE, "sampled_contexts", "sampled_negatives", *LATER], (SAE,)),
+        of([*CACHE, "sampled_contexts", "sampled_negatives", *ON_TEST, *LATER], (SAE,)),
     ),
-    "the model": (change_model, of([*CACHE, "sampled_contexts", "sampled_negatives", *LATER])),
+    "the model": (change_model, of([*CACHE, "sampled_contexts", "sampled_negatives", *ON_TEST, *LATER])),
     "the corpus": (change_corpus, of(list(STAGES))),
     "the corpus recomputed to identical content": (
         lambda f: add_settings(f, "[corpus]\nnear_duplicate = 0.81\n"),
@@ -133,7 +135,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "one more latent": (
         one_more_latent,
-        of(["resolved_saes", "sampled_contexts", "sampled_negatives", *LATER], (OTHER,)),
+        of(["resolved_saes", "sampled_contexts", "sampled_negatives", *ON_TEST, *LATER], (OTHER,)),
     ),
 }  # fmt: skip
 
