@@ -59,7 +59,8 @@ def small_workspace(folder: Path) -> Workspace:
         path.write_text(text.replace("[corpus]\n", f"[corpus]\ntokens = {TOKENS}\n"))
     (folder / "latentgloss.toml").write_text(
         "[contexts]\nexplain = 60\nselect = 20\ntest = 40\nmin_explain = 10\nmin_test = 10\nmin_test_documents = 3\n"
-        "[negatives]\nexplain = 60\nselect = 20\ntest = 40\n[report]\nresamples = 200\n"
+        "[negatives]\nexplain = 60\nselect = 20\ntest = 40\n[explanations]\nnulls = 1\n[embedding]\nsample = 40\n"
+        "[report]\nresamples = 200\n"
     )
     return Workspace.open(folder / "latentgloss.toml")
 
