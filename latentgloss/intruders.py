@@ -17,7 +17,7 @@ import polars as pl
 from latentgloss import judgements, schema
 from latentgloss.sampling import of_block, sampled
 from latentgloss.scorers import SCORERS
-from latentgloss.scorers.trials import ARM, TRIALS, drawing
+from latentgloss.scorers.trials import ARM, TRIALS, drawing, turn_of
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -55,10 +55,13 @@ def _intruder(work: Work) -> None:
                 "sample": None if chosen is None else of_block(chosen, block),
                 "seed": settings.seed,
                 "trials": TRIALS,
+                "turn": turn_of(work, block).tolist(),
             },
+            resolved_saes=work.input("resolved_saes").content(("cache",)),
             **{
                 i.stage: work.input(i.stage).content(i.parts, block if i.stage == "sampled_contexts" else None)
                 for i in work.stage.inputs
+                if i.stage != "resolved_saes"
             },
         )
         name = f"{block}-{EXPLAINER}"

@@ -170,7 +170,7 @@ _ALL = (
         grain="sae",
         version="1",
         inputs=(
-            Input("resolved_saes", ("cache",)),
+            Input("resolved_saes", ("cache", "latents")),  # who was asked for before whom
             Input("activation_cache", ("activations", "masked")),
             Input("sampled_contexts", ("eligibility", "test")),
         ),

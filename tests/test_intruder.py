@@ -30,6 +30,7 @@ from latentgloss.scorers.intruder import IntruderJudge, MarkedTokens, named, rea
 from latentgloss.scorers.trials import PASSAGES, PER_DECILE, SHOWN, TRIALS, Pool, draw
 from latentgloss.search import explanation_rows
 from latentgloss.trying import as_it_stands
+from latentgloss.windows import latents_in_turn
 from latentgloss.workspace import Workspace
 
 LENGTH = made_up.LENGTH
@@ -117,29 +118,19 @@ def test_trials_depend_neither_on_the_order_of_rows_nor_on_who_else_is_judged(se
 
 @settings(max_examples=20)
 @given(seeds)
-def test_a_newcomer_changes_a_trial_only_where_it_intrudes_or_is_the_first_to_have_such_marks(seed):
+def test_a_newcomer_changes_no_trial(seed):
+    """Whatever its number and its marks: it intrudes on nobody who was asked for before it."""
+    new = 1 + seed % 5
     frame, masked, pairs = pool_of(seed, [1, 2, 3, 4, 5], 60)
-    old = [1, 2, 3, 4]
-    after = Pool.of(frame, masked, pairs)
+    old = [latent for latent in (4, 1, 3, 5, 2) if latent != new]
     without = frame.filter(pl.col("latent").is_in(old))
-    before = Pool.of(without, masked, pairs)
-    key = ["latent", "trial"]
-    both = draw(before, old, 0).table.join(draw(after, old, 0).table, on=key, suffix="_now")
-    for (latent,), trials in both.group_by("latent", maintain_order=True):
-        usable = [
-            np.isin(p.shape[p.row == r], p.shape[~p.fires[r, p.column]])
-            for p, r in ((before, latent - 1), (after, latent - 1))
-        ]
-        if not (usable[0] == usable[1]).all():
-            continue  # it brought a shape
-        freed = False  # an intruder whose place was taken may intrude later on
-        for row in trials.iter_rows(named=True):
-            same = all(row[name] == row[f"{name}_now"] for name in ("status", "intruder_latent", "contexts", "place"))
-            assert same or row["intruder_latent_now"] == 5 or freed
-            freed |= not same
-            if row["status"] == row["status_now"] == "ok":  # the latent's own windows stay
-                ours = [{*row[name]} - {row[name][row["place"] - 1]} for name in ("contexts", "contexts_now")]
-                assert ours[0] == ours[1] and row["place"] == row["place_now"]
+    before = draw(Pool.of(without, masked, pairs), old, 0, np.array(old, np.uint32))
+    after = draw(Pool.of(frame, masked, pairs), old, 0, np.array([*old, new], np.uint32))
+    assert before.table.equals(after.table)
+    assert set(before.table.filter(latent=old[0])["status"]) == {"too_few"}, "there was nobody"
+    seniors = {latent: set(old[:i]) for i, latent in enumerate(old)}
+    made = before.table.filter(status="ok")
+    assert all(who in seniors[latent] for latent, who in made.select("latent", "intruder_latent").iter_rows())
 
 
 def test_a_latent_alone_in_its_block_has_no_trials_and_says_so():
@@ -279,9 +270,10 @@ def scores_of(workspace, judge):
 
 def test_who_knows_the_rules_finds_every_intruder(planted):
     found = scores_of(planted, "perfect")
-    assert found.height > 50 and found["score"].min() >= 0.98 and found["n"].min() >= 18
+    assert found.height > 50 and found["score"].min() >= 0.98 and (found["n"] >= 18).mean() > 0.9
     eligible = planted.store.current("sampled_contexts", world.SAE).read(schema.ELIGIBILITY).filter(status="eligible")
-    assert found.height >= 0.95 * eligible.height  # one latent is alone in its block with marks like its own
+    # One latent is alone in its block with marks like its own; nobody was asked for before the first of either block.
+    assert found.height >= eligible.height - 5
     assert (found["explainer"] == "none").all() and (found["ci_low"] > 0.6).all()
 
 
@@ -397,11 +389,13 @@ def test_the_place_of_the_intruder_is_any(planted):
 
 def test_fewer_judges_and_one_block_less_change_nothing(planted):
     before = tables_of(planted)
-    first = [rule.latent for rule in rules.rules() if rule.latent < schema.BLOCK]
+    known = {rule.latent for rule in rules.rules() if rule.latent < schema.BLOCK}
+    n = planted.store.current("resolved_saes", world.SAE).json("resolved.json")["n_latents"]
+    first = [int(i) for i in latents_in_turn(planted.registry.sae(world.SAE), n) if int(i) in known]
     folder = planted.settings.folder
     (folder / "fewer.toml").write_text(PLANTED.replace('"first", "coin", ', "") + world.MACHINE)
     try:
-        world.declare(folder, world.SAE, extra=f"latents = {sorted(first)}\n")
+        world.declare(folder, world.SAE, extra=f"latents = {first}\n")
         workspace = Workspace.open(folder / "fewer.toml")
         with judges.installed():
             assert not [o.error for o in tiny.run_all(workspace, STAGES) if o.error]

@@ -6,8 +6,8 @@ Method: docs/methods.md, Intruder.
 
 **What a trial depends on.** The windows shown: the latent's own test sample, the seed, and which mark shapes the other
 latents of the block have (a window whose shape nobody else has is not shown). The intruder: the latent of the lowest
-hash that fits. So a latent that joins the block changes a trial only where it becomes the intruder, or is the first
-to have a shape; one in another block changes nothing.
+hash that fits. Other latents are those that were asked for *before* this one (`windows.latents_in_turn`), so that a
+latent that is added changes no trial; the first few of a block have fewer trials, or none.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from latentgloss.pairs import Shards
 from latentgloss.population import DECILES
 from latentgloss.sampling import of_block, sampled
 from latentgloss.scorers.base import COLUMNS, ORDER, Asked, Plan
+from latentgloss.windows import latents_in_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,10 +114,11 @@ class Drawn:
 class _Latent:
     """One latent whose trials are drawn."""
 
-    def __init__(self, pool: Pool, row: int, seed: int) -> None:
+    def __init__(self, pool: Pool, row: int, seed: int, before: Bool[np.ndarray, " latents"]) -> None:
         self.pool, self.row, self.seed, self.latent = pool, row, seed, int(pool.latents[row])
         mine = np.flatnonzero(pool.row == row)
-        self.silent = ~pool.fires[row, pool.column]
+        self.silent = ~pool.fires[row, pool.column] & before[pool.row]
+        """Windows that could intrude, if nothing else spoke against it."""
         # A window nobody could stand in for among its like would betray that it belongs.
         self.usable = mine[np.isin(pool.shape[mine], np.unique(pool.shape[self.silent]))]
         self.usable = self.usable[np.argsort(counter_hash(seed ^ _WINDOWS, self.latent, pool.context[self.usable]))]
@@ -175,11 +177,18 @@ class _Latent:
         return int(found[counter_hash(self.seed ^ _WINDOW, self.latent, number, pool.context[found]).argmin()])
 
 
-def draw(pool: Pool, latents: list[int], seed: int) -> Drawn:
-    """Every trial of these latents of the pool, made or not."""
+def draw(pool: Pool, latents: list[int], seed: int, in_turn: UInt32[np.ndarray, " asked"] | None = None) -> Drawn:
+    """Every trial of these latents of the pool, made or not.
+
+    `in_turn`: latents as they were asked for; only those before a latent intrude on it. None: all others may.
+    """
     rows: list[dict[str, Any]] = []
+    turn = {} if in_turn is None else {int(latent): i for i, latent in enumerate(in_turn)}
+    turns = np.array([turn.get(int(latent), -1) for latent in pool.latents])
     for latent in latents:
-        one = _Latent(pool, int(np.searchsorted(pool.latents, latent)), seed)
+        row = int(np.searchsorted(pool.latents, latent))
+        before = np.ones(len(turns), bool) if in_turn is None else turns < turns[row]
+        one = _Latent(pool, row, seed, before)
         rows += [one.trial(number) for number in range(TRIALS)]
     shown = np.array([i for row in rows for i in row["shown"]], dtype=np.int64)
     table = schema.TRIALS.frame({name: row[name] for name in schema.TRIALS.schema} for row in rows)
@@ -209,12 +218,19 @@ def draw(pool: Pool, latents: list[int], seed: int) -> Drawn:
     return Drawn(table, asked.select(COLUMNS), pool.marks[asked["index"].to_numpy()])
 
 
+def turn_of(work: Work, block: str | None = None) -> UInt32[np.ndarray, " latents"]:
+    """Latents in the order in which they were asked for; of one block if it is named."""
+    in_turn = latents_in_turn(work.sae, work.input("resolved_saes").json("resolved.json")["n_latents"])
+    return in_turn if block is None else in_turn[in_turn // schema.BLOCK == int(block)]
+
+
 def drawing(work: Work, corpus: Corpus) -> Callable[[str], tuple[pl.DataFrame, Asked]]:
     """Makes ready what gives the trials of a block, and what is asked: of the latents that the settings sample."""
     contexts, cache = work.input("sampled_contexts"), work.input("activation_cache")
     length, settings = work.settings.contexts.length, work.settings.intruder
     masked = masked_tokens(cache, corpus, length)
     chosen = sampled(contexts.read(schema.ELIGIBILITY), settings.sample, settings.seed)
+    in_turn = turn_of(work)
     shards: list[Shards] = []  # their footers are read when the first block is
 
     def of(block: str) -> tuple[pl.DataFrame, Asked]:
@@ -222,7 +238,8 @@ def drawing(work: Work, corpus: Corpus) -> Callable[[str], tuple[pl.DataFrame, A
         first = int(block) * schema.BLOCK
         (pairs,) = shards[0].read([(first, first + schema.BLOCK)])
         pool = Pool.of(contexts.read(schema.CONTEXTS, block), masked, pairs)
-        drawn = draw(pool, pool.latents.tolist() if chosen is None else of_block(chosen, block), settings.seed)
+        judged = pool.latents.tolist() if chosen is None else of_block(chosen, block)
+        drawn = draw(pool, judged, settings.seed, in_turn)
         at = drawn.rows["context"].to_numpy()
         asked = Asked(drawn.rows, corpus.contexts(at, length), drawn.marks, masked[at], profile=work.settings.profile)
         return drawn.table, asked
