@@ -2,7 +2,8 @@
 
 from assets import pictures
 from assets.checks import most_latents_alive
-from assets.stage_asset import Runner, sae_files, stage_asset
+from assets.stage_asset import sae_files, stage_asset
+from latentgloss.work import Runner
 
 
 @stage_asset(picture=pictures.resolved)

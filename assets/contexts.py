@@ -2,7 +2,8 @@
 
 from assets import pictures
 from assets.checks import any_latent_eligible
-from assets.stage_asset import Runner, stage_asset
+from assets.stage_asset import stage_asset
+from latentgloss.work import Runner
 
 
 @stage_asset(picture=pictures.eligibility, checks={"any_latent_eligible": any_latent_eligible})

@@ -2,7 +2,8 @@
 
 from assets import pictures
 from assets.checks import every_split_has_tokens
-from assets.stage_asset import Runner, stage_asset
+from assets.stage_asset import stage_asset
+from latentgloss.work import Runner
 
 
 @stage_asset(picture=pictures.tokens_per_split, checks={"every_split_has_tokens": every_split_has_tokens})

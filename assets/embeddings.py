@@ -1,7 +1,8 @@
 """embeddings: vectors of contexts and explanations, and the index people search."""
 
 from assets import pictures
-from assets.stage_asset import Runner, stage_asset
+from assets.stage_asset import stage_asset
+from latentgloss.work import Runner
 
 
 @stage_asset(picture=pictures.vectors)

@@ -2,7 +2,8 @@
 
 from assets import pictures
 from assets.checks import explanations_succeed
-from assets.stage_asset import Runner, stage_asset
+from assets.stage_asset import stage_asset
+from latentgloss.work import Runner
 
 
 @stage_asset(picture=pictures.explanations, checks={"explanations_succeed": explanations_succeed})

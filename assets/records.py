@@ -71,7 +71,7 @@ def materialisation(
         tags[get_input_event_pointer_tag(key)] = NULL_EVENT_POINTER if pointer is None else str(pointer)
     context.log_event(
         dg.AssetMaterialization(
-            asset_key=context.asset_key,
+            asset_key=manifest.stage,
             partition=manifest.partition,
             metadata={**metadata, "upstream partitions": dg.MetadataValue.json(manifest.inputs)},
             tags=tags,
@@ -80,15 +80,16 @@ def materialisation(
 
 
 def check(
-    context: dg.AssetExecutionContext, partition: str, name: str, passed: bool, metadata: Mapping[str, Any]
+    context: dg.AssetExecutionContext, version: Version, name: str, passed: bool, metadata: Mapping[str, Any]
 ) -> None:
-    """Records what a check found for a partition recorded just before."""
+    """Records what a check found of a partition recorded just before."""
+    key, partition = dg.AssetKey(version.manifest.stage), version.manifest.partition
     record = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=[partition]), limit=1
+        dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
     ).records[0]
     context.log_event(
         AssetCheckEvaluation(
-            asset_key=context.asset_key,
+            asset_key=key,
             check_name=name,
             passed=passed,
             severity=dg.AssetCheckSeverity.WARN,

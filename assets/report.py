@@ -1,7 +1,8 @@
 """report: per SAE and explainer, how far it got and how good it is."""
 
 from assets import pictures
-from assets.stage_asset import Runner, stage_asset
+from assets.stage_asset import stage_asset
+from latentgloss.work import Runner
 
 
 @stage_asset(picture=pictures.report)

@@ -2,11 +2,13 @@
 
 What belongs here: deriving everything Dagster wants to know (deps, partitions, pool, code version, description, group,
 column schema) from the one table of stages, and the body all assets share: bring the partitions up to date, record
-each as it is finished, name those that failed.
+each as it is finished, name those that failed. Most assets are a step of their own; scorers that ask the same language
+model share one (`one_step`), so that they ask it at the same time.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import dagster as dg
@@ -16,11 +18,10 @@ from assets.partitions import GRAINS, SAES
 from latentgloss.errors import MissingInput
 from latentgloss.stages import STAGES, Stage
 from latentgloss.store import Version
-from latentgloss.work import Outcome, Work
+from latentgloss.work import Outcome, Runner
 from resources import Progress, WorkspaceResource
 from resources.workspace import code_version, loaded_settings
 
-Runner = Callable[[Sequence[Work]], Iterator[Work]]
 Picture = Callable[[Version], str]
 """Markdown for people who would rather look."""
 Check = Callable[[Version], tuple[bool, dict[str, Any]]]
@@ -36,68 +37,115 @@ def is_bridge(stage: Stage) -> bool:
     return any(STAGES[i.stage].grain != stage.grain for i in stage.inputs)
 
 
+@dataclass(frozen=True)
+class Wired:
+    """A stage and what its asset adds to it."""
+
+    stage: Stage
+    runner: Callable[[], Runner]
+    """Imports it itself, so that loading the definitions loads no model library."""
+    picture: Picture | None = None
+    checks: dict[str, Check] = field(default_factory=dict)
+    """By name. One that fails warns and stops nothing."""
+
+
+def wired(
+    *, picture: Picture | None = None, checks: dict[str, Check] | None = None
+) -> Callable[[Callable[[], Runner]], Wired]:
+    """Of a function named like a stage that returns the stage's runner."""
+    return lambda runner: Wired(STAGES[runner.__name__], runner, picture, checks or {})
+
+
 def stage_asset(
     *, picture: Picture | None = None, checks: dict[str, Check] | None = None
 ) -> Callable[[Callable[[], Runner]], dg.AssetsDefinition]:
-    """Turns a function named like a stage into its asset.
-
-    The function returns the stage's runner. It imports it itself, so that loading the definitions loads no model
-    library. `checks` maps a check's name to what counts it; a check that fails warns and stops nothing.
-    """
+    """As `wired`, in a step of its own."""
 
     def decorate(runner: Callable[[], Runner]) -> dg.AssetsDefinition:
-        stage = STAGES[runner.__name__]
-        version = code_version(stage, loaded_settings())
-
-        def asset(context: dg.AssetExecutionContext, workspace: WorkspaceResource, progress: Progress) -> Iterator[Any]:
-            upstream = [dep.asset_key.to_user_string() for dep in _deps(stage)]
-            inputs = records.Inputs.now(context.instance, upstream)
-            failed: list[Outcome] = []
-            for outcome in workspace.workspace.materialise(
-                stage.name,
-                list(context.partition_keys),
-                runner(),
-                run_id=context.run.run_id,
-                progress=progress.start(context.log),
-            ):
-                if outcome.version is not None:
-                    _record(context, outcome, version, inputs, picture, checks or {})
-                elif is_bridge(stage) and isinstance(outcome.error, MissingInput):
-                    context.log.warning(f"{outcome.partition}: skipped. {outcome.error}")
-                else:
-                    context.log.error(f"{outcome.partition}: {outcome.error}")
-                    failed.append(outcome)
-            if failed:
-                raise _failure(stage, failed)
-            yield from records.step_done(context)
-
-        with warnings.catch_warnings():
-            # Single-run backfills and checks per partition carry these labels in Dagster 1.13; we rest on both.
-            warnings.simplefilter("ignore", dg.BetaWarning)
-            warnings.simplefilter("ignore", dg.PreviewWarning)
-            return dg.asset(
-                name=stage.name,
-                description=stage.doc,
-                deps=_deps(stage),
-                partitions_def=GRAINS[stage.grain],
-                backfill_policy=dg.BackfillPolicy.single_run(),
-                automation_condition=_automation(stage),
-                output_required=False,
-                group_name=stage.noun,
-                code_version=version,
-                pool=stage.pool,
-                owners=OWNERS,
-                kinds={_storage(stage), *(["pytorch"] if stage.pool == "gpu" else [])},
-                metadata=_column_schema(stage),
-                check_specs=[
-                    dg.AssetCheckSpec(
-                        name, asset=stage.name, partitions_def=GRAINS[stage.grain], description=_first_line(check)
-                    )
-                    for name, check in (checks or {}).items()
-                ],
-            )(asset)
+        return one_step(runner.__name__, wired(picture=picture, checks=checks)(runner))
 
     return decorate
+
+
+STEP_OF: dict[str, str] = {}
+"""Name of the step in which each stage is materialised."""
+
+
+def one_step(name: str, *stages: Wired) -> dg.AssetsDefinition:
+    """Stages of one grain and pool as assets, each of which can be materialised alone."""
+    of = {one.stage.name: one for one in stages}
+    STEP_OF.update(dict.fromkeys(of, name))
+    first = stages[0].stage
+    versions = {stage: code_version(one.stage, loaded_settings()) for stage, one in of.items()}
+
+    def step(context: dg.AssetExecutionContext, workspace: WorkspaceResource, progress: Progress) -> Iterator[Any]:
+        from latentgloss.scoring import together
+
+        chosen = [stage for stage in of if dg.AssetKey(stage) in context.selected_asset_keys]
+        inputs = {stage: records.Inputs.now(context.instance, _upstream(of[stage].stage)) for stage in chosen}
+        failed: list[Outcome] = []
+        for outcome in together(
+            workspace.workspace,
+            {stage: of[stage].runner() for stage in chosen},
+            list(context.partition_keys),
+            run_id=context.run.run_id,
+            progress=progress.start(context.log),
+        ):
+            one, label = (
+                of[outcome.stage],
+                outcome.partition if len(of) == 1 else f"{outcome.stage} {outcome.partition}",
+            )
+            if outcome.version is not None:
+                _record(context, outcome, one, versions[outcome.stage], inputs[outcome.stage])
+                context.log.info(f"{label}: {outcome.status} in {outcome.seconds:.1f} s, version {outcome.version.key}")
+            elif is_bridge(one.stage) and isinstance(outcome.error, MissingInput):
+                context.log.warning(f"{label}: skipped. {outcome.error}")
+            else:
+                context.log.error(f"{label}: {outcome.error}")
+                failed.append(outcome)
+        if failed:
+            raise _failure(failed)
+        yield from records.step_done(context)
+
+    with warnings.catch_warnings():
+        # Single-run backfills and checks per partition carry these labels in Dagster 1.13; we rest on both.
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.multi_asset(
+            name=name,
+            specs=[_spec(one, versions[stage]) for stage, one in of.items()],
+            check_specs=[
+                dg.AssetCheckSpec(
+                    check, asset=stage, partitions_def=GRAINS[first.grain], description=_first_line(counts)
+                )
+                for stage, one in of.items()
+                for check, counts in one.checks.items()
+            ],
+            partitions_def=GRAINS[first.grain],
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            pool=first.pool,
+            can_subset=len(of) > 1,
+        )(step)
+
+
+def _spec(one: Wired, version: str) -> dg.AssetSpec:
+    stage = one.stage
+    return dg.AssetSpec(
+        stage.name,
+        deps=_deps(stage),
+        description=stage.doc,
+        automation_condition=_automation(stage),
+        skippable=True,
+        group_name=stage.noun,
+        code_version=version,
+        owners=OWNERS,
+        kinds={_storage(stage), *(["pytorch"] if stage.pool == "gpu" else [])},
+        metadata=_column_schema(stage),
+    )
+
+
+def _upstream(stage: Stage) -> list[str]:
+    return [dep.asset_key.to_user_string() for dep in _deps(stage)]
 
 
 def _storage(stage: Stage) -> str:
@@ -153,22 +201,16 @@ def _column_schema(stage: Stage) -> dict[str, Any]:
 
 
 def _record(
-    context: dg.AssetExecutionContext,
-    outcome: Outcome,
-    version: str,
-    inputs: records.Inputs,
-    picture: Picture | None,
-    checks: dict[str, Check],
+    context: dg.AssetExecutionContext, outcome: Outcome, one: Wired, version: str, inputs: records.Inputs
 ) -> None:
     made = outcome.version
     assert made is not None
-    drawn = {} if picture is None else {"picture": dg.MetadataValue.md(picture(made))}
+    drawn = {} if one.picture is None else {"picture": dg.MetadataValue.md(one.picture(made))}
     metadata = {**drawn, **_metadata(outcome, made)}
     records.materialisation(context, made, code_version=version, inputs=inputs, metadata=metadata)
-    for name, check in checks.items():
+    for name, check in one.checks.items():
         passed, counted = check(made)
-        records.check(context, outcome.partition, name, passed, counted)
-    context.log.info(f"{outcome.partition}: {outcome.status} in {outcome.seconds:.1f} s, version {made.key}")
+        records.check(context, made, name, passed, counted)
 
 
 def _metadata(outcome: Outcome, made: Version) -> dict[str, Any]:
@@ -191,11 +233,13 @@ def _metadata(outcome: Outcome, made: Version) -> dict[str, Any]:
     }
 
 
-def _failure(stage: Stage, failed: list[Outcome]) -> dg.Failure:
-    why = {outcome.partition: str(outcome.error) for outcome in failed}
-    lines = "\n".join(f"- {partition}: {message}" for partition, message in why.items())
+def _failure(failed: list[Outcome]) -> dg.Failure:
+    stages = sorted({outcome.stage for outcome in failed})
+    lines = "\n".join(f"- {outcome.stage} of {outcome.partition}: {outcome.error}" for outcome in failed)
+    why = {stage: {o.partition: str(o.error) for o in failed if o.stage == stage} for stage in stages}
     return dg.Failure(
-        description=f"{stage.name} failed for {len(why)} partition(s); every other one is finished.\n{lines}",
+        description=f"{' and '.join(stages)} failed for {len({o.partition for o in failed})} partition(s); "
+        f"every other one is finished.\n{lines}",
         metadata={"failed": dg.MetadataValue.json(why)},
         allow_retries=False,
     )

@@ -35,8 +35,6 @@ from latentgloss.protocols import Reply, Request  # noqa: E402
 if TYPE_CHECKING:
     from latentgloss.workspace import Workspace
 
-WORDS = 288
-"""Tokens of the tiny model that are words."""
 BEFORE = ("tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts", "sampled_negatives")
 ASKING = ("explanations", "detection_scores")
 SAE = "tiny/layers.0/wide"
@@ -88,25 +86,10 @@ class Instant:
 
 def prepare(folder: Path, latents: int) -> None:
     """Everything up to contexts and negatives."""
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    width = -(-latents // WORDS) * WORDS
     workspace = tiny.tiny_workspace(folder, settings=SETTINGS)
-    embeddings = tiny.write_model(folder / "model")
     for path in (folder / "registry" / "saes").glob("*.toml"):
         path.unlink()
-    unit = embeddings[-WORDS:] / np.linalg.norm(embeddings[-WORDS:], axis=1, keepdims=True)
-    encoder = np.ascontiguousarray(np.tile(unit, (width // WORDS, 1)), dtype=np.float32)
-    (folder / "saes" / "wide").mkdir(parents=True)
-    config = {"d_in": tiny.D_MODEL, "num_latents": width, "k": width // WORDS, "activation": "topk"}
-    (folder / "saes" / "wide" / "cfg.json").write_text(json.dumps({**config, "expansion_factor": 1}))
-    save_file(
-        {"encoder.weight": encoder, "encoder.bias": np.zeros(width, np.float32), "W_dec": encoder.copy(),
-         "b_dec": np.zeros(tiny.D_MODEL, np.float32)},
-        folder / "saes" / "wide" / "sae.safetensors",
-    )  # fmt: skip
-    tiny.register(folder, SAE, "sparsify", extra=f"latents = {{start = 0, stop = {latents}}}\n")
+    tiny.write_wide(folder, SAE, latents)
     _materialise(type(workspace).open(folder / "latentgloss.toml"), BEFORE)
 
 

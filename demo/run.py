@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,36 +151,41 @@ def _materialise(instance: "dg.DagsterInstance", workspace: Workspace, jobs: dic
 
 def _after_failure(result: "dg.ExecuteInProcessResult", stages: list[Stage]) -> list[Stage]:
     """What a failed step kept from running: the SAEs that did not fail go on."""
-    failed = [
-        i for i, s in enumerate(stages) if any(e.is_step_failure and e.step_key == s.name for e in result.all_events)
-    ]
+    from assets.stage_asset import STEP_OF
+
+    broken = {e.step_key for e in result.all_events if e.is_step_failure}
+    failed = [i for i, s in enumerate(stages) if STEP_OF[s.name] in broken]
     if result.success:
         return []
     if not failed:
         raise SystemExit(f"the run {result.run_id} did not start; see it in the Dagster UI (`make ui`)")
-    return stages[failed[0] + 1 :]
+    together = [i for i in failed if STEP_OF[stages[i].name] == STEP_OF[stages[failed[0]].name]]
+    return stages[together[-1] + 1 :]
 
 
 def _print_stages(result: "dg.ExecuteInProcessResult", stages: Sequence[Stage]) -> None:
-    for stage in stages:
-        events = [e for e in result.all_events if e.step_key == stage.name]
+    """A line per stage; those that share a step took its time together."""
+    from assets.stage_asset import STEP_OF
+
+    for step, of_step in groupby(stages, key=lambda stage: STEP_OF[stage.name]):
+        names = [stage.name for stage in of_step]
+        events = [e for e in result.all_events if e.step_key == step]
         seconds = [e.step_success_data.duration_ms / 1000 for e in events if e.is_step_success]
-        if seconds:
-            status = [e.materialization.metadata["status"].value for e in events if e.is_step_materialization]
+        made = [e for e in events if e.is_step_materialization]
+        for name in names if seconds else []:
+            status = [e.materialization.metadata["status"].value for e in made if e.asset_key.path == [name]]
             computed = status.count("computed")
-            line = (
-                f"  {stage.name:<18} {computed:>3} computed, {len(status) - computed:>3} reused  {seconds[0]:>7.1f} s"
-            )
-            console.print(line, highlight=False)
+            took = f"  {seconds[0]:>7.1f} s" if name == names[-1] else ""
+            line = f"  {name:<18} {computed:>3} computed, {len(status) - computed:>3} reused{took}"
+            console.print(f"{line} together" if took and names[1:] else line, highlight=False)
         for event in events:
             if event.is_step_failure and event.step_failure_data.user_failure_data is None:
                 # Not a partition that failed, which the store knows of: the stage itself could not run.
                 error = event.step_failure_data.error
                 while error is not None and error.cause is not None:
                     error = error.cause
-                console.print(
-                    f"  {stage.name}: {error.message.strip() if error else 'failed'}", style="red", markup=False
-                )
+                what = error.message.strip() if error else "failed"
+                console.print(f"  {', '.join(names)}: {what}", style="red", markup=False)
 
 
 # -- progress ----------------------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ Nothing of the test split is read here: its parts are not among this stage's inp
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections import deque
+from dataclasses import dataclass
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
-from latentgloss import partners, schema
+from latentgloss import ahead, partners, schema
 from latentgloss.evidence import BlockEvidence
 from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, Explainer, base_of, block_name, in_order
 from latentgloss.hashing import counter_hash, frame_sha256
@@ -24,83 +26,127 @@ from latentgloss.sampling import of_block, sampled
 from latentgloss.windows import latents_in_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
     from concurrent.futures import Executor
 
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.settings import ExplanationSettings
     from latentgloss.work import Work
 
-CHUNK = 16
-"""Latents handed to a process at a time."""
+CHUNK, AHEAD = 16, 32
+"""Latents handed to a process at a time, and how many such chunks are under way while one is waited for."""
+_TABLES = (schema.EXPLANATIONS,)
 
 
 def _explain(work: Work, pool: Executor | None) -> None:
     work.check_windows()
-    contexts, negatives = work.input("sampled_contexts"), work.input("sampled_negatives")
-    resolved, cache = work.input("resolved_saes"), work.input("activation_cache")
-    corpus = work.workspace.corpus(resolved)
-    vocabulary = work.workspace.vocabulary(work.model.name)
+    contexts, resolved = work.input("sampled_contexts"), work.input("resolved_saes")
     settings, tools = work.settings.explanations, work.workspace.tools(work.partition)
-    length = work.settings.contexts.length
+    vocabulary = work.workspace.vocabulary(work.model.name)
     blocks = sorted(contexts.manifest.blocks)
     names = in_order(settings)
     bases, nulls = ([name for name in names if name.startswith(NULL) == null] for null in (False, True))
     chosen = sampled(contexts.read(schema.ELIGIBILITY), settings.llm.sample, settings.seed)
     counts = dict.fromkeys(names, 0)
-
-    def put(block: str, name: str, recipe: dict[str, Any], make: Callable[[], pl.DataFrame]) -> None:
-        block_of = block_name(block, name)
-        if not work.draft.reuse(block_of, recipe, (schema.EXPLANATIONS,)):
-            work.draft.put(block_of, recipe, (schema.EXPLANATIONS,), {"explanations": make()})
-        counts[name] += int((work.draft.read(schema.EXPLANATIONS, block_of)["status"] == "ok").sum())
-
-    for done, block in enumerate(blocks):
-        evidence = BlockEvidence(work, corpus, block)
-        consumed = {
-            "resolved_saes": resolved.content(("cache",)),
-            "contexts": contexts.content(("eligibility", "explain"), block),
-            "negatives": negatives.content(("explain",), block),
-            "length": length,
-        }
-        for name in bases:
-            base = EXPLAINERS[name](settings, vocabulary, tools)
-            shown = {need: evidence.content(need) for need in sorted(base.needs)}
-            recipe = work.block_recipe(
-                settings={"explainer": name, **base.identity(settings, tools)}, **consumed, **shown
-            )
-            asked = of_block(chosen, block) if base.asks and chosen is not None else None
-            if asked is not None:
-                recipe["sample"] = asked
-
-            def explained(name: str = name, base: Explainer = base, asked: list[int] | None = asked) -> pl.DataFrame:
-                shown_to = evidence.showing(base.needs)  # noqa: B023
-                found = _explained(name, base, shown_to if asked is None else shown_to.of(asked), pool)
-                return _rows(name, evidence, found, asked)  # noqa: B023
-
-            put(block, name, recipe, explained)
-        work.progress(done + 1, len(blocks), "blocks of latents")
+    total = len(blocks) * len(bases)
+    for number, name in enumerate(bases):
+        base = EXPLAINERS[name](settings, vocabulary, tools)
+        of = chosen if base.asks else None
+        for done, due in enumerate(_explained_blocks(work, name, base, of, pool), number * len(blocks) + 1):
+            counts[name] += _put(work, block_name(due.block, name), due.recipe, due.rows)
+            work.progress(done, total, "blocks of latents")
     in_turn = latents_in_turn(work.sae, resolved.json("resolved.json")["n_latents"])
     for base_name, together in groupby(nulls, key=base_of):
-        of = list(together)
         order = in_turn
         if EXPLAINERS[base_name].asks and chosen is not None:  # who is asked about next is the sample's to say
             order = in_turn[np.argsort(counter_hash(settings.seed, in_turn), kind="stable")]
-        everything = work.draft.scan(schema.EXPLANATIONS).filter(explainer=base_name)
-        texts = partners.Pool.of(everything, order)
+        texts = partners.Pool.of(work.draft.scan(schema.EXPLANATIONS).filter(explainer=base_name), order)
+        of_base = list(together)
         for block in blocks:
             rows = work.draft.read(schema.EXPLANATIONS, block_name(block, base_name))
-            near = cache.read(schema.LATENTS, block)
-            for name, frame in partners.null_explanations(rows, near, texts, of, settings.seed).items():
+            near = work.input("activation_cache").read(schema.LATENTS, block)
+            for name, frame in partners.null_explanations(rows, near, texts, of_base, settings.seed).items():
                 # What it is made from is spread over the SAE: its recipe is what came out.
                 recipe = work.block_recipe(settings={"explainer": name}, content=frame_sha256(frame))
-                put(block, name, recipe, lambda frame=frame: frame)  # type: ignore[misc]
+                counts[name] += _put(work, block_name(block, name), recipe, frame)
     work.facts = {"explained": counts}
     tokens = pl.col("prompt_tokens", "completion_tokens").cast(pl.Int64)  # Polars would add them up in 32 bits
     taken = work.draft.scan(schema.EXPLANATIONS).select(tokens.sum(), pl.col("cost_usd").sum())
     spent = taken.collect().row(0, named=True)
     if any(spent.values()):
         work.facts["spent"] = spent
+
+
+def _put(work: Work, name: str, recipe: dict[str, Any], rows: pl.DataFrame | None) -> int:
+    """Sees to it that the draft has a block (`rows` is None if it has); how many explanations are in it."""
+    if rows is not None and not work.draft.reuse(name, recipe, _TABLES):
+        work.draft.put(name, recipe, _TABLES, {"explanations": rows})
+    return int((work.draft.read(schema.EXPLANATIONS, name)["status"] == "ok").sum())
+
+
+@dataclass
+class _Due:
+    """A block that an explainer has to explain, or has explained."""
+
+    block: str
+    recipe: dict[str, Any]
+    evidence: BlockEvidence
+    asked: list[int] | None
+    """The eligible latents that are to be explained; None: all."""
+    waits_for: int = 0
+    """Latents that its explainer was given."""
+    rows: pl.DataFrame | None = None
+
+
+def _explained_blocks(
+    work: Work, name: str, base: Explainer, chosen: np.ndarray | None, pool: Executor | None
+) -> Iterator[_Due]:
+    """Every block in order, with its rows unless the draft has them already.
+
+    The explainer gets the latents of all blocks as one stream: where it asks a language model about few latents of
+    each, many blocks are under way, and between two blocks nobody waits for the last reply of the first.
+    """
+    settings, tools = work.settings.explanations, work.workspace.tools(work.partition)
+    contexts, negatives = work.input("sampled_contexts"), work.input("sampled_negatives")
+    corpus = work.workspace.corpus(work.input("resolved_saes"))
+    shown = {"explainer": name, **base.identity(settings, tools)}
+    going: deque[_Due] = deque()
+
+    def coming() -> Iterator[Evidence]:
+        for block in sorted(contexts.manifest.blocks):
+            evidence = BlockEvidence(work, corpus, block, base.needs)
+            asked = None if chosen is None else of_block(chosen, block)
+            recipe = work.block_recipe(
+                settings=shown,
+                resolved_saes=work.input("resolved_saes").content(("cache",)),
+                contexts=contexts.content(("eligibility", "explain"), block),
+                negatives=negatives.content(("explain",), block),
+                length=work.settings.contexts.length,
+                **{need: evidence.content(need) for need in sorted(base.needs)},
+                **({} if asked is None else {"sample": asked}),
+            )
+            due = _Due(block, recipe, evidence, asked)
+            going.append(due)
+            if not work.draft.reuse(block_name(block, name), recipe, _TABLES):
+                eligible = evidence.eligibility.filter(status="eligible")["latent"].to_list()
+                latents = eligible if asked is None else asked
+                due.waits_for, due.rows = len(latents), schema.EXPLANATIONS.empty()
+                yield from evidence.of(latents)
+
+    def finished(found: list[Explained]) -> Iterator[_Due]:
+        """Takes from `found` what the blocks in front have been waiting for."""
+        while going and len(found) >= going[0].waits_for:
+            due = going.popleft()
+            if due.rows is not None:
+                due.rows = _rows(name, due.evidence, found[: due.waits_for], due.asked)
+            del found[: due.waits_for]
+            yield due
+
+    waiting: list[Explained] = []
+    for one in _explained(name, base, coming(), pool):
+        waiting.append(one)
+        yield from finished(waiting)
+    yield from finished(waiting)
 
 
 _prepared: tuple[ExplanationSettings, Vocabulary] | None = None
@@ -125,12 +171,18 @@ def _explain_there(name: str, evidence: list[Evidence]) -> list[Explained]:
     return list(EXPLAINERS[name](*_prepared).explain(evidence))
 
 
-def _explained(name: str, base: Explainer, evidence: Iterable[Evidence], pool: Executor | None) -> list[Explained]:
+def _explained(name: str, base: Explainer, evidence: Iterator[Evidence], pool: Executor | None) -> Iterator[Explained]:
+    """One explanation per piece of evidence, in order."""
     if pool is None or not base.computes:
-        return list(base.explain(evidence))
-    everything = list(evidence)
-    chunks = [everything[i : i + CHUNK] for i in range(0, len(everything), CHUNK)]
-    return [found for part in pool.map(_explain_there, [name] * len(chunks), chunks) for found in part]
+        yield from base.explain(evidence)
+        return
+
+    def begun() -> Iterator[tuple[int, Callable[[], list[Explained]]]]:
+        while chunk := list(islice(evidence, CHUNK)):
+            yield 1, pool.submit(_explain_there, name, chunk).result
+
+    for chunk in ahead.in_order(begun(), AHEAD):
+        yield from chunk
 
 
 def _rows(name: str, evidence: BlockEvidence, found: list[Explained], asked: list[int] | None) -> pl.DataFrame:

@@ -15,23 +15,26 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from latentgloss import judgements, schema
+from latentgloss.ahead import BLOCKS, CONTEXTS, Threads, heeding
 from latentgloss.sampling import of_block, sampled
 from latentgloss.scorers import SCORERS
 from latentgloss.scorers.trials import ARM, TRIALS, drawing, turn_of
+from latentgloss.scoring import Written, gather, spend
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from latentgloss.blocks import Blocks
     from latentgloss.protocols import Judge, Task
     from latentgloss.scorers.base import Asked
+    from latentgloss.scoring import Spent
     from latentgloss.work import Work
 
 TASK: Task = "intruder"
 EXPLAINER = "none"
 """In every row: no explanation is judged."""
 _TABLES = (schema.TRIALS, schema.JUDGEMENTS, schema.SCORES)
-_TAKEN = ("prompt_tokens", "completion_tokens", "cost_usd")
 
 
 def _intruder(work: Work) -> None:
@@ -44,44 +47,66 @@ def _intruder(work: Work) -> None:
     judges = SCORERS[TASK].judges(work, settings)
     chosen = sampled(contexts.read(schema.ELIGIBILITY), settings.sample, settings.seed)
     trials = drawing(work, work.workspace.corpus(work.input("resolved_saes")))
-    spent: dict[str, dict[str, float]] = {judge.name: dict.fromkeys(_TAKEN, 0) for judge in judges}
     blocks = sorted(contexts.manifest.blocks)
-    for done, block in enumerate(blocks):
-        recipe = work.block_recipe(
-            settings={
-                "judges": [judge.identity() for judge in judges],
-                "length": work.settings.contexts.length,
-                "profile": work.settings.profile,
-                "sample": None if chosen is None else of_block(chosen, block),
-                "seed": settings.seed,
-                "trials": TRIALS,
-                "turn": turn_of(work, block).tolist(),
-            },
-            resolved_saes=work.input("resolved_saes").content(("cache",)),
-            **{
-                i.stage: work.input(i.stage).content(i.parts, block if i.stage == "sampled_contexts" else None)
-                for i in work.stage.inputs
-                if i.stage != "resolved_saes"
-            },
-        )
-        name = f"{block}-{EXPLAINER}"
-        if not work.draft.reuse(name, recipe, _TABLES):
-            table, asked = trials(block)
-            eligibility = contexts.read(schema.ELIGIBILITY, block)
-            work.draft.put(name, recipe, _TABLES, score_block(eligibility, table, asked, judges, spent))
-        work.progress(done + 1, len(blocks), "blocks of latents")
+
+    def begun(threads: Threads) -> Iterator[tuple[int, Callable[[], Written]]]:
+        """Draws the trials of block after block and has them judged."""
+        for block in blocks:
+            recipe = work.block_recipe(
+                settings={
+                    "judges": [judge.identity() for judge in judges],
+                    "length": work.settings.contexts.length,
+                    "profile": work.settings.profile,
+                    "sample": None if chosen is None else of_block(chosen, block),
+                    "seed": settings.seed,
+                    "trials": TRIALS,
+                    "turn": turn_of(work, block).tolist(),
+                },
+                resolved_saes=work.input("resolved_saes").content(("cache",)),
+                **{
+                    i.stage: work.input(i.stage).content(i.parts, block if i.stage == "sampled_contexts" else None)
+                    for i in work.stage.inputs
+                    if i.stage != "resolved_saes"
+                },
+            )
+            name = f"{block}-{EXPLAINER}"
+            if work.draft.reuse(name, recipe, _TABLES):
+                yield 0, Written
+                continue
+            eligibility, (table, asked) = contexts.read(schema.ELIGIBILITY, block), trials(block)
+            yield (
+                asked.rows.height,
+                threads.submit(_written, work.draft.own, name, recipe, eligibility, table, asked, judges).result,
+            )
+
+    with Threads() as threads:
+        gather(work, begun(threads), len(blocks), most=BLOCKS, contexts=CONTEXTS)
     scored = work.draft.scan(schema.SCORES).group_by("judge", "status").len().collect()
     made = work.draft.scan(schema.TRIALS).group_by("status").len().collect()
-    work.facts = {
+    work.facts |= {
         "scores": {f"{judge}: {status}": n for judge, status, n in scored.sort(pl.all()).iter_rows()},
         "trials": dict(made.sort(pl.all()).iter_rows()),
     }
-    if any(any(taken.values()) for taken in spent.values()):
-        work.facts["spent"] = spent
 
 
 score_intruder = one_by_one(_intruder)
 """Runner of `intruder_scores`."""
+
+
+def _written(
+    blocks: Blocks,
+    name: str,
+    recipe: dict[str, Any],
+    eligibility: pl.DataFrame,
+    trials: pl.DataFrame,
+    asked: Asked,
+    judges: Sequence[Judge],
+) -> Written:
+    """Scores a block and writes it."""
+    done = Written()
+    found = score_block(eligibility, trials, asked, judges, done.spent)
+    done.blocks[name] = blocks.write(name, recipe, _TABLES, found)
+    return done
 
 
 def score_block(
@@ -89,7 +114,7 @@ def score_block(
     trials: pl.DataFrame,
     asked: Asked,
     judges: Sequence[Judge],
-    spent: dict[str, dict[str, float]] | None = None,
+    spent: Spent | None = None,
 ) -> dict[str, pl.DataFrame]:
     """Trials, judgements and scores of one block: a score row of every latent asked for and judge.
 
@@ -106,10 +131,9 @@ def score_block(
     for judge in judges:
         key = {"explainer": EXPLAINER, "scorer": TASK, "judge": judge.name, "embedder": judge.embedder,
                "profile": asked.profile}  # fmt: skip
-        answers = list(judge.judge(asked.questions(TASK, texts)))
+        answers = list(heeding(judge.judge(asked.questions(TASK, texts))))
         if spent is not None:
-            for taken in _TAKEN:
-                spent[judge.name][taken] += sum(getattr(answer, taken) for answer in answers)
+            spend(spent, judge.name, answers)
         answered = judgements.with_answers(asked.rows, answers)
         frames["judgements"].append(judgements.table(answered, key))
         frames["scores"] += [

@@ -35,19 +35,19 @@ from latentgloss.windows import SEVERAL, Cells, Source, Windows, blocks_of, by_b
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from latentgloss.corpus import Corpus
     from latentgloss.protocols import Vectors
     from latentgloss.settings import NegativeSettings
-    from latentgloss.work import Work
+    from latentgloss.work import Runner, Work
 
 _CHUNK = 2**14
 _ROUNDS = 32
 """Of a permutation: one place is uniform but for 2^-32, and pairs are as far as the tests can see."""
 
 
-def negatives_with(vectors: Callable[[Work], Vectors]) -> Callable[[Sequence[Work]], Iterator[Work]]:
+def negatives_with(vectors: Callable[[Work], Vectors]) -> Runner:
     """A runner of `sampled_negatives`. `vectors`: those of a work's contexts, for the stratum `similar`."""
     return one_by_one(partial(_negatives, vectors))
 

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
 
-    from latentgloss.work import Work
+    from latentgloss.work import Runner, Work
 
 
 def with_processes(
     compute: Callable[[Work, Executor | None], None],
     prepare: Callable[..., None],
     arguments: Callable[[Work], tuple[Any, ...]],
-) -> Callable[[Sequence[Work]], Iterator[Work]]:
+) -> Runner:
     """A runner like `work.one_by_one` whose works get processes in which `prepare` ran with `arguments`.
 
     None instead of processes where one is all there is to be (`machine.workers`).

@@ -9,7 +9,6 @@ answers to numbers is in `judgements.py`. Reads `explanations`, `contexts` and w
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,37 +16,36 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from latentgloss import judgements, schema
+from latentgloss.ahead import BLOCKS, CONTEXTS, Threads, heeding
 from latentgloss.explainers import NULL, base_of, explainer_of
 from latentgloss.processes import with_processes
 from latentgloss.sampling import of_block, sampled, smaller
 from latentgloss.scorers import JUDGES, SCORERS, judge_named
 from latentgloss.scorers.detection import THRESHOLD_ARMS
+from latentgloss.scoring import Written, gather, spend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
 
     import numpy as np
 
-    from latentgloss.blocks import Block, Blocks
+    from latentgloss.blocks import Blocks
     from latentgloss.explainers.windows import Vocabulary
-    from latentgloss.protocols import Answer, Judge
+    from latentgloss.protocols import Judge
     from latentgloss.scorers.base import Asked, Scorer
+    from latentgloss.scoring import Spent
     from latentgloss.settings import ScorerSettings
-    from latentgloss.work import Work
+    from latentgloss.work import Runner, Work
 
-TAKEN = ("prompt_tokens", "completion_tokens", "cost_usd")
 TABLES = (schema.JUDGEMENTS, schema.SCORES)
-Tables = dict[str, pl.DataFrame]
 AHEAD = 2
-"""Blocks that are scored while one is written."""
-Spent = dict[str, dict[str, float]]
-"""Per judge, what its answers took."""
+"""Blocks that processes score while one is written."""
 BY_BLOCK = ("sampled_contexts", "sampled_negatives")
 """Inputs that are cut into blocks of latents: a block of scores depends on the same block of these alone."""
 
 
-def runner(scorer: Scorer) -> Callable[[Sequence[Work]], Iterator[Work]]:
+def runner(scorer: Scorer) -> Runner:
     """Runner of the stage `<name>_scores`."""
     return with_processes(partial(_score, scorer), _prepare, lambda work: (work.workspace.vocabulary(work.model.name),))
 
@@ -60,11 +58,11 @@ def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
     judges = scorer.judges(work, settings)
     eligibility = work.input("sampled_contexts").read(schema.ELIGIBILITY)
     chosen = sampled(eligibility, settings.sample, settings.seed)
-    sizes = _sizes(settings) if any(judge.decides for judge in judges) else (None, None)
+    asking = any(judge.decides for judge in judges)
+    sizes = _sizes(settings) if asking else (None, None)
     read, read_of_nulls = (sampled(eligibility, n, settings.seed) for n in sizes)
     names = sorted(explanations.manifest.blocks)
     blocks = sorted({name.split("-")[0] for name in names})
-    spent: Spent = {}
     # Judges that are made of nothing but the vocabulary judge anywhere; whoever asks a model asks it from here.
     names_of_judges = getattr(settings, "judges", ())
     computing = pool if names_of_judges and set(names_of_judges) <= set(JUDGES) else None
@@ -92,42 +90,38 @@ def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
             },
         )
 
-    def begin(block: str) -> Callable[[], None]:
-        """Has a block scored; when what is returned returns, it is."""
-        mine = [name for name in names if name.startswith(f"{block}-")]
-        # Nulls first: specificity is worked out from their scores.
-        mine.sort(key=lambda name: not explainer_of(name).startswith(NULL))
-        nulls = {name: [null for null in mine if _is_null_of(null, name)] for name in mine}
-        recipes = {name: recipe_of(block, name, nulls[name]) for name in mine}
-        due = [name for name in mine if not work.draft.reuse(name, recipes[name], TABLES)]
-        if not due:
-            return lambda: None
-        told = [
-            _Told(name, recipes[name], nulls[name], of_deciders(name), explanations.read(schema.EXPLANATIONS, name))
-            for name in due
-        ]
-        task = work.draft.own, scorer.name, told, plan.ask(block), plan.arms, chosen
-        written: Callable[[], Iterable[tuple[str, Block]]] = partial(_score_all, *task, judges, spent)
-        if computing is not None:
-            written = computing.submit(_score_there, names_of_judges, *task).result
+    def begun(threads: Threads) -> Iterator[tuple[int, Callable[[], Written]]]:
+        """Has block after block scored."""
+        for block in blocks:
+            mine = [name for name in names if name.startswith(f"{block}-")]
+            # Nulls first: specificity is worked out from their scores.
+            mine.sort(key=lambda name: not explainer_of(name).startswith(NULL))
+            nulls = {name: [null for null in mine if _is_null_of(null, name)] for name in mine}
+            recipes = {name: recipe_of(block, name, nulls[name]) for name in mine}
+            due = [name for name in mine if not work.draft.reuse(name, recipes[name], TABLES)]
+            if not due:
+                yield 0, Written
+                continue
+            told = [
+                _Told(name, recipes[name], nulls[name], of_deciders(name), explanations.read(schema.EXPLANATIONS, name))
+                for name in due
+            ]
+            asked = plan.ask(block)
+            if read is not None and all(judge.decides for judge in judges):  # of a sparse sample that is little
+                asked = asked.of(pl.Series(of_block(read, block), dtype=pl.UInt32))
+            task = work.draft.own, scorer.name, told, asked, plan.arms, chosen
+            if computing is not None:
+                yield asked.rows.height, computing.submit(_score_there, names_of_judges, *task).result
+            elif asking:
+                yield asked.rows.height, threads.submit(_score_all, *task, judges).result
+            else:
+                yield asked.rows.height, partial(_score_all, *task, judges)
 
-        def end() -> None:
-            for name, made in written():
-                work.draft.add(name, made)
-
-        return end
-
-    ends: deque[Callable[[], None]] = deque()
-    for done, block in enumerate([*blocks, *[""] * AHEAD]):
-        if block:
-            ends.append(begin(block))
-        if len(ends) > (AHEAD if block and computing is not None else 0):
-            ends.popleft()()
-            work.progress(min(done + 1, len(blocks)) - len(ends), len(blocks), "blocks of latents")
+    most = AHEAD if computing is not None else BLOCKS if asking else 0
+    with Threads() as threads:
+        gather(work, begun(threads), len(blocks), most=most, contexts=CONTEXTS if asking else None)
     counts = work.draft.scan(schema.SCORES).group_by("explainer", "negatives", "status").len().collect()
-    work.facts = {"scores": {f"{e} on {n}: {s}": count for e, n, s, count in counts.sort(pl.all()).iter_rows()}}
-    if any(any(taken.values()) for taken in spent.values()):
-        work.facts["spent"] = spent
+    work.facts["scores"] = {f"{e} on {n}: {s}": count for e, n, s, count in counts.sort(pl.all()).iter_rows()}
 
 
 def _sizes(settings: Any) -> tuple[int | None, int | None]:
@@ -170,29 +164,21 @@ def _score_all(
     arms: list[str],
     chosen: np.ndarray | None,
     judges: Sequence[Judge],
-    spent: Spent | None = None,
-) -> Iterator[tuple[str, Block]]:
+) -> Written:
     """Scores and writes, one explainer after the other; nulls come first."""
+    done = Written()
     for one in told:
-        found = score_block(SCORERS[scorer], one.explanations, asked, arms, judges, chosen, one.of_deciders, spent)
+        found = score_block(SCORERS[scorer], one.explanations, asked, arms, judges, chosen, one.of_deciders, done.spent)
         theirs = [blocks.read(schema.SCORES, null) for null in one.nulls]
         found["scores"] = judgements.with_specificity(found["scores"], theirs)
-        yield one.name, blocks.write(one.name, one.recipe, TABLES, found)
+        done.blocks[one.name] = blocks.write(one.name, one.recipe, TABLES, found)
+    return done
 
 
-def _score_there(
-    names: Sequence[str],
-    blocks: Blocks,
-    scorer: str,
-    told: list[_Told],
-    asked: Asked,
-    arms: list[str],
-    chosen: np.ndarray | None,
-) -> list[tuple[str, Block]]:
+def _score_there(names: Sequence[str], *task: Any) -> Written:
     """The same in a process of the pool."""
     assert _vocabulary is not None
-    judges = [judge_named(name, _vocabulary) for name in names]
-    return list(_score_all(blocks, scorer, told, asked, arms, chosen, judges))
+    return _score_all(*task, [judge_named(name, _vocabulary) for name in names])
 
 
 def score_block(
@@ -231,9 +217,9 @@ def score_block(
             frames.append({"judgements": schema.JUDGEMENTS.empty(), "scores": missing})
             continue
         put = mine.where(pl.col("split") == "test") if judge.decides else mine
-        answers = list(judge.judge(put.questions(scorer.name, texts)))
+        answers = list(heeding(judge.judge(put.questions(scorer.name, texts))))
         if spent is not None:
-            _spend(spent.setdefault(judge.name, dict.fromkeys(TAKEN, 0)), answers)
+            spend(spent, judge.name, answers)
         answered = judgements.with_answers(put.rows, answers)
         if scorer.decides and not judge.decides:
             answered = judgements.decided(answered)
@@ -262,11 +248,6 @@ def _left_out(explained: pl.DataFrame, chosen: np.ndarray | None) -> pl.DataFram
         status=pl.when(out).then(pl.lit("not_sampled")).otherwise("status"),
         reason=pl.when(out).then(why).otherwise("reason"),
     )
-
-
-def _spend(taken: dict[str, float], answers: list[Answer]) -> None:
-    for name in TAKEN:
-        taken[name] += sum(getattr(answer, name) for answer in answers)
 
 
 score_detection = runner(SCORERS["detection"])

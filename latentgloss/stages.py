@@ -163,6 +163,7 @@ _ALL = (
         settings=("explanations", "contexts.length"),
         tables=(schema.EXPLANATIONS,),
         doc="One row per latent and explainer: the text, how it came about, or why there is none.",
+        pool="llm",
     ),
     Stage(
         name="intruder_scores",
@@ -177,6 +178,7 @@ _ALL = (
         settings=("profile", "intruder", "contexts.length"),
         tables=(schema.TRIALS, schema.JUDGEMENTS, schema.SCORES),
         doc="Which of five marked contexts is another latent's? Judges the latent, without an explanation.",
+        pool="llm",
     ),
     Stage(
         name="detection_scores",
@@ -192,6 +194,7 @@ _ALL = (
         settings=("profile", "detection", "contexts.length"),
         tables=(schema.JUDGEMENTS, schema.SCORES),
         doc="Is the latent active in this context? Judged from the explanation alone, on the test split.",
+        pool="llm",
     ),
     Stage(
         name="fuzzing_scores",
@@ -208,6 +211,7 @@ _ALL = (
         settings=("profile", "fuzzing", "contexts.length"),
         tables=(schema.JUDGEMENTS, schema.SCORES),
         doc="Are the marked tokens those the latent is active on? Its own marks against another context's.",
+        pool="llm",
     ),
     Stage(
         name="embedding_scores",

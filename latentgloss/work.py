@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +19,6 @@ from latentgloss.llm.ledger import charged_to
 from latentgloss.stages import among
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from latentgloss.registry import ModelSpec, SaeSpec
     from latentgloss.stages import Stage
     from latentgloss.store import Draft, Version
@@ -140,8 +139,12 @@ class Work:
             self._context.__exit__(None, None, None)
 
 
-def one_by_one(compute: Callable[[Work], None]) -> Callable[[Sequence[Work]], Iterator[Work]]:
-    """A runner for `Workspace.materialise` that computes one partition after the other."""
+Runner = Callable[[Sequence[Work]], Iterator[Work]]
+"""Computes works and yields each when it is done, with `work.error` set if it failed."""
+
+
+def one_by_one(compute: Callable[[Work], None]) -> Runner:
+    """A runner that computes one partition after the other."""
 
     def run(works: Sequence[Work]) -> Iterator[Work]:
         for work in works:

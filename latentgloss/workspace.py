@@ -7,6 +7,7 @@ in the module of its noun; it is handed to `materialise`.
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from latentgloss.hashing import DigestCache
 from latentgloss.registry import Registry, SaeSpec
 from latentgloss.stages import STAGES, Stage
 from latentgloss.store import Store, Version, fingerprint
-from latentgloss.work import Outcome, Work, as_error
+from latentgloss.work import Outcome, Runner, Work, as_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -69,6 +70,8 @@ class Workspace:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(LocalFiles(settings.store_root))
+        self._loading = threading.RLock()
+        """Stages may run side by side (`ahead.abreast`): what they share is loaded once."""
         self._subjects: dict[str, Subject] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
         self._embedders: dict[str, SentenceEmbedder] = {}
@@ -95,29 +98,33 @@ class Workspace:
 
     def subject(self, model: str) -> Subject:
         """The subject model, loaded once per process. Raises SubjectError."""
-        if model not in self._subjects:
-            from latentgloss.subject import load_subject
+        with self._loading:
+            if model not in self._subjects:
+                from latentgloss.subject import load_subject
 
-            if self.settings.machine.threads is not None:
-                import torch
+                if self.settings.machine.threads is not None:
+                    import torch
 
-                torch.set_num_threads(self.settings.machine.threads)
-            self._subjects.clear()  # one at a time: two models rarely fit one device
-            self._subjects[model] = load_subject(
-                self.registry.model(model), self.model_cache, device=self.settings.machine.device
-            )
-        return self._subjects[model]
+                    torch.set_num_threads(self.settings.machine.threads)
+                self._subjects.clear()  # one at a time: two models rarely fit one device
+                self._subjects[model] = load_subject(
+                    self.registry.model(model), self.model_cache, device=self.settings.machine.device
+                )
+            return self._subjects[model]
 
     def vocabulary(self, model: str) -> Vocabulary:
         """What each token id reads as, by the model's tokenizer. Raises SubjectError."""
-        if model not in self._vocabularies:
-            from latentgloss.explainers.windows import Vocabulary
-            from latentgloss.subject_files import load_tokenizer, token_bytes
+        with self._loading:
+            if model not in self._vocabularies:
+                from latentgloss.explainers.windows import Vocabulary
+                from latentgloss.subject_files import load_tokenizer, token_bytes
 
-            tokenizer = load_tokenizer(self.registry.model(model), self.model_cache)
-            strings = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-            self._vocabularies[model] = Vocabulary(strings, token_bytes(tokenizer, strings), tokenizer.all_special_ids)
-        return self._vocabularies[model]
+                tokenizer = load_tokenizer(self.registry.model(model), self.model_cache)
+                strings = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+                self._vocabularies[model] = Vocabulary(
+                    strings, token_bytes(tokenizer, strings), tokenizer.all_special_ids
+                )
+            return self._vocabularies[model]
 
     def tools(self, partition: str) -> Tools:
         """What explainers of a SAE's latents may use."""
@@ -133,26 +140,28 @@ class Workspace:
 
     def embedder(self, name: str) -> SentenceEmbedder:
         """An embedder of the registry, loaded when it first embeds. Raises InputError if there is none of that name."""
-        if name not in self._embedders:
-            from latentgloss.embedder import SentenceEmbedder
+        with self._loading:
+            if name not in self._embedders:
+                from latentgloss.embedder import SentenceEmbedder
 
-            spec, machine = self.registry.embedder(name), self.settings.machine
-            self._embedders[name] = SentenceEmbedder(
-                spec, self.model_cache, device=machine.device, threads=machine.threads
-            )
-        return self._embedders[name]
+                spec, machine = self.registry.embedder(name), self.settings.machine
+                self._embedders[name] = SentenceEmbedder(
+                    spec, self.model_cache, device=machine.device, threads=machine.threads
+                )
+            return self._embedders[name]
 
     def language_model(self, name: str) -> LanguageModel:
         """A language model of the registry, started when it is first asked what the cache
         does not know. Raises InputError, RegistryError; LanguageModelError if its files are not here."""
-        if name not in self._language_models:
-            from latentgloss.llm.models import open_model
+        with self._loading:
+            if name not in self._language_models:
+                from latentgloss.llm.models import open_model
 
-            spec = self.registry.language_model(name)
-            self._language_models[name] = open_model(
-                spec, self.replies, self.ledger, self.model_cache, self.settings.machine
-            )
-        return self._language_models[name]
+                spec = self.registry.language_model(name)
+                self._language_models[name] = open_model(
+                    spec, self.replies, self.ledger, self.model_cache, self.settings.machine
+                )
+            return self._language_models[name]
 
     @cached_property
     def replies(self) -> ReplyCache:
@@ -410,7 +419,7 @@ class Workspace:
         self,
         stage_name: str,
         partitions: Sequence[str],
-        run: Callable[[Sequence[Work]], Iterator[Work]],
+        run: Runner,
         *,
         run_id: str = "",
         progress: Callable[[str], Callable[[int, int | None, str], None]] | None = None,

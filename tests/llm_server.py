@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,11 @@ class Server:
     """What came as `Authorization`."""
     most: int = 0
     """Most requests seen at once."""
+    request_seconds: float = 0.0
+    """Added up over requests: how long each was here. Over the time from the first to the last: the mean at once."""
+    first: float = 0.0
+    last: float = 0.0
+    """When the first request came and the last one was answered; the first since this was set to 0."""
 
     def __post_init__(self) -> None:
         self._now = 0
@@ -118,12 +124,16 @@ class Server:
             self.bodies.append(body)
         self._now += 1
         self.most = max(self.most, self._now)
+        began = time.monotonic()
+        self.first = self.first or began
         try:
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
             done = await self._respond(writer, body, self.answer(body))
         finally:
             self._now -= 1
+            self.last = time.monotonic()
+            self.request_seconds += self.last - began
         if done:
             self.answered[last] += 1
         return done is not None

@@ -2,7 +2,7 @@
 
 import dagster as dg
 import pytest
-from tiny_dagster import SAES, Tiny, tiny
+from tiny_dagster import JUDGED, SAES, Tiny, tiny
 
 from assets import pictures
 from assets.partitions import changes, range_tags, ranges
@@ -52,6 +52,28 @@ def test_finished_partitions_survive_a_failure_and_the_failed_are_named(workspac
     message = failure.user_failure_data.description or ""
     assert SAES[1] in message and "weights are cut short" in message and SAES[0] not in message
     assert recorded(workspace.instance, "activation_cache", SAES[1]) is None
+
+
+@pytest.mark.parametrize("asking", [False, True])
+def test_scorers_share_a_step_and_each_is_an_asset_of_its_own(workspace: Tiny, asking: bool) -> None:
+    if asking:  # in threads of their own
+        text = "".join(f'[{name}]\njudges = ["llm:model"]\n' for name in ("intruder", "detection", "fuzzing"))
+        (workspace.folder / "latentgloss.toml").write_text(text)
+    workspace.run("tokenized_corpus", "m1", "m2")
+    for stage in [s.name for s in STAGES.values() if s.grain == "sae" and s.noun != "scores"][:6]:
+        assert workspace.run(stage, SAES[0], SAES[-1]).success
+    alone = workspace.run("fuzzing_scores", SAES[0])
+    assert statuses(alone) == {("fuzzing_scores", SAES[0]): "computed"}
+    assert {e.step_key for e in alone.all_events if e.is_step_materialization} == {"judged_scores"}
+    workspace.broken.add(("detection_scores", SAES[1]))
+    result = workspace.run("saes", SAES[0], SAES[-1])
+    finished = {stage: workspace.instance.get_materialized_partitions(dg.AssetKey(stage)) for stage in JUDGED}
+    assert finished == {**dict.fromkeys(JUDGED, set(SAES)), "detection_scores": {SAES[0], SAES[2]}}
+    assert workspace.ran.count(("fuzzing_scores", SAES[0])) == 1
+    failure = next(e for e in result.all_events if e.is_step_failure).step_failure_data
+    assert failure.user_failure_data is not None
+    message = failure.user_failure_data.description or ""
+    assert f"detection_scores of {SAES[1]}" in message and "fuzzing" not in message
 
 
 def test_a_bridge_skips_what_has_no_input_yet_and_takes_the_rest(workspace: Tiny) -> None:

@@ -20,16 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentgloss.stages import STAGES
-from latentgloss.work import Outcome
+from latentgloss.work import Outcome, Runner
 from latentgloss.workspace import Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-    from latentgloss.work import Work
-
-    Runner = Callable[[Sequence[Work]], Iterator[Work]]
 
 MODEL = "tiny"
 SPARSIFY = "tiny/layers.0/words"
@@ -336,6 +332,26 @@ def write_saelens(folder: Path, seed: int = 3, n_latents: int = 64, d_in: int = 
         },
         folder / "sae_weights.safetensors",
     )
+
+
+def write_wide(folder: Path, partition: str, latents: int) -> None:
+    """A SAE of so many latents that can all be explained: each stands for one word, as others far from it do."""
+    from safetensors.numpy import save_file
+
+    n = len(words()[0]) + len(words()[1])
+    width = -(-latents // n) * n
+    embeddings = write_model(folder / "model")[-n:]
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    encoder = np.ascontiguousarray(np.tile(unit, (width // n, 1)), dtype=np.float32)
+    where = folder / "saes" / partition.split("/")[2]
+    config = {"d_in": D_MODEL, "num_latents": width, "k": width // n, "activation": "topk", "expansion_factor": 1}
+    _json(where / "cfg.json", config)
+    save_file(
+        {"encoder.weight": encoder, "encoder.bias": np.zeros(width, np.float32), "W_dec": encoder.copy(),
+         "b_dec": np.zeros(D_MODEL, np.float32)},
+        where / "sae.safetensors",
+    )  # fmt: skip
+    register(folder, partition, "sparsify", extra=f"latents = {{start = 0, stop = {latents}}}\n")
 
 
 def runner(stage: str) -> Runner:

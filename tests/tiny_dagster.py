@@ -13,16 +13,18 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from assets.partitions import apply, changes
-from assets.stage_asset import Runner, is_bridge, sae_files, stage_asset
+from assets.stage_asset import is_bridge, one_step, sae_files, wired
 from latentgloss.errors import SaeError
 from latentgloss.hashing import json_sha256
 from latentgloss.stages import STAGES, Stage
-from latentgloss.work import Work, one_by_one
+from latentgloss.work import Runner, Work, one_by_one
 from latentgloss.workspace import Workspace
 from resources import Progress, WorkspaceResource
 from resources.workspace import loaded_settings
 
 SAES = ("m1/layers.0/a", "m1/layers.0/b", "m2/layers.0/a")
+JUDGED = ("intruder_scores", "detection_scores", "fuzzing_scores")
+"""In one step, as in the project."""
 
 
 class TinyWorkspace(Workspace):
@@ -55,7 +57,9 @@ class Tiny:
         self.external({})
         for key in saes:
             self.declare(key)
-        self.assets = [stage_asset()(self._runner(stage)) for stage in STAGES.values()]
+        stages = {name: wired()(self._runner(stage)) for name, stage in STAGES.items()}
+        alone = [one_step(name, stage) for name, stage in stages.items() if name not in JUDGED]
+        self.assets = [*alone, one_step("judged_scores", *(stages[name] for name in JUDGED))]
         self.definitions = dg.Definitions(
             assets=[*self.assets, sae_files],
             jobs=[dg.define_asset_job(s.name, selection=dg.AssetSelection.assets(s.name)) for s in STAGES.values()]

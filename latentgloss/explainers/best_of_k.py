@@ -7,7 +7,8 @@ flattered by the choice.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,43 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _SHUFFLE = 0xBE57
+
+
+@dataclass
+class _Latent:
+    """A latent whose samples are chosen between."""
+
+    row: Explained
+    question: Question
+    truth: Bool[np.ndarray, " contexts"]
+    samples: list[Told[str]] = field(default_factory=list)
+
+    @property
+    def texts(self) -> list[str]:
+        """What is to be judged: different sentences, where there is something to judge them on."""
+        if self.truth.all() or not self.truth.any():
+            return []
+        return list(dict.fromkeys(told.value for told in self.samples if told.value is not None))
+
+    def chosen(self, values: dict[str, float]) -> Explained:
+        """The best sample, by its text's balanced accuracy; with the tokens and the price of all of them."""
+        row, samples = self.row, self.samples
+        if not samples:
+            return row
+        of = [values.get(told.value or "", float("nan")) for told in samples]
+        known = [i for i, value in enumerate(of) if not np.isnan(value)]
+        if known:
+            row = explained(row, samples[max(known, key=lambda i: of[i])])
+        elif any(told.value is not None for told in samples):
+            row = replace(row, status="failed", reason="none of the samples could be judged on the select split")
+        else:
+            row = explained(row, samples[0])
+        return replace(
+            row,
+            prompt_tokens=sum(told.prompt_tokens for told in samples),
+            completion_tokens=sum(told.completion_tokens for told in samples),
+            cost_usd=sum(told.cost_usd for told in samples),
+        )
 
 
 class BestOfKExplainer:
@@ -63,26 +101,55 @@ class BestOfKExplainer:
         }
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
-        """One explanation per latent, in order. Everything is sampled before anything is judged."""
-        everything = list(evidence)
-        rows: dict[int, Explained] = {}
-        requests: dict[int, Request] = {}
-        for one in everything:
-            ids = tuple(one.context_ids[row] for row in self.llm.chosen(one))
-            blank = Explained(one.latent, "failed", context_ids=ids)
-            try:
-                requests[one.latent] = request = self.llm.request(one)
+        """One explanation per latent, in order. A latent's samples are judged as soon as they are there."""
+        sampled: deque[_Latent] = deque()  # in order, until judged
+        truths: deque[Bool[np.ndarray, " contexts"]] = deque()  # of questions, until answered
+        values: deque[float] = deque()  # of the texts of `sampled`, in order
+
+        def questions() -> Iterator[Question]:
+            for latent in self._sampled(evidence):
+                sampled.append(latent)
+                for text in latent.texts:
+                    truths.append(latent.truth)
+                    yield replace(latent.question, explanation=text)
+
+        def finished() -> Iterator[Explained]:
+            while sampled and len(values) >= len(sampled[0].texts):
+                latent = sampled.popleft()
+                yield latent.chosen({text: values.popleft() for text in latent.texts})
+
+        for answer in self.judge.judge(questions()):
+            values.append(_balanced_accuracy(answer, truths.popleft()))
+            yield from finished()
+        yield from finished()
+
+    def _sampled(self, evidence: Iterable[Evidence]) -> Iterator[_Latent]:
+        """Each latent with its samples."""
+        going: deque[tuple[_Latent, int]] = deque()  # with how many samples it waits for
+
+        def asks() -> Iterator[Ask[str]]:
+            for one in evidence:
+                ids = tuple(one.context_ids[row] for row in self.llm.chosen(one))
+                blank = Explained(one.latent, "failed", context_ids=ids)
+                question, truth = self._question(one)
+                try:
+                    request = self.llm.request(one)
+                except ExplainerError as e:
+                    going.append((_Latent(replace(blank, reason=str(e)), question, truth), 0))
+                    continue
                 digest = messages_sha256(request.messages)
-                rows[one.latent] = replace(blank, model=self.llm.model.name, prompt_sha256=digest)
-            except ExplainerError as e:
-                rows[one.latent] = replace(blank, reason=str(e))
-        asked = [ask for request in requests.values() for ask in self._samples(request)]
-        told = iter(list(ask_all(self.llm.model, asked)))
-        samples = {latent: [next(told) for _ in range(self.settings.k)] for latent in requests}
-        best = self._best({one.latent: one for one in everything}, samples)
-        for one in everything:
-            row = rows[one.latent]
-            yield _chosen(row, samples[one.latent], best[one.latent]) if one.latent in samples else row
+                row = replace(blank, model=self.llm.model.name, prompt_sha256=digest)
+                going.append((_Latent(row, question, truth), self.settings.k))
+                yield from self._samples(request)
+
+        for told in ask_all(self.llm.model, asks()):
+            while not going[0][1]:
+                yield going.popleft()[0]
+            latent, wanted = going[0]
+            latent.samples.append(told)
+            if len(latent.samples) == wanted:
+                yield going.popleft()[0]
+        yield from (latent for latent, _ in going)
 
     def _samples(self, request: Request) -> list[Ask[str]]:
         return [
@@ -107,24 +174,6 @@ class BestOfKExplainer:
     def unwritten(self) -> int:
         return self.llm.unwritten
 
-    def _best(self, evidence: dict[int, Evidence], samples: dict[int, list[Told[str]]]) -> dict[int, list[float]]:
-        """Balanced accuracy of each sample of each latent on select; NaN where it cannot be told."""
-        questions: list[tuple[int, str, Question, Bool[np.ndarray, " contexts"]]] = []
-        for latent, tolds in samples.items():
-            question, truth = self._question(evidence[latent])
-            texts = dict.fromkeys(told.value for told in tolds if told.value is not None)
-            if truth.any() and not truth.all():
-                questions += [(latent, text, replace(question, explanation=text), truth) for text in texts]
-        answers = self.judge.judge(question for _, _, question, _ in questions)
-        value = {
-            (latent, text): _balanced_accuracy(answer, truth)
-            for (latent, text, _, truth), answer in zip(questions, answers, strict=True)
-        }
-        return {
-            latent: [value.get((latent, told.value or ""), float("nan")) for told in tolds]
-            for latent, tolds in samples.items()
-        }
-
     def _question(self, one: Evidence) -> tuple[Question, Bool[np.ndarray, " contexts"]]:
         """The first windows of either class, in an order that hides which is which."""
         windows = one.select
@@ -148,20 +197,3 @@ def _balanced_accuracy(answer: Answer, truth: Bool[np.ndarray, " contexts"]) -> 
             return float("nan")
         rates.append(float(right[counted].mean()))
     return sum(rates) / 2
-
-
-def _chosen(row: Explained, samples: list[Told[str]], values: list[float]) -> Explained:
-    """The best sample; with the tokens and the price of all of them."""
-    known = [i for i, value in enumerate(values) if not np.isnan(value)]
-    if known:
-        row = explained(row, samples[max(known, key=lambda i: values[i])])
-    elif any(told.value is not None for told in samples):
-        row = replace(row, status="failed", reason="none of the samples could be judged on the select split")
-    else:
-        row = explained(row, samples[0])
-    return replace(
-        row,
-        prompt_tokens=sum(told.prompt_tokens for told in samples),
-        completion_tokens=sum(told.completion_tokens for told in samples),
-        cost_usd=sum(told.cost_usd for told in samples),
-    )

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Judge, Task
     from latentgloss.scorers.base import Plan
-    from latentgloss.settings import EmbeddingSettings, IntruderSettings, JudgedSettings, LlmJudgeSettings
+    from latentgloss.settings import EmbeddingSettings, IntruderSettings, JudgedSettings, LlmJudgeSettings, Settings
     from latentgloss.work import Work
     from latentgloss.workspace import Workspace
 
@@ -95,6 +95,12 @@ def judges_of_trials(work: Work, settings: IntruderSettings) -> list[Judge]:
         else _judge(name, JUDGES_OF_TRIALS)(workspace.vocabulary(work.model.name))
         for name in settings.judges
     ]
+
+
+def asks(settings: Settings, stage: str) -> bool:
+    """Whether a stage has scores by language models, to be waited for."""
+    scorer = getattr(settings, stage.removesuffix("_scores"), None)
+    return any(name.startswith(LLM) for name in getattr(scorer, "judges", ()))
 
 
 def language_judges(work: Work, scorer: str) -> list[LlmJudge | IntruderJudge]:

@@ -1,0 +1,144 @@
+"""Work that is begun before what was begun earlier is done, because whoever does it mostly waits for somebody else.
+
+What belongs here: blocks under way side by side and finished in order (`in_order`, `Threads`), and iterators that are
+drawn from at the same time (`abreast`). How many *requests* are under way is not decided here: the language model's
+client bounds that (`llm/client.py`), over all threads together.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
+    from types import TracebackType
+
+T = TypeVar("T")
+
+BLOCKS = 32
+"""Most blocks under way. Of a sparse sample a block has a latent or two: it takes many to keep a server busy."""
+CONTEXTS = 100_000
+"""Contexts in blocks under way beyond which no further block is begun, but for the second: of a dense SAE one block has
+as many, and while its last replies are waited for the next must be at work."""
+
+
+def in_order(begun: Iterable[tuple[int, Callable[[], T]]], most: int, weight: int | None = None) -> Iterator[T]:
+    """What became of each task, in the order in which they were begun.
+
+    Reading from `begun` begins a task and gives its weight and what waits for its result. At most `most` are under way
+    beside the one that is waited for, fewer (one) where together they weigh more than `weight`.
+    """
+    going: deque[tuple[int, Callable[[], T]]] = deque()
+    total = 0
+    for weighs, end in begun:
+        going.append((weighs, end))
+        total += weighs
+        while len(going) > most or (weight is not None and total > weight and len(going) > 2):
+            weighs, end = going.popleft()
+            total -= weighs
+            yield end()
+    for _, end in going:
+        yield end()
+
+
+class Abandoned(BaseException):
+    """Raised in a thread whose result nobody waits for any more. No failure: what it worked on is unfinished."""
+
+
+_given_up: ContextVar[tuple[threading.Event, ...]] = ContextVar("given_up", default=())
+"""Of those who wait for what runs here; one that is set: it does not wait any more."""
+
+
+def heeding(items: Iterable[T]) -> Iterator[T]:
+    """The items, until nobody waits for them any more: then Abandoned."""
+    flags = _given_up.get()
+    for item in items:
+        if any(flag.is_set() for flag in flags):
+            raise Abandoned
+        yield item
+
+
+class Threads:
+    """Threads for tasks that wait. Left with an error, what is still under way is abandoned as soon as it heeds."""
+
+    def __init__(self, most: int = BLOCKS) -> None:
+        self._pool = ThreadPoolExecutor(most, "blocks")
+        self._flag = threading.Event()
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._flag.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, task: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Has a task done, charged to whatever this thread is charged to (`llm.ledger.charged_to`)."""
+        context = copy_context()
+        context.run(_given_up.set, (*_given_up.get(), self._flag))
+        return self._pool.submit(context.run, task, *arguments)
+
+
+@dataclass(frozen=True)
+class _End:
+    """What an iterator ended with."""
+
+    error: BaseException | None
+
+
+def abreast(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
+    """Items of several iterators as they come, each iterator drawn from in a thread of its own.
+
+    One that raises stops no other: its error is raised here once all have ended. One alone is drawn from right here.
+    Closed early, or interrupted, it has the threads abandon what they do (`heeding`) and waits for that.
+    """
+    if len(iterators) == 1:
+        yield from iterators[0]
+        return
+    found: SimpleQueue[T | _End] = SimpleQueue()
+    flag = threading.Event()
+    flags = (*_given_up.get(), flag)
+
+    def draw(iterator: Iterator[T]) -> None:
+        _given_up.set(flags)
+        error: BaseException | None = None
+        try:
+            for item in heeding(iterator):
+                found.put(item)
+        except BaseException as e:  # a thread has nobody to raise to
+            error = e
+        finally:
+            with suppress(AttributeError):  # a generator's locks are released in the thread that took them
+                iterator.close()  # type: ignore[attr-defined]
+            found.put(_End(error))
+
+    threads = [threading.Thread(target=draw, args=(one,), name="abreast") for one in iterators]
+    for thread in threads:
+        thread.start()
+    errors: list[BaseException] = []
+    running = len(threads)
+    try:
+        while running:
+            item = found.get()
+            if not isinstance(item, _End):
+                yield item
+                continue
+            running -= 1
+            errors += [] if item.error is None else [item.error]
+    finally:
+        flag.set()
+        for thread in threads:
+            thread.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,221 @@
+"""What is begun before earlier things are done: order, bounds, and that nobody waits who could ask."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from llm_server import Server
+from scripted_model import reader
+
+from latentgloss import schema
+from latentgloss.ahead import Abandoned, Threads, abreast, heeding, in_order
+from latentgloss.llm.ledger import charged_to, purpose
+from latentgloss.protocols import Message, Request
+from latentgloss.scoring import together
+from latentgloss.workspace import Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+WIDE = "tiny/layers.0/wide"
+LATENTS, SAMPLE, IN_FLIGHT = 2048, 24, 20
+SETTINGS = f"""store = "data"
+[contexts]
+length = 16
+explain = 40
+select = 0
+test = 20
+min_explain = 5
+min_test = 5
+min_test_documents = 2
+[negatives]
+strata = ["random"]
+explain = 5
+select = 0
+test = 20
+[explanations]
+explainers = ["llm"]
+model = "judge"
+llm.contexts = 5
+llm.sample = {SAMPLE}
+[detection]
+judges = ["llm:judge"]
+llm.sample = {SAMPLE}
+[fuzzing]
+judges = ["llm:judge"]
+llm.sample = {SAMPLE}
+[machine]
+device = "cpu"
+threads = 1
+workers = 1
+"""
+
+
+# -- the pieces --------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(0, 5), st.one_of(st.none(), st.integers(1, 20)))
+def test_in_order_and_never_more_under_way_than_allowed(weights: list[int], most: int, weight: int | None) -> None:
+    going: list[tuple[int, int]] = []
+
+    def begun() -> Iterator[tuple[int, Callable[[], int]]]:
+        for number, weighs in enumerate(weights):  # asked for another: so few are under way now
+            assert len(going) <= most
+            assert weight is None or len(going) <= 2 or sum(w for _, w in going) <= weight
+            going.append((number, weighs))
+
+            def end(number: int = number, weighs: int = weighs) -> int:
+                going.remove((number, weighs))
+                return number
+
+            yield weighs, end
+
+    assert list(in_order(begun(), most, weight)) == list(range(len(weights)))
+
+
+def test_iterators_are_drawn_from_at_the_same_time() -> None:
+    met = threading.Barrier(3, timeout=30)
+
+    def one(name: str) -> Iterator[str]:
+        met.wait()  # nobody passes who is alone
+        yield name
+
+    assert sorted(abreast([one("a"), one("b"), one("c")])) == ["a", "b", "c"]
+
+
+def test_an_iterator_that_raises_stops_no_other() -> None:
+    failed = threading.Event()
+
+    def failing() -> Iterator[int]:
+        yield 0
+        failed.set()
+        raise ZeroDivisionError
+
+    def going() -> Iterator[int]:
+        assert failed.wait(30)
+        yield from range(1, 4)
+
+    running = abreast([failing(), going()])
+    assert sorted(next(running) for _ in range(4)) == [0, 1, 2, 3]
+    with pytest.raises(ZeroDivisionError):
+        next(running)
+
+
+def test_what_nobody_waits_for_any_more_is_abandoned() -> None:
+    ended: list[str] = []
+
+    def endless(name: str) -> Iterator[int]:
+        try:
+            with Threads(1) as threads:
+                threads.submit(lambda: [time.sleep(0.001) for _ in heeding(iter(int, 1))]).result()
+            yield 1  # pragma: no cover
+        except Abandoned:
+            ended.append(name)
+            raise
+
+    def quick() -> Iterator[int]:
+        yield 7
+
+    running = abreast([endless("a"), quick(), endless("b")])
+    assert next(running) == 7
+    running.close()  # type: ignore[attr-defined]
+    assert sorted(ended) == ["a", "b"]
+
+
+def test_a_failed_task_has_the_others_abandoned_and_threads_charge_who_began_them() -> None:
+    seen: Future[Any] = Future()
+
+    def waits() -> None:
+        try:
+            for _ in heeding(iter(int, 1)):
+                time.sleep(0.001)
+        except Abandoned as e:
+            seen.set_result(e)
+            raise
+
+    def beside_a_failure() -> None:
+        with Threads() as threads:
+            threads.submit(waits)
+            assert threads.submit(purpose).result(30) == ("a stage", "a partition")
+            threads.submit(lambda: 1 // 0).result(30)
+
+    with charged_to("a stage", "a partition"), pytest.raises(ZeroDivisionError):
+        beside_a_failure()
+    assert isinstance(seen.result(30), Abandoned)
+
+
+# -- the stages that ask, of a sparse sample ---------------------------------------------------------------------------
+
+
+class Kinds:
+    """Answers as `reader` does, and remembers what was asked in which order."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    def __call__(self, body: dict[str, Any]) -> str:
+        request = Request(tuple(Message(m["role"], m["content"]) for m in body["messages"]), body["max_tokens"])
+        text = request.messages[-1].content
+        judged = text.startswith("Description")
+        self.kinds.append("fuzzing" if judged and "<<" in text else "detection" if judged else "explanations")
+        return reader(request)
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wide SAE of which a few latents in each block are asked about; up to its contexts."""
+    folder = tmp_path_factory.mktemp("sparse")
+    tiny.tiny_workspace(folder, settings=SETTINGS)
+    for path in (folder / "registry" / "saes").glob("*.toml"):
+        path.unlink()
+    tiny.write_wide(folder, WIDE, LATENTS)
+    _entry(folder, "http://127.0.0.1:9/v1")
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    before = ("tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts", "sampled_negatives")
+    assert not [o.error for o in tiny.run_all(workspace, before) if o.error]
+    return folder
+
+
+def _entry(folder: Path, url: str) -> None:
+    path = folder / "registry" / "language_models" / "judge.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        f'name = "judge"\nengine = "openai_compatible"\nmodel = "judge"\nbase_url = "{url}"\nin_flight = {IN_FLIGHT}\n'
+    )
+
+
+def test_a_server_is_kept_busy_across_blocks_and_scorers(sparse: Path) -> None:
+    asked = Kinds()
+    with Server(asked, delay_s=0.1) as server:
+        _entry(sparse, server.base_url)
+        workspace = Workspace.open(sparse / "latentgloss.toml")
+        assert not [o.error for o in tiny.run_all(workspace, ["explanations"]) if o.error]
+        rows = workspace.store.current("explanations", WIDE).read(schema.EXPLANATIONS)  # type: ignore[union-attr]
+        sampled = rows.filter(status="ok")
+        assert sampled.height == SAMPLE and sampled.group_by(sampled["latent"] // schema.BLOCK).len().height >= 6
+        assert server.most == IN_FLIGHT  # though no block has more than a few latents
+        server.most = 0
+        scorers = ("detection_scores", "fuzzing_scores")
+        runners = {name: tiny.runner(name) for name in scorers}
+        outcomes = list(together(workspace, runners, [WIDE]))
+        assert {(o.stage, o.status) for o in outcomes} == {(name, "computed") for name in scorers}
+        assert server.most == IN_FLIGHT
+    kinds = asked.kinds[SAMPLE:]
+    early = kinds[: len(kinds) // 2]
+    assert early.count("detection") and early.count("fuzzing")  # neither waits until the other is done
+    for name in scorers:
+        scores = workspace.store.current(name, WIDE).read(schema.SCORES)  # type: ignore[union-attr]
+        asked_about = scores.filter(pl.col("status").is_in(["ok", "unscored"]))
+        assert asked_about["latent"].n_unique() == SAMPLE
+        # Each request is entered under the stage that asked, whichever thread sent it.
+        (total,) = (t for t in workspace.ledger.totals() if t["stage"] == name)
+        assert total["answered"] == kinds.count(name.removesuffix("_scores"))
