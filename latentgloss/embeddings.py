@@ -34,8 +34,8 @@ def _contexts(work: Work) -> None:
     usable = np.flatnonzero(Windows.of(corpus, length).usable)
     record, made = {}, 0
     for name in work.settings.embedding.embedders:
-        vectors = work.workspace.context_vectors(work.model.name, corpus, name)
-        made += vectors.ensure(usable, work.progress)
+        vectors = work.workspace.context_vectors(work.model.name, corpus, name, work.progress)
+        made += vectors.ensure(usable)
         record[name] = {
             "table": vectors.table.name,
             "embedder": vectors.embedder.identity(),
@@ -53,8 +53,8 @@ def _explanations(work: Work) -> None:
     distinct = list(dict.fromkeys(texts))
     record, made = {}, 0
     for name in work.settings.embedding.embedders:
-        vectors = work.workspace.text_vectors(name, "document")
-        made += vectors.ensure(distinct, work.progress)
+        vectors = work.workspace.text_vectors(name, "document", work.progress)
+        made += vectors.ensure(distinct)
         record[name] = {
             "table": vectors.table.name,
             "embedder": vectors.embedder.identity(),

@@ -133,12 +133,10 @@ class VectorTable:
 class _Kept:
     """What both kinds share: keys of items, and making what is missing."""
 
-    def __init__(self, table: VectorTable, batch: int) -> None:
-        self.table, self.batch = table, batch
+    def __init__(self, table: VectorTable, batch: int, progress: Progress | None) -> None:
+        self.table, self.batch, self.progress = table, batch, progress
 
-    def _ensure(
-        self, keys: Keys, embed: Callable[[np.ndarray], Float32[np.ndarray, "n d"]], progress: Progress | None
-    ) -> int:
+    def _ensure(self, keys: Keys, embed: Callable[[np.ndarray], Float32[np.ndarray, "n d"]]) -> int:
         """Makes the vectors that are missing; `embed` gets indexes into `keys`. Returns how many it made.
 
         Each batch is written as soon as it is made: a killed run loses one.
@@ -151,8 +149,8 @@ class _Kept:
         for first in range(0, len(missing), self.batch):
             chosen = items[first : first + self.batch]
             self.table.add(keys[chosen], embed(chosen))
-            if progress is not None:
-                progress(min(first + self.batch, len(missing)), len(missing), "texts")
+            if self.progress is not None:
+                self.progress(min(first + self.batch, len(missing)), len(missing), "texts")
         return len(missing)
 
 
@@ -176,20 +174,21 @@ class ContextVectors(_Kept):
         tokenizer: str,
         *,
         batch: int = BATCH,
+        progress: Progress | None = None,
     ) -> None:
-        """`tokenizer`: identity of what `decode` decodes with."""
+        """`tokenizer`: identity of what `decode` decodes with. `progress` is told of vectors that have to be made."""
         facts = {"what": "contexts", "embedder": embedder.identity(), "tokenizer": tokenizer, "length": length}
-        super().__init__(VectorTable(tables, f"contexts-{json_sha256(facts)[:16]}", facts), batch)
+        super().__init__(VectorTable(tables, f"contexts-{json_sha256(facts)[:16]}", facts), batch, progress)
         self.embedder, self.corpus, self.length, self.decode = embedder, corpus, length, decode
 
-    def ensure(self, contexts: Integer[np.ndarray, " n"], progress: Progress | None = None) -> int:
+    def ensure(self, contexts: Integer[np.ndarray, " n"]) -> int:
         """Embeds those that have no vector yet, each distinct window once; returns how many."""
         contexts = np.unique(contexts)
 
         def embed(chosen: np.ndarray) -> Float32[np.ndarray, "n d"]:
             return self.embedder.documents(self.decode(self.corpus.contexts(contexts[chosen], self.length)))
 
-        return self._ensure(self._keys(contexts), embed, progress)
+        return self._ensure(self._keys(contexts), embed)
 
     def get(self, contexts: Integer[np.ndarray, " n"]) -> Float32[np.ndarray, "n dimension"]:
         """One vector per context, in order."""
@@ -222,17 +221,18 @@ class TextVectors(_Kept):
         prefix: str,
         *,
         batch: int = BATCH,
+        progress: Progress | None = None,
     ) -> None:
-        """`prefix`: what the embedder puts before a text in this role."""
+        """`prefix`: what the embedder puts before a text in this role. `progress` as for contexts."""
         facts = {"what": "texts", "embedder": embedder.identity()}
-        super().__init__(VectorTable(tables, f"texts-{json_sha256(facts)[:16]}", facts), batch)
+        super().__init__(VectorTable(tables, f"texts-{json_sha256(facts)[:16]}", facts), batch, progress)
         self.embedder, self.prefix = embedder, prefix
         self._embed = embedder.queries if role == "query" else embedder.documents
 
-    def ensure(self, texts: Iterable[str], progress: Progress | None = None) -> int:
+    def ensure(self, texts: Iterable[str]) -> int:
         """Embeds those that have no vector yet, each once; returns how many."""
         distinct = list(dict.fromkeys(texts))
-        return self._ensure(self.keys(distinct), lambda chosen: self._embed([distinct[i] for i in chosen]), progress)
+        return self._ensure(self.keys(distinct), lambda chosen: self._embed([distinct[i] for i in chosen]))
 
     def get(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
         """One vector per text, in order."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from latentgloss.saes.coder import SparseCoder
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
-    from latentgloss.vectors import ContextVectors, TextVectors
+    from latentgloss.vectors import ContextVectors, Progress, TextVectors
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,9 @@ class Workspace:
 
         return LanceTables(self.settings.store_root / FOLDER)
 
-    def context_vectors(self, model: str, corpus: Corpus, embedder: str) -> ContextVectors:
+    def context_vectors(
+        self, model: str, corpus: Corpus, embedder: str, progress: Progress | None = None
+    ) -> ContextVectors:
         """Vectors of the contexts of a model's corpus, of `contexts.length` tokens each; made when asked for."""
         from latentgloss.subject_files import load_tokenizer, tokenizer_identity
         from latentgloss.vectors import ContextVectors
@@ -203,17 +205,19 @@ class Workspace:
 
         return ContextVectors(
             self.lance, self.embedder(embedder), corpus, self.settings.contexts.length, decode,
-            tokenizer_identity(spec, self.model_cache), batch=self.settings.machine.embedding_batch,
+            tokenizer_identity(spec, self.model_cache), batch=self.settings.machine.embedding_batch, progress=progress,
         )  # fmt: skip
 
-    def text_vectors(self, embedder: str, role: Literal["query", "document"]) -> TextVectors:
+    def text_vectors(
+        self, embedder: str, role: Literal["query", "document"], progress: Progress | None = None
+    ) -> TextVectors:
         """Vectors of texts (explanations), as what is searched for or what is searched in; made when asked for."""
         from latentgloss.vectors import TextVectors
 
         spec = self.registry.embedder(embedder)
         prefix = spec.query_prefix if role == "query" else spec.document_prefix
         batch = self.settings.machine.embedding_batch
-        return TextVectors(self.lance, self.embedder(embedder), role, prefix, batch=batch)
+        return TextVectors(self.lance, self.embedder(embedder), role, prefix, batch=batch, progress=progress)
 
     def sae(self, spec: SaeSpec) -> SparseCoder:
         """The SAE's weights. Raises SaeError."""

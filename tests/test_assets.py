@@ -68,7 +68,7 @@ def test_scorers_share_a_step_and_each_is_an_asset_of_its_own(workspace: Tiny, a
     workspace.broken.add(("detection_scores", SAES[1]))
     result = workspace.run("saes", SAES[0], SAES[-1])
     finished = {stage: workspace.instance.get_materialized_partitions(dg.AssetKey(stage)) for stage in JUDGED}
-    assert finished == {**dict.fromkeys(JUDGED, set(SAES)), "detection_scores": {SAES[0], SAES[2]}}
+    assert finished == {**{stage: set(SAES) for stage in JUDGED}, "detection_scores": {SAES[0], SAES[2]}}
     assert workspace.ran.count(("fuzzing_scores", SAES[0])) == 1
     failure = next(e for e in result.all_events if e.is_step_failure).step_failure_data
     assert failure.user_failure_data is not None

@@ -190,7 +190,7 @@ def test_a_stopped_run_loses_one_batch(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        of_contexts(tables, embedder, tokens, batch=4).ensure(np.arange(20), progress)
+        of_contexts(tables, embedder, tokens, batch=4, progress=progress).ensure(np.arange(20))
     assert seen == [4, 8, 12]
     assert of_contexts(tables, embedder, tokens, batch=4).ensure(np.arange(20)) == 8
     assert len(embedder.asked) == 20
@@ -204,8 +204,9 @@ import numpy as np
 from pathlib import Path
 from test_vectors import Hashed, LanceTables, of_contexts
 tokens = np.arange(200_000, dtype=np.uint32).reshape(-1, 2)
-of_contexts(LanceTables(Path({str(tmp_path)!r})), Hashed(), tokens, batch=64).ensure(
-    np.arange(len(tokens)), lambda done, total, unit: print(done, flush=True))
+progress = lambda done, total, unit: print(done, flush=True)
+of_contexts(LanceTables(Path({str(tmp_path)!r})), Hashed(), tokens, batch=64, progress=progress).ensure(
+    np.arange(len(tokens)))
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -122,7 +122,7 @@ def identities_of_trials(workspace: Workspace, settings: IntruderSettings) -> di
 def judges_of_vectors(work: Work, settings: EmbeddingSettings) -> list[Judge]:
     """The cosine judge with each embedder of the settings. Raises InputError for an embedder there is none of."""
     workspace, corpus = work.workspace, work.workspace.corpus(work.input("resolved_saes"))
-    return [cosine_judge(workspace, work.model.name, corpus, name) for name in settings.embedders]
+    return [cosine_judge(workspace, work.model.name, corpus, name, work.progress) for name in settings.embedders]
 
 
 def identities_of_vectors(workspace: Workspace, settings: EmbeddingSettings) -> dict[str, dict[str, Any]]:

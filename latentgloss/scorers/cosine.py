@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from latentgloss.corpus import Corpus
     from latentgloss.protocols import Embedder, Question, Vectors
+    from latentgloss.vectors import Progress
     from latentgloss.workspace import Workspace
 
 
@@ -58,10 +59,13 @@ class CosineJudge:
             yield Answer(evidence.astype(np.float32), None, None, None)
 
 
-def cosine_judge(workspace: Workspace, model: str, corpus: Corpus, embedder: str) -> CosineJudge:
+def cosine_judge(
+    workspace: Workspace, model: str, corpus: Corpus, embedder: str, progress: Progress | None = None
+) -> CosineJudge:
     """The judge over the contexts of a corpus (windows of `contexts.length`), with vectors kept in the store."""
-    queries = workspace.text_vectors(embedder, "query")
-    return CosineJudge(workspace.embedder(embedder), queries, workspace.context_vectors(model, corpus, embedder))
+    queries = workspace.text_vectors(embedder, "query", progress)
+    documents = workspace.context_vectors(model, corpus, embedder, progress)
+    return CosineJudge(workspace.embedder(embedder), queries, documents)
 
 
 def _contexts(question: Question) -> np.ndarray:
