@@ -17,6 +17,7 @@ from latentgloss.errors import InputError, LanguageModelError, MissingInput
 from latentgloss.evidence import BlockEvidence
 from latentgloss.explainers import EXPLAINERS, block_name, explainer_of
 from latentgloss.explainers.llm import LlmExplainer
+from latentgloss.llm.models import capabilities_of
 from latentgloss.prompting import messages_sha256
 from latentgloss.scorers import LLM, SCORERS
 from latentgloss.scorers.llm_judge import LlmJudge
@@ -27,7 +28,6 @@ from latentgloss.workspace import Recipe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from latentgloss.explainers import Tools
     from latentgloss.protocols import Capability, LanguageModel, Message, Reply, Request
     from latentgloss.settings import JudgedSettings
     from latentgloss.workspace import Workspace
@@ -59,10 +59,8 @@ class Tried:
 class Nobody:
     """A language model that answers nothing, in whose name prompts can be looked at."""
 
-    capabilities: frozenset[Capability] = frozenset()
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, capabilities: frozenset[Capability] = frozenset()) -> None:
+        self.name, self.capabilities = name, capabilities
 
     def identity(self) -> dict[str, Any]:
         return {"model": self.name}
@@ -87,15 +85,19 @@ def try_explainer(workspace: Workspace, partition: str, latent: int, explainer: 
     work = as_it_stands(workspace, "explanations", partition)
     settings, tools = workspace.settings.explanations, workspace.tools(partition)
     if dry:
-        settings, tools = _without_model(settings.model or "nobody", settings, tools)
+        nobody = _nobody(workspace, settings.model or "nobody")
+        settings = settings.model_copy(update={"model": nobody.name})
+        tools = replace(tools, language_model=lambda name: nobody)
     made = make(settings, workspace.vocabulary(work.model.name), tools)
     evidence = _evidence(workspace, work, latent, made)
     about = {"latent": latent, "explainer": explainer, "model": made.model.name}
     return _tried(made.model, made.ask(made.request(evidence)), about, dry=dry)
 
 
-def _without_model(name: str, settings: Any, tools: Tools) -> tuple[Any, Tools]:
-    return settings.model_copy(update={"model": name}), replace(tools, language_model=Nobody)
+def _nobody(workspace: Workspace, name: str) -> Nobody:
+    """In the place of a model of that name, which need not be there: what it is asked follows from what it can do."""
+    spec = workspace.registry.language_models.get(name)
+    return Nobody(name) if spec is None else Nobody(name, capabilities_of(spec))
 
 
 def _evidence(workspace: Workspace, work: Work, latent: int, made: LlmExplainer) -> Any:
@@ -137,7 +139,7 @@ def try_judge(
         explainer = explainer or workspace.settings.explanations.explainers[0]
         text = _stored(work, latent, explainer)
     name = judge.removeprefix(LLM)
-    model: LanguageModel = Nobody(name) if dry else workspace.language_model(name)
+    model: LanguageModel = _nobody(workspace, name) if dry else workspace.language_model(name)
     made = LlmJudge(model, SCORERS[scorer].name, lambda: workspace.vocabulary(work.model.name), settings.llm)
     plan = SCORERS[scorer].plan(work, workspace.corpus(work.input("resolved_saes")), ("test",))
     everything = plan.ask(f"{latent // schema.BLOCK:06d}") if _has_block(work, latent) else None

@@ -12,7 +12,7 @@ from scripted_model import Scripted, asked_of, passages_of, with_logprobs
 
 from latentgloss.asking import Unread, ask_all
 from latentgloss.errors import ScorerError
-from latentgloss.explainers.llm import LONGEST, read_explanation
+from latentgloss.explainers.replies import LONGEST, read_explanation, read_object
 from latentgloss.explainers.windows import Vocabulary
 from latentgloss.protocols import Question, Reply
 from latentgloss.protocols import TokenLogprobs as Token
@@ -63,6 +63,59 @@ def test_replies_that_are_read(text, expected):
 def test_replies_that_are_not_read(text):
     with pytest.raises(Unread):
         read_explanation(Reply("ok", text=text))
+
+
+STEPS = ("strongest", "around", "weaker")
+json_garbage = st.lists(
+    st.sampled_from(['{"explanation": "', "Months", '"}', '"', ",", "{", "}", "[", "]", ":", '"explanation"', "\\n",
+                     "\\ud800", "null", "9" * 5000, " ", "\n", "[" * 200_000]), max_size=8,
+).map("".join)  # fmt: skip
+
+
+@given(st.one_of(garbage, json_garbage))
+def test_any_reply_is_an_object_with_an_explanation_or_is_not(text):
+    try:
+        found = read_object(Reply("ok", text=text))
+    except Unread:
+        return
+    assert 0 < len(found) <= LONGEST and "\n" not in found and text.count('"explanation"') == 1
+    found.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"explanation": "Months."}', "Months."),
+        ('```json\n{\n  "explanation" : " Months\\tand "\n}\n```', "Months and"),
+        ('<think>{"explanation": "no"}</think>{"explanation": "The word \\"None\\""}', 'The word "None"'),
+        ('{"explanation": "\\"Months\\""}', "Months"),
+        ('{"explanation": "\\ud83d\\ude00 and \\ud800"}', "😀 and ?"),
+    ],
+)
+def test_objects_that_are_read(text, expected):
+    assert read_object(Reply("ok", text=text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Months", '"Months"', "5", "[]", "{}", '["explanation", "Months"]', '[["explanation", "Months"]]',
+     '{"explanation": "Months', '{"explanation": ""}', '{"explanation": "none."}', '{"explanation": null}',
+     '{"explanation": NaN}', '{"explanation": ["Months"]}', '{"explanation": {"explanation": "Months"}}',
+     '{"Explanation": "Months"}', '{"explanation": "Months", "more": "x"}', '{"explanation": "a\\nb"}',
+     '{"explanation": "a", "explanation": "b"}', 'Sure: {"explanation": "Months"}', '{"explanation": "Months"} so',
+     "EXPLANATION: Months", '{"explanation": "' + "long " * 200 + '"}', '{"a":' * 100_000],
+)  # fmt: skip
+def test_objects_that_are_not_read(text):
+    with pytest.raises(Unread):
+        read_object(Reply("ok", text=text))
+
+
+def test_steps_come_before_the_explanation_and_are_not_in_it():
+    steps = '"strongest": "a", "around": "b", "weaker": "c"'
+    assert read_object(Reply("ok", text=f'{{{steps}, "explanation": "Months"}}'), STEPS) == "Months"
+    for text in ('{"explanation": "Months"}', f"{{{steps}}}"):
+        with pytest.raises(Unread, match="strongest, around, weaker, explanation"):
+            read_object(Reply("ok", text=text), STEPS)
 
 
 @given(garbage, st.integers(1, 6))
