@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from latentgloss.explainers.replies import LONGEST, read_explanation, read_objec
 from latentgloss.explainers.windows import Vocabulary
 from latentgloss.protocols import Question, Reply
 from latentgloss.protocols import TokenLogprobs as Token
-from latentgloss.scorers.intruder import read_choice, trial
+from latentgloss.scorers.intruder import IntruderJudge, read_choice, trial
 from latentgloss.scorers.llm_judge import LlmJudge, read_verdicts
 from latentgloss.settings import LlmJudgeSettings
 
@@ -252,3 +253,28 @@ def test_a_trial_shows_five_marked_windows():
     for wrong in ("", "6", "0", "1 or 2", "Passage 3", "33", "NaN"):
         with pytest.raises(Unread):
             read_choice(Reply("ok", text=wrong))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [('{"intruder": 4}', 3), (' {\n "intruder" : 1\n}', 0), ("2", 1), ('{"intruder": 6}', None),
+     ('{"intruder": "4"}', None), ('{"intruder": 4, "why": 1}', None),
+     ('{"intruder": 44}', None), ('{"place": 4}', None), ('{"intruder": 4', None)],
+)  # fmt: skip
+def test_a_model_that_knows_schemas_and_no_choice_is_held_to_an_object_around_the_number(text, place):
+    marks = np.eye(5, 4, dtype=bool) | np.eye(5, 4, -1, dtype=bool)
+    model = Scripted(lambda r: text, capabilities=("json_schema",))
+    (told,) = ask_all(model, [trial(question(5).tokens, marks, WORDS, model)])
+    assert model.seen[0].choice is None and model.seen[0].json_schema["required"] == ["intruder"]
+    assert (None if told.value is None else told.value.place) == place
+    assert told.status == ("parse_failed" if place is None else "ok") and told.repaired == (place is None)
+    with pytest.raises(Unread) if "{" in text else nullcontext():
+        read_choice(Reply("ok", text=text))
+
+
+def test_how_a_trial_is_asked_is_in_its_identity_only_where_it_is_by_schema():
+    held, listed, free = (
+        IntruderJudge(Scripted(capabilities=can), lambda: WORDS).identity()
+        for can in (("json_schema",), ("json_schema", "choice"), ())
+    )
+    assert listed == free and {**free, "json_schema": held["json_schema"]} == held
