@@ -17,7 +17,7 @@ import polars as pl
 from latentgloss import judgements, schema
 from latentgloss.sampling import of_block, sampled
 from latentgloss.scorers import SCORERS
-from latentgloss.scorers.trials import ARM, TRIALS, drawing, turn_of
+from latentgloss.scorers.trials import ARM, TRIALS, Trials
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def _intruder(work: Work) -> None:
     contexts = work.input("sampled_contexts")
     judges = SCORERS[TASK].judges(work, settings)
     chosen = sampled(contexts.read(schema.ELIGIBILITY), settings.sample, settings.seed)
-    trials = drawing(work, work.workspace.corpus(work.input("resolved_saes")))
+    trials = Trials(work, work.workspace.corpus(work.input("resolved_saes")))
     spent: dict[str, dict[str, float]] = {judge.name: dict.fromkeys(_TAKEN, 0) for judge in judges}
     blocks = sorted(contexts.manifest.blocks)
     for done, block in enumerate(blocks):
@@ -55,7 +55,7 @@ def _intruder(work: Work) -> None:
                 "sample": None if chosen is None else of_block(chosen, block),
                 "seed": settings.seed,
                 "trials": TRIALS,
-                "turn": turn_of(work, block).tolist(),
+                **trials.consumed(block),
             },
             resolved_saes=work.input("resolved_saes").content(("cache",)),
             **{

@@ -168,7 +168,7 @@ _ALL = (
         name="intruder_scores",
         noun="scores",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache", "latents")),  # who was asked for before whom
             Input("activation_cache", ("activations", "masked")),
