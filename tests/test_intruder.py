@@ -58,11 +58,15 @@ def pool_of(seed, latents, n, together=0.1):
     return frame, masked, pairs.cast({"latent": pl.UInt32, "position": pl.UInt32})
 
 
+def marked(frame, masked, pairs, latents):
+    latents = np.array(latents, np.uint32)
+    return Marked.of(latents, frame, masked, cells_of([pairs], latents, LENGTH))
+
+
 def trials_of(frame, masked, pairs, judged, seed, in_turn=None):
     """Of some latents; asked for in ascending order if not told."""
     in_turn = sorted(frame["latent"].unique()) if in_turn is None else in_turn
-    cells = cells_of([pairs], LENGTH)
-    own, pool = (Marked.of(np.array(latents, np.uint32), frame, masked, cells) for latents in (judged, in_turn))
+    own, pool = (marked(frame, masked, pairs, latents) for latents in (judged, in_turn))
     return draw(own, pool, {latent: in_turn.index(latent) for latent in judged}, seed)
 
 
@@ -78,7 +82,7 @@ seeds, sizes = st.integers(0, 10_000), st.sampled_from([9, 30, 50, 100])
 def test_four_windows_of_a_decile_and_one_of_another_latent_that_is_alone_in_its_window(seed, n):
     frame, masked, pairs = pool_of(seed, [1, 2, 3, 4], n)
     drawn = trials_of(frame, masked, pairs, [1, 2, 3, 4], seed, [2, 4, 1, 3])
-    everyone = Marked.of(np.arange(1, 5, dtype=np.uint32), frame, masked, cells_of([pairs], LENGTH))
+    everyone = marked(frame, masked, pairs, range(1, 5))
     fires = {(latent, position // LENGTH) for latent, position in pairs.iter_rows()}
     of = {(r["latent"], r["context"]): r for r in frame.iter_rows(named=True)}
     rows = zip(everyone.row, everyone.context, everyone.marks, strict=True)
@@ -348,7 +352,7 @@ def everyone(planted):
     corpus = planted.corpus(work.input("resolved_saes"))
     latents = Trials(work, corpus).intruders
     contexts, cache = work.input("sampled_contexts").read(schema.CONTEXTS), work.input("activation_cache")
-    cells = cells_of([cache.read(schema.ACTIVATIONS).select("latent", "position")], 32)
+    cells = cells_of([cache.read(schema.ACTIVATIONS).select("latent", "position")], latents, 32)
     return corpus, Marked.of(latents, contexts, masked_tokens(cache, corpus, 32), cells)
 
 

@@ -34,9 +34,9 @@ class Marked:
     marks: Bool[np.ndarray, "n length"]
     shape: Int64[np.ndarray, " n"]
     """Number of runs of marks and of marked tokens, in one number."""
-    cell_row: Int64[np.ndarray, " cells"]
+    cell_row: UInt32[np.ndarray, " cells"]
     """Index into `latents`, of a window of the corpus in which the latent fires on some token, masked or not."""
-    cell_window: Int64[np.ndarray, " cells"]
+    cell_window: UInt32[np.ndarray, " cells"]
 
     @classmethod
     def of(
@@ -48,7 +48,7 @@ class Marked:
     ) -> Marked:
         """From rows of `schema.CONTEXTS` in any order, the mask of all windows of the corpus, and where latents fire.
 
-        `cells` (`cells_of`) has all there are of these latents, perhaps of others too; so has `contexts`.
+        `contexts` has all there are of these latents, perhaps of others too; `cells` (`cells_of`), of these alone.
         """
         mine = pl.col("latent").is_in(latents.tolist())
         sample = contexts.filter(mine, split="test").sort("latent", "context")
@@ -56,11 +56,10 @@ class Marked:
         own = marks(dense_activations(sample, masked.shape[1]), masked[context])
         runs = (own[:, 1:] & ~own[:, :-1]).sum(axis=1) + own[:, 0]
         shape = runs.astype(np.int64) * (masked.shape[1] + 1) + own.sum(axis=1)
-        fires = cells.filter(mine)
         order = np.argsort(latents)
-        row, cell_row = (order[np.searchsorted(latents, f["latent"].to_numpy(), sorter=order)] for f in (sample, fires))
-        window = fires["window"].to_numpy().astype(np.int64)
-        return cls(latents, row, context, decile, document, own, shape, cell_row, window)
+        row, cell_row = (order[np.searchsorted(latents, f["latent"].to_numpy(), sorter=order)] for f in (sample, cells))
+        window = cells["window"].to_numpy()
+        return cls(latents, row, context, decile, document, own, shape, cell_row.astype(np.uint32), window)
 
     def fires_in(self, windows: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, "latents n"]:
         """Which of the latents fire in which of some windows of the corpus."""
@@ -84,7 +83,8 @@ class Marked:
         return dict(zip(shapes.tolist(), np.split(order, first[1:]), strict=True))
 
 
-def cells_of(pairs: Sequence[pl.DataFrame], length: int) -> pl.DataFrame:
-    """(latent, window), each once, of frames with columns latent and position of `schema.ACTIVATIONS`."""
+def cells_of(pairs: Sequence[pl.DataFrame], latents: UInt32[np.ndarray, " latents"], length: int) -> pl.DataFrame:
+    """(latent, window) of some latents, each once, of frames with latent and position of `schema.ACTIVATIONS`."""
     everything = pl.concat([schema.ACTIVATIONS.empty().select("latent", "position"), *pairs])
-    return everything.select("latent", window=pl.col("position") // length).unique()
+    mine = everything.filter(pl.col("latent").is_in(latents.tolist()))
+    return mine.select("latent", window=pl.col("position") // length).unique()

@@ -221,8 +221,8 @@ class Trials:
         before = self._of_block(block)
         judged = np.array(list(before), dtype=np.uint32)
         ranges = [(int(judged[0]), int(judged[-1]) + 1)] if before else []
-        contexts, cells = self.contexts.read(schema.CONTEXTS, block), cells_of(self._shards.read(ranges), self.length)
-        own = Marked.of(judged, contexts, self._masked, cells)
+        cells = cells_of(self._shards.read(ranges), judged, self.length)
+        own = Marked.of(judged, self.contexts.read(schema.CONTEXTS, block), self._masked, cells)
         drawn = draw(own, self._pool, before, self.settings.seed)
         at = drawn.rows["context"].to_numpy()
         tokens = self.corpus.contexts(at, self.length)
@@ -264,7 +264,7 @@ class Trials:
         """They are of anywhere in the SAE: the whole cache is read once, a shard at a time, and little of it kept."""
         ranges = [(latent, latent + 1) for latent in sorted(self.intruders.tolist())]
         each = (Shards([path], strengths=False).read(ranges) for path in self._paths)
-        cells = pl.concat([cells_of(pairs, self.length) for pairs in ([], *each)])
+        cells = pl.concat([cells_of(pairs, self.intruders, self.length) for pairs in ([], *each)])
         return Marked.of(self.intruders, self._of_intruders, self._masked, cells)
 
 
