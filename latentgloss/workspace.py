@@ -287,6 +287,10 @@ class Workspace:
                 if upstream.optional:
                     continue
                 raise
+            if upstream.optional:  # a scorer without judges makes a version that holds nothing
+                versions = {key: version for key, version in versions.items() if version.manifest.blocks}
+                if not versions:
+                    continue
             inputs[upstream.stage] = versions
             parts = upstream.parts_used(settings)
             hashes = {key: version.content(parts) for key, version in versions.items()}
@@ -294,7 +298,7 @@ class Workspace:
         optional = [i.stage for i in stage.inputs if i.optional]
         if optional and not inputs.keys() & optional:
             raise MissingInput(
-                f"none of {', '.join(optional)} of {partition} has been materialised",
+                f"none of {', '.join(optional)} of {partition} has been materialised, or holds anything",
                 expected=f"one of them before {stage.name}",
                 todo=f"materialise {optional[0]} first",
             )
