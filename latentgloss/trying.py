@@ -7,6 +7,7 @@ nothing is computed for other latents and nothing is stored (the reply cache of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -20,7 +21,9 @@ from latentgloss.explainers.llm import LlmExplainer
 from latentgloss.llm.models import capabilities_of
 from latentgloss.prompting import messages_sha256
 from latentgloss.scorers import LLM, SCORERS
+from latentgloss.scorers.intruder import IntruderJudge
 from latentgloss.scorers.llm_judge import LlmJudge
+from latentgloss.scorers.trials import Trials
 from latentgloss.stages import STAGES
 from latentgloss.work import Work
 from latentgloss.workspace import Recipe
@@ -48,9 +51,10 @@ class Tried:
     repaired: bool = False
     """Whether `reply` is that to a second request."""
     value: Any = None
-    """What was read: the explanation, or for each passage whether the latent is said to be active."""
-    truth: list[bool] = field(default_factory=list)
-    """Of a judge's passages."""
+    """What was read: the explanation, or what a judge says: for each passage whether the latent is active, or in which
+    place, from 1, the intruder is."""
+    truth: list[bool] | int = field(default_factory=list)
+    """The same, as it is."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
@@ -127,10 +131,13 @@ def try_judge(
     """One prompt of a judge about one latent, of the test split in its first arm; prompt `number` from 0.
 
     The explanation is `text`, or the stored one of `explainer` (default: the first of the settings). Raises
-    MissingInput if something has not been materialised, InputError for what there is none of.
+    MissingInput if something has not been materialised, InputError for what there is none of. Of `intruder` it is one
+    trial, without any explanation.
     """
+    if scorer == "intruder":
+        return _try_intruder(workspace, partition, latent, judge, number, dry=dry)
     if scorer not in ("detection", "fuzzing"):
-        raise InputError(f"scorer {scorer!r} has no prompts", expected="detection or fuzzing")
+        raise InputError(f"scorer {scorer!r} has no prompts", expected="detection, fuzzing or intruder")
     work = as_it_stands(
         workspace, f"{scorer}_scores", partition, without={"explanations"} if text is not None else set()
     )
@@ -153,12 +160,40 @@ def try_judge(
     truths = [truth[i : i + step] for truth in rows["truth"].to_list() for i in range(0, len(truth), step)]
     questions = mine.questions(made.task, {latent: (text, None)})
     prompts = [ask for question in questions for ask in made.asks(question)]
-    if not 0 <= number < len(prompts):
-        raise InputError(f"there is no prompt {number}", expected=f"0 to {len(prompts) - 1}")
+    _check(number, len(prompts))
     about = {"latent": latent, "scorer": scorer, "judge": name, "explainer": explainer, "explanation": text,
              "negatives": plan.arms[0], "prompt": number, "prompts": len(prompts)}  # fmt: skip
     tried = _tried(model, prompts[number], about, dry=dry)
     return replace(tried, value=tried.value and tried.value.active, truth=truths[number])
+
+
+def _try_intruder(workspace: Workspace, partition: str, latent: int, judge: str, number: int, *, dry: bool) -> Tried:
+    """One of the trials that were made, `number` from 0."""
+    work = as_it_stands(workspace, "intruder_scores", partition)
+    name = judge.removeprefix(LLM)
+    model: LanguageModel = _nobody(workspace, name) if dry else workspace.language_model(name)
+    made = IntruderJudge(model, lambda: workspace.vocabulary(work.model.name))
+    corpus = workspace.corpus(work.input("resolved_saes"))
+    table, asked = Trials(work, corpus, only=latent)(f"{latent // schema.BLOCK:06d}")
+    trials = table.filter(status="ok").to_dicts()
+    if not trials:
+        why = table["reason"].unique().sort().to_list()
+        raise InputError(
+            f"there is no trial of latent {latent} of {partition}" + "".join(f"; {reason}" for reason in why)
+        )
+    _check(number, len(trials))
+    (question,) = islice(asked.questions("intruder", {latent: ("", None)}), number, number + 1)
+    (planned,) = made.planned(question)
+    trial = trials[number]
+    about = {"latent": latent, "scorer": "intruder", "judge": name, "trial": trial["trial"], "decile": trial["decile"],
+             "intruder_latent": trial["intruder_latent"], "prompt": number, "prompts": len(trials)}  # fmt: skip
+    tried = _tried(model, planned.ask, about, dry=dry)
+    return replace(tried, value=tried.value and tried.value.place + 1, truth=trial["place"])
+
+
+def _check(number: int, prompts: int) -> None:
+    if not 0 <= number < prompts:
+        raise InputError(f"there is no prompt {number}", expected=f"0 to {prompts - 1}")
 
 
 def _has_block(work: Work, latent: int) -> bool:

@@ -24,7 +24,7 @@ from latentgloss.lineage import trace
 from latentgloss.lineage_scores import accuracy_checks
 from latentgloss.marks import masked_tokens
 from latentgloss.planted import attackers, judges, rules, world
-from latentgloss.protocols import Question, Reply, TokenLogprobs
+from latentgloss.protocols import Message, Question, Reply, TokenLogprobs
 from latentgloss.scorers.base import COLUMNS, Asked
 from latentgloss.scorers.intruder import IntruderJudge, MarkedTokens, named, read_choice
 from latentgloss.scorers.marked import Marked, cells_of
@@ -604,6 +604,36 @@ def test_report_index_and_commands_show_it(asked):
     indexed = explanation_rows(tiny.SPARSIFY, inputs).filter(explainer="pattern").drop_nulls("intruder")
     assert indexed.height > 20
     assert all(value == lowest[latent] for latent, value in indexed.select("latent", "intruder").iter_rows())
+
+
+def test_a_trial_is_tried_as_the_stage_asked_it(asked, model, monkeypatch):
+    version, latents = version_of(asked, tiny.SPARSIFY), latents_in_turn(asked.registry.sae(tiny.SPARSIFY), 256)
+    trials = version.read(schema.TRIALS).filter(status="ok")
+    latent = next(int(i) for i in latents[::-1] if trials.filter(latent=int(i)).height > 10)
+    mine = trials.filter(latent=latent).sort("trial")
+    of_stage = {r.messages for r in model.seen if not is_repair(r)}
+    other = Scripted(lambda request: "3")
+    monkeypatch.setattr(Workspace, "language_model", lambda self, name: other)
+
+    def tried(*more):
+        arguments = ["--config", str(asked.settings.folder / "latentgloss.toml"), "try", tiny.SPARSIFY, str(latent)]
+        return CliRunner().invoke(cli, [*arguments, "--judge", "scripted", "--scorer", "intruder", *map(str, more)])
+
+    for number in (0, 7):
+        row = mine.row(number, named=True)
+        found = json.loads(tried("--number", number, "--dry", "--json").stdout)
+        assert not other.seen and found["status"] == "" and found["value"] is None
+        assert found["truth"] == row["place"] and found["trial"] == row["trial"] and found["prompts"] == mine.height
+        assert found["intruder_latent"] == row["intruder_latent"]
+        assert tuple(Message(**message) for message in found["messages"]) in of_stage
+    found = json.loads(tried("--json").stdout)
+    assert (found["value"], found["truth"], found["cost_usd"]) == (3, mine["place"][0], 0.001)
+    assert f"=== read\n3 (the intruder is {mine['place'][7]})" in tried("--number", 7).stdout
+    too_many = tried("--prompt", 20, "--dry")
+    assert too_many.exit_code == 1 and f"Expected: 0 to {mine.height - 1}" in too_many.stderr
+    other._answer = lambda request: "the third, I think"
+    unread = tried()
+    assert unread.exit_code == 1 and "parse_failed" in unread.stderr and "second reply" in unread.stdout
 
 
 def test_without_judges_nothing_is_read_and_nothing_is_asked(asked):

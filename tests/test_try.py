@@ -112,6 +112,9 @@ def test_a_reply_that_cannot_be_read_is_shown_and_fails(root, latent, model, mon
         ([1, "--judge", "x", "--dry"], 1, "has no explanation of latent 1"),
         ([0, "--judge", "absent", "--text", "y"], 1, "'absent' is not in the registry"),
         ([0, "--judge", "x", "--text", "y", "--prompt", "999", "--dry"], 1, "there is no prompt 999"),
+        ([0, "--judge", "x", "--text", "y", "--scorer", "intruder", "--dry"], 2, "without an explanation"),
+        ([1, "--judge", "x", "--scorer", "intruder", "--dry"], 1, "no trial of latent 1"),
+        ([9999, "--judge", "x", "--scorer", "intruder", "--dry"], 1, "no trial of latent 9999"),
     ],
 )
 def test_what_cannot_be_tried(root, args, code, message):

@@ -189,12 +189,13 @@ class Trials:
     one block at a time.
     """
 
-    def __init__(self, work: Work, corpus: Corpus) -> None:
+    def __init__(self, work: Work, corpus: Corpus, only: int | None = None) -> None:
+        """`only`: of this latent alone, whatever the sample."""
         self.corpus, self.profile = corpus, work.settings.profile
         self.contexts, self.cache = work.input("sampled_contexts"), work.input("activation_cache")
         self.length, self.settings = work.settings.contexts.length, work.settings.intruder
         eligibility = self.contexts.read(schema.ELIGIBILITY)
-        chosen = sampled(eligibility, self.settings.sample, self.settings.seed)
+        chosen = sampled(eligibility, self.settings.sample, self.settings.seed) if only is None else [only]
         eligible = eligibility.filter(status="eligible")["latent"].to_numpy()
         n_latents = work.input("resolved_saes").json("resolved.json")["n_latents"]
         turn = np.full(n_latents, n_latents)
