@@ -40,7 +40,7 @@ class Input:
     when: tuple[str, Any] | None = None
     """(setting, value): read only if the setting has the value."""
     optional: bool = False
-    """Read if it is there and holds anything; of several such inputs one at least must."""
+    """Read if it is there; of several such inputs one at least must be, and hold anything."""
 
     def used(self, settings: Mapping[str, Any]) -> bool:
         """`settings` as `Stage.settings_used` gives them, or a recipe holds them."""

@@ -287,16 +287,13 @@ class Workspace:
                 if upstream.optional:
                     continue
                 raise
-            if upstream.optional:  # a scorer without judges makes a version that holds nothing
-                versions = {key: version for key, version in versions.items() if version.manifest.blocks}
-                if not versions:
-                    continue
             inputs[upstream.stage] = versions
             parts = upstream.parts_used(settings)
             hashes = {key: version.content(parts) for key, version in versions.items()}
             contents[upstream.stage] = hashes[partition] if list(hashes) == [partition] else hashes
         optional = [i.stage for i in stage.inputs if i.optional]
-        if optional and not inputs.keys() & optional:
+        # A scorer without judges makes a version that holds nothing.
+        if optional and not any(v.manifest.blocks for name in optional for v in inputs.get(name, {}).values()):
             raise MissingInput(
                 f"none of {', '.join(optional)} of {partition} has been materialised, or holds anything",
                 expected=f"one of them before {stage.name}",

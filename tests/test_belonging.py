@@ -82,7 +82,15 @@ def test_one_scorer_is_enough_for_a_report_and_none_is_not(tmp_path: Path) -> No
     (report,) = tiny.run_all(workspace, ["score_report"])
     assert report.error is None and report.version is not None
     assert set(report.version.read(schema.REPORT)["scorer"]) == {"fuzzing"}
-    assert "intruder_scores" not in report.version.manifest.recipe["inputs"]
+
+
+def test_a_sae_of_which_a_scorer_holds_nothing_is_not_reported_as_scored(tmp_path: Path) -> None:
+    workspace = tiny.tiny_workspace(tmp_path)
+    assert not [o.error for o in tiny.run_all(workspace, [*BEFORE_SCORES, "intruder_scores"]) if o.error]
+    (scored,) = workspace.materialise("detection_scores", [tiny.SPARSIFY], tiny.runner("detection_scores"))
+    (report,) = tiny.run_all(workspace, ["score_report"])
+    assert scored.error is None and report.error is None
+    assert report.facts["partitions"] == [tiny.SPARSIFY]
 
 
 def test_a_handful_of_judgements_left_of_many_is_no_score() -> None:

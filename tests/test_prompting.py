@@ -44,7 +44,10 @@ def test_examples_look_like_what_is_asked(name):
 
 @pytest.mark.parametrize("name", sorted(name for name in VARIABLES if name.endswith("_json")))
 def test_a_prompt_for_json_is_its_twin_in_another_form(name):
-    """The same passages, the same answers; the instructions differ in what they say of the form alone."""
+    """The same passages, the same answers; the instructions differ in what they say of the form alone.
+
+    Words are quoted by ', since small models write an end of the string where they mean \\".
+    """
     one, other = prompt(name.removesuffix("_json")), prompt(name)
     assert one.asked == other.asked and [m.role for m in one.shared] == [m.role for m in other.shared]
     for line, held in zip(one.shared[1:], other.shared[1:], strict=True):
@@ -52,10 +55,12 @@ def test_a_prompt_for_json_is_its_twin_in_another_form(name):
             assert line == held
         else:
             said = dict(entry.split(": ", 1) for entry in line.content.splitlines())
-            assert json.loads(held.content) == {key.lower(): text for key, text in said.items()}
+            assert json.loads(held.content) == {key.lower(): text.replace('"', "'") for key, text in said.items()}
+            assert "\\" not in held.content
     system, of_json = (p.shared[0].content.splitlines() for p in (one, other))
-    same = [a == b for a, b in zip(system, of_json, strict=True)]
+    same = [a == b for a, b in zip(system, of_json, strict=False)]
     assert same.count(False) <= 5 and all(same[: same.index(False)])
+    assert "Quote words like 'this'" in other.shared[0].content or "quoted like 'this'" in other.shared[0].content
 
 
 def test_there_is_no_other_prompt():
