@@ -293,7 +293,7 @@ class Workspace:
             contents[upstream.stage] = hashes[partition] if list(hashes) == [partition] else hashes
         optional = [i.stage for i in stage.inputs if i.optional]
         # A scorer without judges makes a version that holds nothing.
-        if optional and not any(v.manifest.blocks for name in optional for v in inputs.get(name, {}).values()):
+        if optional and not any(v.manifest.parts for name in optional for v in inputs.get(name, {}).values()):
             raise MissingInput(
                 f"none of {', '.join(optional)} of {partition} has been materialised, or holds anything",
                 expected=f"one of them before {stage.name}",
