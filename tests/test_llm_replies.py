@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import nullcontext
 
@@ -68,7 +69,7 @@ def test_replies_that_are_not_read(text):
 
 STEPS = ("strongest", "around", "weaker")
 json_garbage = st.lists(
-    st.sampled_from(['{"explanation": "', "Months", '"}', '"', ",", "{", "}", "[", "]", ":", '"explanation"', "\\n",
+    st.sampled_from(['{"explanation": "', "Months", '."}', '"', ",", "{", "}", "[", "]", ":", '"explanation"', "\\n",
                      "\\ud800", "null", "9" * 5000, " ", "\n", "[" * 200_000]), max_size=8,
 ).map("".join)  # fmt: skip
 
@@ -87,10 +88,10 @@ def test_any_reply_is_an_object_with_an_explanation_or_is_not(text):
     ("text", "expected"),
     [
         ('{"explanation": "Months."}', "Months."),
-        ('```json\n{\n  "explanation" : " Months\\tand "\n}\n```', "Months and"),
-        ('<think>{"explanation": "no"}</think>{"explanation": "The word \\"None\\""}', 'The word "None"'),
-        ('{"explanation": "\\"Months\\""}', "Months"),
-        ('{"explanation": "\\ud83d\\ude00 and \\ud800"}', "😀 and ?"),
+        ('```json\n{\n  "explanation" : " Months\\tand. "\n}\n```', "Months and."),
+        ('<think>{"explanation": "no"}</think>{"explanation": "The word \\"None.\\""}', 'The word "None."'),
+        ('{"explanation": "\\"Months.\\""}', "Months."),
+        ('{"explanation": "\\ud83d\\ude00 and \\ud800."}', "😀 and ?."),
     ],
 )
 def test_objects_that_are_read(text, expected):
@@ -99,21 +100,29 @@ def test_objects_that_are_read(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Months", '"Months"', "5", "[]", "{}", '["explanation", "Months"]', '[["explanation", "Months"]]',
-     '{"explanation": "Months', '{"explanation": ""}', '{"explanation": "none."}', '{"explanation": null}',
-     '{"explanation": NaN}', '{"explanation": ["Months"]}', '{"explanation": {"explanation": "Months"}}',
-     '{"Explanation": "Months"}', '{"explanation": "Months", "more": "x"}', '{"explanation": "a\\nb"}',
-     '{"explanation": "a", "explanation": "b"}', 'Sure: {"explanation": "Months"}', '{"explanation": "Months"} so',
-     "EXPLANATION: Months", '{"explanation": "' + "long " * 200 + '"}', '{"a":' * 100_000],
+    ["", "Months.", '"Months."', "5", "[]", "{}", '["explanation", "Months."]', '[["explanation", "Months."]]',
+     '{"explanation": "Months.', '{"explanation": ""}', '{"explanation": "none."}', '{"explanation": null}',
+     '{"explanation": NaN}', '{"explanation": ["Months."]}', '{"explanation": {"explanation": "Months."}}',
+     '{"Explanation": "Months."}', '{"explanation": "Months.", "more": "x"}', '{"explanation": "a\\nb."}',
+     '{"explanation": "a.", "explanation": "b."}', 'Sure: {"explanation": "Months."}', '{"explanation": "Months."} so',
+     "EXPLANATION: Months.", '{"explanation": "' + "long " * 200 + '."}', '{"a":' * 100_000],
 )  # fmt: skip
 def test_objects_that_are_not_read(text):
     with pytest.raises(Unread):
         read_object(Reply("ok", text=text))
 
 
+@pytest.mark.parametrize("text", ["The", "weakly the word", "Months of the year,", "The syntax ‘"])
+def test_half_a_sentence_is_none(text):
+    """A string that was ended where a word was to be quoted."""
+    with pytest.raises(Unread, match="full stop"):
+        read_object(Reply("ok", text=json.dumps({"explanation": text})))
+    assert read_object(Reply("ok", text=json.dumps({"explanation": f"{text} x.)"}))) == f"{text} x.)"
+
+
 def test_steps_come_before_the_explanation_and_are_not_in_it():
     steps = '"strongest": "a", "around": "b", "weaker": "c"'
-    assert read_object(Reply("ok", text=f'{{{steps}, "explanation": "Months"}}'), STEPS) == "Months"
+    assert read_object(Reply("ok", text=f'{{{steps}, "explanation": "Months."}}'), STEPS) == "Months."
     for text in ('{"explanation": "Months"}', f"{{{steps}}}"):
         with pytest.raises(Unread, match="strongest, around, weaker, explanation"):
             read_object(Reply("ok", text=text), STEPS)

@@ -10,6 +10,7 @@ import tiny
 from scripted_model import Scripted, asked_of, is_repair, reader
 
 from latentgloss import schema as tables
+from latentgloss.explainers import EXPLAINERS as ALL_EXPLAINERS
 from latentgloss.prompting import prompt
 from latentgloss.protocols import Reply
 
@@ -103,6 +104,15 @@ def test_a_model_that_comes_to_be_held_makes_its_explanations_stale_and_no_other
     finally:
         finished._language_models["scripted"] = held()
     assert not stale()
+
+
+def test_a_model_that_can_be_held_is_asked_for_a_line_if_the_settings_say_so(finished):
+    tools = finished.tools(tiny.SPARSIFY)
+    settings = finished.settings.explanations
+    freely = settings.model_copy(update={"llm": settings.llm.model_copy(update={"json_schema": False})})
+    for name in EXPLAINERS:
+        held, line = (ALL_EXPLAINERS[name].identity(of, tools) for of in (settings, freely))
+        assert "json_schema" in json.dumps(held) and "json_schema" not in json.dumps(line)
 
 
 def test_the_same_texts_are_read_from_either_form(finished, tmp_path):

@@ -60,7 +60,7 @@ def test_a_prompt_for_json_is_its_twin_in_another_form(name):
     system, of_json = (p.shared[0].content.splitlines() for p in (one, other))
     same = [a == b for a, b in zip(system, of_json, strict=False)]
     assert same.count(False) <= 5 and all(same[: same.index(False)])
-    assert "Quote words like 'this'" in other.shared[0].content or "quoted like 'this'" in other.shared[0].content
+    assert "like 'this'" in other.shared[0].content and "full stop" in other.shared[0].content
 
 
 def test_there_is_no_other_prompt():

@@ -65,8 +65,8 @@ class LlmExplainer:
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
         self.settings, self.vocabulary = settings.llm, vocabulary
         self.model = model_of(settings, tools, self.name)
-        self.prompt: Prompt = self._prompt(self.model)
-        self.schema = self._schema(self.model)
+        self.schema = self._schema(settings, self.model)
+        self.prompt: Prompt = self._prompt(self.schema)
         self.read: Callable[[Reply], str] = (
             read_explanation if self.schema is None else partial(read_object, steps=self.steps)
         )
@@ -74,23 +74,24 @@ class LlmExplainer:
     @classmethod
     def identity(cls, settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
         model = model_of(settings, tools, cls.name)
+        held = cls._schema(settings, model)
         return {
             "explainer": cls.name,
             "version": VERSION,
             "model": model.identity(),
-            "prompt": cls._prompt(model).sha256,
-            **({} if (held := cls._schema(model)) is None else {"json_schema": held}),
+            "prompt": cls._prompt(held).sha256,
+            **({} if held is None else {"json_schema": held}),
             **cls._shown(settings),
         }
 
     @classmethod
-    def _prompt(cls, model: LanguageModel) -> Prompt:
-        return prompt(cls.prompt_name if cls._schema(model) is None else f"{cls.prompt_name}_json")
+    def _schema(cls, settings: ExplanationSettings, model: LanguageModel) -> dict[str, Any] | None:
+        """What a reply is held to, where the model can be and is to be."""
+        return schema(cls.steps) if settings.llm.json_schema and "json_schema" in model.capabilities else None
 
     @classmethod
-    def _schema(cls, model: LanguageModel) -> dict[str, Any] | None:
-        """What a reply is held to, where the model can be."""
-        return schema(cls.steps) if "json_schema" in model.capabilities else None
+    def _prompt(cls, held: dict[str, Any] | None) -> Prompt:
+        return prompt(cls.prompt_name if held is None else f"{cls.prompt_name}_json")
 
     @classmethod
     def _shown(cls, settings: ExplanationSettings) -> dict[str, Any]:

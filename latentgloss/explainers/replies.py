@@ -22,6 +22,7 @@ EXPLANATION = "explanation"
 
 _MARKER = re.compile(r"^[\s*_#>`-]*EXPLANATION[\s*_`]*:[\s*_`]*", re.MULTILINE)
 _FENCE = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
+_CLOSING, _ENDS = "'\")]*_`’”» ", (".", "!", "?", "…", "。")
 _NOTHING = frozenset({"", "none", "null", "nan", "na", "unknown", "unclear", "nothing", "undefined"})
 
 
@@ -71,7 +72,11 @@ def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:
     sentence = storable(entries[EXPLANATION]).strip()  # an escape can give what the reply itself cannot hold
     if len(sentence.splitlines()) > 1:
         raise Unread("the explanation has more than one line")
-    return _sentence(sentence)
+    sentence = _sentence(sentence)
+    # A model that wants to quote a word may write " for \\", which ends the string and leaves half a sentence.
+    if not sentence.rstrip(_CLOSING).endswith(_ENDS):
+        raise Unread("the explanation does not end in a full stop")
+    return sentence
 
 
 def _said(reply: Reply) -> str:
