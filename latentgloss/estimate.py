@@ -24,7 +24,7 @@ from latentgloss import schema
 from latentgloss.errors import LatentglossError
 from latentgloss.evidence import BlockEvidence
 from latentgloss.explainers import EXPLAINERS, NULL, base_of, block_name, explainer_of, in_order, without_number
-from latentgloss.explainers.llm import LONGEST
+from latentgloss.explainers.replies import LONGEST
 from latentgloss.llm.ledger import Cost
 from latentgloss.prompt_counts import (
     AGAIN,

@@ -18,7 +18,7 @@ from latentgloss import judgements, schema
 from latentgloss.ahead import BLOCKS, CONTEXTS, Threads, heeding
 from latentgloss.sampling import of_block, sampled
 from latentgloss.scorers import SCORERS
-from latentgloss.scorers.trials import ARM, TRIALS, drawing, turn_of
+from latentgloss.scorers.trials import ARM, TRIALS, Trials
 from latentgloss.scoring import Written, gather, spend
 from latentgloss.work import one_by_one
 
@@ -46,7 +46,7 @@ def _intruder(work: Work) -> None:
     contexts = work.input("sampled_contexts")
     judges = SCORERS[TASK].judges(work, settings)
     chosen = sampled(contexts.read(schema.ELIGIBILITY), settings.sample, settings.seed)
-    trials = drawing(work, work.workspace.corpus(work.input("resolved_saes")))
+    trials = Trials(work, work.workspace.corpus(work.input("resolved_saes")))
     blocks = sorted(contexts.manifest.blocks)
 
     def begun(threads: Threads) -> Iterator[tuple[int, Callable[[], Written]]]:
@@ -60,7 +60,7 @@ def _intruder(work: Work) -> None:
                     "sample": None if chosen is None else of_block(chosen, block),
                     "seed": settings.seed,
                     "trials": TRIALS,
-                    "turn": turn_of(work, block).tolist(),
+                    **trials.consumed(block),
                 },
                 resolved_saes=work.input("resolved_saes").content(("cache",)),
                 **{

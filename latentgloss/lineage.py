@@ -192,12 +192,13 @@ class _Walk(Reader):
         return pl.concat(there) if there else None
 
     def trials(self, judged: Node, version: Version, block: str, judgements: pl.DataFrame) -> pl.DataFrame | None:
-        """Trials of intruder detection of one latent, checked against what was judged and what was sampled."""
+        """Trials of one latent (intruder detection), checked against what was judged and what was sampled."""
         trials = _of_latent(self.rows(version, schema.TRIALS, block, judged), judgements["latent"][0])
         sampled = self.pinned(version, "sampled_contexts", judged)
-        everyone = self.rows(sampled, schema.CONTEXTS, block.partition("-")[0], judged)
-        if trials is not None and everyone is not None:
-            judged.checks += checks.trial_checks(trials, judgements, everyone)
+        if trials is not None:
+            blocks = (trials["intruder_latent"].drop_nulls() // schema.BLOCK).unique().sort()
+            read = (self.rows(sampled, schema.CONTEXTS, f"{of:06d}", judged) for of in blocks)
+            judged.checks += checks.trial_checks(trials, judgements, [rows for rows in read if rows is not None])
         return trials
 
     def explanation(self, opened: Callable[[Node], Version | None], block: str, latent: int) -> _Told:

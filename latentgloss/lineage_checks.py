@@ -18,11 +18,12 @@ import polars as pl
 from latentgloss.blocks import parts_of
 from latentgloss.errors import LatentglossError, StoreError
 from latentgloss.hashing import DigestCache, file_sha256, frame_sha256, json_sha256, text_sha256
+from latentgloss.schema import CONTEXTS
 from latentgloss.stages import STAGES
 from latentgloss.store import MANIFEST, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from latentgloss.corpus import Corpus
     from latentgloss.explainers.windows import Vocabulary
@@ -392,8 +393,8 @@ def membership_checks(
     return checks
 
 
-def trial_checks(trials: pl.DataFrame, judgements: pl.DataFrame, contexts: pl.DataFrame) -> list[Check]:
-    """Trials of one latent (`schema.TRIALS`) against what was judged, and the sampled contexts of all of its block."""
+def trial_checks(trials: pl.DataFrame, judgements: pl.DataFrame, contexts: Sequence[pl.DataFrame]) -> list[Check]:
+    """Trials of one latent (`schema.TRIALS`) against what was judged, and sampled contexts of those that intrude."""
     shown = trials.filter(status="ok").explode("contexts").rename({"contexts": "context"})
     shown = shown.with_columns(at=pl.int_range(1, pl.len() + 1).over("trial"))
     shown = shown.with_columns(truth=pl.col("at") != pl.col("place"))
@@ -401,7 +402,8 @@ def trial_checks(trials: pl.DataFrame, judgements: pl.DataFrame, contexts: pl.Da
     stray = judged.join(shown, on=["context", "truth"], how="anti")
     lost = shown.join(judged, on=["context", "truth"], how="anti")
     intruders = shown.filter(~pl.col("truth")).select("context", latent="intruder_latent")
-    unknown = intruders.join(contexts.filter(split="test"), on=["latent", "context"], how="anti")
+    sampled = pl.concat([CONTEXTS.empty(), *contexts]).filter(split="test")
+    unknown = intruders.join(sampled, on=["latent", "context"], how="anti")
     return [
         none_of("windows judged are those of the trials", [*stray["context"], *lost["context"]], "all"),
         none_of("intruders are sampled windows of their latents", unknown["context"].to_list(), "all"),

@@ -40,7 +40,7 @@ class Input:
     when: tuple[str, Any] | None = None
     """(setting, value): read only if the setting has the value."""
     optional: bool = False
-    """Read if it is there; of several such inputs one at least must be."""
+    """Read if it is there; of several such inputs one at least must be, and hold anything."""
 
     def used(self, settings: Mapping[str, Any]) -> bool:
         """`settings` as `Stage.settings_used` gives them, or a recipe holds them."""
@@ -169,7 +169,7 @@ _ALL = (
         name="intruder_scores",
         noun="scores",
         grain="sae",
-        version="1",
+        version="2",
         inputs=(
             Input("resolved_saes", ("cache", "latents")),  # who was asked for before whom
             Input("activation_cache", ("activations", "masked")),

@@ -7,6 +7,7 @@ nothing is computed for other latents and nothing is stored (the reply cache of 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -17,9 +18,12 @@ from latentgloss.errors import InputError, LanguageModelError, MissingInput
 from latentgloss.evidence import BlockEvidence
 from latentgloss.explainers import EXPLAINERS, block_name, explainer_of
 from latentgloss.explainers.llm import LlmExplainer
+from latentgloss.llm.models import capabilities_of
 from latentgloss.prompting import messages_sha256
 from latentgloss.scorers import LLM, SCORERS
+from latentgloss.scorers.intruder import IntruderJudge
 from latentgloss.scorers.llm_judge import LlmJudge
+from latentgloss.scorers.trials import Trials
 from latentgloss.stages import STAGES
 from latentgloss.work import Work
 from latentgloss.workspace import Recipe
@@ -27,7 +31,6 @@ from latentgloss.workspace import Recipe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from latentgloss.explainers import Tools
     from latentgloss.protocols import Capability, LanguageModel, Message, Reply, Request
     from latentgloss.settings import JudgedSettings
     from latentgloss.workspace import Workspace
@@ -48,9 +51,10 @@ class Tried:
     repaired: bool = False
     """Whether `reply` is that to a second request."""
     value: Any = None
-    """What was read: the explanation, or for each passage whether the latent is said to be active."""
-    truth: list[bool] = field(default_factory=list)
-    """Of a judge's passages."""
+    """What was read: the explanation, or what a judge says: for each passage whether the latent is active, or in which
+    place, from 1, the intruder is."""
+    truth: list[bool] | int = field(default_factory=list)
+    """The same, as it is."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
@@ -59,10 +63,8 @@ class Tried:
 class Nobody:
     """A language model that answers nothing, in whose name prompts can be looked at."""
 
-    capabilities: frozenset[Capability] = frozenset()
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, capabilities: frozenset[Capability] = frozenset()) -> None:
+        self.name, self.capabilities = name, capabilities
 
     def identity(self) -> dict[str, Any]:
         return {"model": self.name}
@@ -87,15 +89,19 @@ def try_explainer(workspace: Workspace, partition: str, latent: int, explainer: 
     work = as_it_stands(workspace, "explanations", partition)
     settings, tools = workspace.settings.explanations, workspace.tools(partition)
     if dry:
-        settings, tools = _without_model(settings.model or "nobody", settings, tools)
+        nobody = _nobody(workspace, settings.model or "nobody")
+        settings = settings.model_copy(update={"model": nobody.name})
+        tools = replace(tools, language_model=lambda name: nobody)
     made = make(settings, workspace.vocabulary(work.model.name), tools)
     evidence = _evidence(workspace, work, latent, made)
     about = {"latent": latent, "explainer": explainer, "model": made.model.name}
     return _tried(made.model, made.ask(made.request(evidence)), about, dry=dry)
 
 
-def _without_model(name: str, settings: Any, tools: Tools) -> tuple[Any, Tools]:
-    return settings.model_copy(update={"model": name}), replace(tools, language_model=Nobody)
+def _nobody(workspace: Workspace, name: str) -> Nobody:
+    """In the place of a model of that name, which need not be there: what it is asked follows from what it can do."""
+    spec = workspace.registry.language_models.get(name)
+    return Nobody(name) if spec is None else Nobody(name, capabilities_of(spec))
 
 
 def _evidence(workspace: Workspace, work: Work, latent: int, made: LlmExplainer) -> Any:
@@ -125,10 +131,13 @@ def try_judge(
     """One prompt of a judge about one latent, of the test split in its first arm; prompt `number` from 0.
 
     The explanation is `text`, or the stored one of `explainer` (default: the first of the settings). Raises
-    MissingInput if something has not been materialised, InputError for what there is none of.
+    MissingInput if something has not been materialised, InputError for what there is none of. Of `intruder` it is one
+    trial, without any explanation.
     """
+    if scorer == "intruder":
+        return _try_intruder(workspace, partition, latent, judge, number, dry=dry)
     if scorer not in ("detection", "fuzzing"):
-        raise InputError(f"scorer {scorer!r} has no prompts", expected="detection or fuzzing")
+        raise InputError(f"scorer {scorer!r} has no prompts", expected="detection, fuzzing or intruder")
     work = as_it_stands(
         workspace, f"{scorer}_scores", partition, without={"explanations"} if text is not None else set()
     )
@@ -137,7 +146,7 @@ def try_judge(
         explainer = explainer or workspace.settings.explanations.explainers[0]
         text = _stored(work, latent, explainer)
     name = judge.removeprefix(LLM)
-    model: LanguageModel = Nobody(name) if dry else workspace.language_model(name)
+    model: LanguageModel = _nobody(workspace, name) if dry else workspace.language_model(name)
     made = LlmJudge(model, SCORERS[scorer].name, lambda: workspace.vocabulary(work.model.name), settings.llm)
     plan = SCORERS[scorer].plan(work, workspace.corpus(work.input("resolved_saes")), ("test",))
     everything = plan.ask(f"{latent // schema.BLOCK:06d}") if _has_block(work, latent) else None
@@ -151,12 +160,40 @@ def try_judge(
     truths = [truth[i : i + step] for truth in rows["truth"].to_list() for i in range(0, len(truth), step)]
     questions = mine.questions(made.task, {latent: (text, None)})
     prompts = [ask for question in questions for ask in made.asks(question)]
-    if not 0 <= number < len(prompts):
-        raise InputError(f"there is no prompt {number}", expected=f"0 to {len(prompts) - 1}")
+    _check(number, len(prompts))
     about = {"latent": latent, "scorer": scorer, "judge": name, "explainer": explainer, "explanation": text,
              "negatives": plan.arms[0], "prompt": number, "prompts": len(prompts)}  # fmt: skip
     tried = _tried(model, prompts[number], about, dry=dry)
     return replace(tried, value=tried.value and tried.value.active, truth=truths[number])
+
+
+def _try_intruder(workspace: Workspace, partition: str, latent: int, judge: str, number: int, *, dry: bool) -> Tried:
+    """One of the trials that were made, `number` from 0."""
+    work = as_it_stands(workspace, "intruder_scores", partition)
+    name = judge.removeprefix(LLM)
+    model: LanguageModel = _nobody(workspace, name) if dry else workspace.language_model(name)
+    made = IntruderJudge(model, lambda: workspace.vocabulary(work.model.name))
+    corpus = workspace.corpus(work.input("resolved_saes"))
+    table, asked = Trials(work, corpus, only=latent)(f"{latent // schema.BLOCK:06d}")
+    trials = table.filter(status="ok").to_dicts()
+    if not trials:
+        why = table["reason"].unique().sort().to_list()
+        raise InputError(
+            f"there is no trial of latent {latent} of {partition}" + "".join(f"; {reason}" for reason in why)
+        )
+    _check(number, len(trials))
+    (question,) = islice(asked.questions("intruder", {latent: ("", None)}), number, number + 1)
+    (planned,) = made.planned(question)
+    trial = trials[number]
+    about = {"latent": latent, "scorer": "intruder", "judge": name, "trial": trial["trial"], "decile": trial["decile"],
+             "intruder_latent": trial["intruder_latent"], "prompt": number, "prompts": len(trials)}  # fmt: skip
+    tried = _tried(model, planned.ask, about, dry=dry)
+    return replace(tried, value=tried.value and tried.value.place + 1, truth=trial["place"])
+
+
+def _check(number: int, prompts: int) -> None:
+    if not 0 <= number < prompts:
+        raise InputError(f"there is no prompt {number}", expected=f"0 to {prompts - 1}")
 
 
 def _has_block(work: Work, latent: int) -> bool:

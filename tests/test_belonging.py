@@ -73,10 +73,24 @@ def test_one_scorer_is_enough_for_a_report_and_none_is_not(tmp_path: Path) -> No
     assert not [o.error for o in tiny.run_all(workspace, BEFORE_SCORES) if o.error]
     (none,) = tiny.run_all(workspace, ["score_report"])
     assert "none of detection_scores, fuzzing_scores, intruder_scores, embedding_scores" in str(none.error)
+    empty = tiny.run_all(workspace, ["intruder_scores"])  # nobody is asked unless the settings name judges
+    assert not [o.error for o in empty if o.error] and not any(o.version.manifest.blocks for o in empty if o.version)
+    for stage in ("score_report", "search_index"):
+        (still_none,) = tiny.run_all(workspace, [stage])
+        assert still_none.error is not None and "none of detection_scores" in str(still_none.error)
     assert not [o.error for o in tiny.run_all(workspace, ["fuzzing_scores"]) if o.error]
     (report,) = tiny.run_all(workspace, ["score_report"])
     assert report.error is None and report.version is not None
     assert set(report.version.read(schema.REPORT)["scorer"]) == {"fuzzing"}
+
+
+def test_a_sae_of_which_a_scorer_holds_nothing_is_not_reported_as_scored(tmp_path: Path) -> None:
+    workspace = tiny.tiny_workspace(tmp_path)
+    assert not [o.error for o in tiny.run_all(workspace, [*BEFORE_SCORES, "intruder_scores"]) if o.error]
+    (scored,) = workspace.materialise("detection_scores", [tiny.SPARSIFY], tiny.runner("detection_scores"))
+    (report,) = tiny.run_all(workspace, ["score_report"])
+    assert scored.error is None and report.error is None
+    assert report.facts["partitions"] == [tiny.SPARSIFY]
 
 
 def test_a_handful_of_judgements_left_of_many_is_no_score() -> None:

@@ -24,10 +24,11 @@ from latentgloss.lineage import trace
 from latentgloss.lineage_scores import accuracy_checks
 from latentgloss.marks import masked_tokens
 from latentgloss.planted import attackers, judges, rules, world
-from latentgloss.protocols import Question, Reply, TokenLogprobs
+from latentgloss.protocols import Message, Question, Reply, TokenLogprobs
 from latentgloss.scorers.base import COLUMNS, Asked
 from latentgloss.scorers.intruder import IntruderJudge, MarkedTokens, named, read_choice
-from latentgloss.scorers.trials import PASSAGES, PER_DECILE, SHOWN, TRIALS, Pool, draw
+from latentgloss.scorers.marked import Marked, cells_of
+from latentgloss.scorers.trials import PASSAGES, PER_DECILE, SHOWN, TRIALS, Trials, draw
 from latentgloss.search import explanation_rows
 from latentgloss.trying import as_it_stands
 from latentgloss.windows import latents_in_turn
@@ -53,7 +54,20 @@ def pool_of(seed, latents, n, together=0.1):
         )
         for latent in latents
     ]
-    return frame, masked, pl.concat([own, *more], how="vertical_relaxed").unique()
+    pairs = pl.concat([own, *more], how="vertical_relaxed").unique()
+    return frame, masked, pairs.cast({"latent": pl.UInt32, "position": pl.UInt32})
+
+
+def marked(frame, masked, pairs, latents):
+    latents = np.array(latents, np.uint32)
+    return Marked.of(latents, frame, masked, cells_of([pairs], latents, LENGTH))
+
+
+def trials_of(frame, masked, pairs, judged, seed, in_turn=None):
+    """Of some latents; asked for in ascending order if not told."""
+    in_turn = sorted(frame["latent"].unique()) if in_turn is None else in_turn
+    own, pool = (marked(frame, masked, pairs, latents) for latents in (judged, in_turn))
+    return draw(own, pool, {latent: in_turn.index(latent) for latent in judged}, seed)
 
 
 def shape(marks):
@@ -67,11 +81,12 @@ seeds, sizes = st.integers(0, 10_000), st.sampled_from([9, 30, 50, 100])
 @given(seeds, sizes)
 def test_four_windows_of_a_decile_and_one_of_another_latent_that_is_alone_in_its_window(seed, n):
     frame, masked, pairs = pool_of(seed, [1, 2, 3, 4], n)
-    pool = Pool.of(frame, masked, pairs)
-    drawn = draw(pool, [1, 2, 3, 4], seed)
+    drawn = trials_of(frame, masked, pairs, [1, 2, 3, 4], seed, [2, 4, 1, 3])
+    everyone = marked(frame, masked, pairs, range(1, 5))
     fires = {(latent, position // LENGTH) for latent, position in pairs.iter_rows()}
     of = {(r["latent"], r["context"]): r for r in frame.iter_rows(named=True)}
-    marks = {(int(pool.latents[r]), int(c)): m for r, c, m in zip(pool.row, pool.context, pool.marks, strict=True)}
+    rows = zip(everyone.row, everyone.context, everyone.marks, strict=True)
+    marks = {(int(everyone.latents[r]), int(c)): m for r, c, m in rows}
     assert drawn.table.group_by("latent").len()["len"].to_list() == [TRIALS] * 4
     rows = drawn.rows.with_row_index("i")
     for trial in drawn.table.iter_rows(named=True):
@@ -105,15 +120,15 @@ def test_four_windows_of_a_decile_and_one_of_another_latent_that_is_alone_in_its
 @given(seeds, st.integers(0, 5))
 def test_trials_depend_neither_on_the_order_of_rows_nor_on_who_else_is_judged(seed, salt):
     frame, masked, pairs = pool_of(seed, [3, 5, 9], 100)
-    everyone = draw(Pool.of(frame, masked, pairs), [3, 5, 9], salt)
+    everyone = trials_of(frame, masked, pairs, [3, 5, 9], salt, [3, 9, 5])
     order = np.random.default_rng(salt).permutation(frame.height)
-    shuffled = Pool.of(frame[order], masked, pairs.sample(fraction=1, shuffle=True, seed=salt))
-    alone = draw(shuffled, [5], salt)
+    shuffled = frame[order], masked, pairs.sample(fraction=1, shuffle=True, seed=salt), [5]
+    alone = trials_of(*shuffled, salt, [3, 9, 5])
     mine = (everyone.rows["latent"] == 5).to_numpy()
     assert alone.rows.equals(everyone.rows.filter(mine)) and alone.table.equals(everyone.table.filter(latent=5))
     assert (alone.marks == everyone.marks[mine]).all()
     if not alone.rows.is_empty():
-        assert not draw(shuffled, [5], salt + 1).table.equals(alone.table)
+        assert not trials_of(*shuffled, salt + 1, [3, 9, 5]).table.equals(alone.table)
 
 
 @settings(max_examples=20)
@@ -124,8 +139,8 @@ def test_a_newcomer_changes_no_trial(seed):
     frame, masked, pairs = pool_of(seed, [1, 2, 3, 4, 5], 60)
     old = [latent for latent in (4, 1, 3, 5, 2) if latent != new]
     without = frame.filter(pl.col("latent").is_in(old))
-    before = draw(Pool.of(without, masked, pairs), old, 0, np.array(old, np.uint32))
-    after = draw(Pool.of(frame, masked, pairs), old, 0, np.array([*old, new], np.uint32))
+    before = trials_of(without, masked, pairs, sorted(old), 0, old)
+    after = trials_of(frame, masked, pairs, sorted(old), 0, [*old, new])
     assert before.table.equals(after.table)
     assert set(before.table.filter(latent=old[0])["status"]) == {"too_few"}, "there was nobody"
     seniors = {latent: set(old[:i]) for i, latent in enumerate(old)}
@@ -133,9 +148,9 @@ def test_a_newcomer_changes_no_trial(seed):
     assert all(who in seniors[latent] for latent, who in made.select("latent", "intruder_latent").iter_rows())
 
 
-def test_a_latent_alone_in_its_block_has_no_trials_and_says_so():
+def test_the_latent_that_was_asked_for_first_has_no_trials_and_says_so():
     frame, masked, pairs = pool_of(0, [7], 100)
-    drawn = draw(Pool.of(frame, masked, pairs), [7], 0)
+    drawn = trials_of(frame, masked, pairs, [7], 0)
     assert set(drawn.table["status"]) == {"too_few"} and drawn.rows.is_empty() and drawn.rows.columns == list(COLUMNS)
     found = scored(frame, drawn, [First()])
     (row,) = found["scores"].iter_rows(named=True)
@@ -144,7 +159,7 @@ def test_a_latent_alone_in_its_block_has_no_trials_and_says_so():
 
 def test_a_block_without_eligible_latents_is_scored_as_nothing():
     frame, masked, pairs = pool_of(0, [7], 20)
-    drawn = draw(Pool.of(frame.clear(), masked, pairs), [], 0)
+    drawn = trials_of(frame.clear(), masked, pairs, [], 0)
     found = intruders.score_block(eligibility([7], "dead"), drawn.table, asked_of_drawn(drawn), [First()])
     assert found["judgements"].is_empty() and found["scores"]["status"].to_list() == ["dead"]
 
@@ -194,13 +209,13 @@ class Yes:
 @pytest.mark.parametrize("said", [True, False])
 def test_who_names_all_or_none_has_found_nobody(said):
     frame, masked, pairs = pool_of(3, [1, 2, 3, 4], 100)
-    found = scored(frame, draw(Pool.of(frame, masked, pairs), [1, 2, 3, 4], 0), [Yes(said)])
+    found = scored(frame, trials_of(frame, masked, pairs, [1, 2, 3, 4], 0), [Yes(said)])
     assert set(found["scores"].filter(status="ok")["score"]) == {0.0}
 
 
 def test_failures_cost_coverage_and_too_many_of_them_the_score():
-    frame, masked, pairs = pool_of(3, list(range(1, 7)), 100, together=0.02)
-    drawn = draw(Pool.of(frame, masked, pairs), list(range(1, 7)), 0)
+    frame, masked, pairs = pool_of(3, list(range(1, 13)), 100, together=0.02)
+    drawn = trials_of(frame, masked, pairs, list(range(1, 7)), 0, [*range(7, 13), *range(1, 7)])
     made = drawn.table.filter(status="ok").group_by("latent").len().sort("latent")
     place = {tuple(r["contexts"]): r["place"] - 1 for r in drawn.table.filter(status="ok").iter_rows(named=True)}
 
@@ -272,7 +287,7 @@ def test_who_knows_the_rules_finds_every_intruder(planted):
     found = scores_of(planted, "perfect")
     assert found.height > 50 and found["score"].min() >= 0.98 and (found["n"] >= 18).mean() > 0.9
     eligible = planted.store.current("sampled_contexts", world.SAE).read(schema.ELIGIBILITY).filter(status="eligible")
-    # One latent is alone in its block with marks like its own; nobody was asked for before the first of either block.
+    # One latent is alone with marks like its own; nobody was asked for before the first one.
     assert found.height >= eligible.height - 5
     assert (found["explainer"] == "none").all() and (found["ci_low"] > 0.6).all()
 
@@ -331,22 +346,23 @@ SEEN_OF_MARKS = ("number of runs", "number of marked tokens", "characters that a
 
 
 @pytest.fixture(scope="module")
-def pools(planted):
+def everyone(planted):
+    """The corpus, and all latents in turn: the pool is larger than they are many."""
     work = as_it_stands(planted, "intruder_scores", world.SAE)
-    contexts, cache = work.input("sampled_contexts"), work.input("activation_cache")
     corpus = planted.corpus(work.input("resolved_saes"))
-    masked = masked_tokens(cache, corpus, 32)
-    pairs = cache.read(schema.ACTIVATIONS)
-    return corpus, [Pool.of(contexts.read(schema.CONTEXTS, b), masked, pairs) for b in contexts.manifest.blocks]
+    latents = Trials(work, corpus).intruders
+    contexts, cache = work.input("sampled_contexts").read(schema.CONTEXTS), work.input("activation_cache")
+    cells = cells_of([cache.read(schema.ACTIVATIONS).select("latent", "position")], latents, 32)
+    return corpus, Marked.of(latents, contexts, masked_tokens(cache, corpus, 32), cells)
 
 
-def drawn_windows(corpus, pools, seed):
+def drawn_windows(corpus, everyone, seed):
     """Windows of all trials, trial by trial, in the order they are shown; `plain`: where no visible rule takes part."""
-    drawn = [draw(pool, pool.latents.tolist(), seed) for pool in pools]
-    rows, made = (pl.concat(f) for f in ([d.rows for d in drawn], [d.table.filter(status="ok") for d in drawn]))
+    drawn = draw(everyone, everyone, {latent: i for i, latent in enumerate(everyone.latents.tolist())}, seed)
+    rows, made = drawn.rows, drawn.table.filter(status="ok").sort("latent", "trial")
     plain = ~made.select(pl.col("latent", "intruder_latent").is_in(VISIBLE)).to_numpy().any(axis=1).repeat(PASSAGES)
     found = {name: rows[name].to_numpy().astype(np.int64) for name in ("latent", "context", "document")}
-    found |= {"truth": rows["truth"].to_numpy(), "marks": np.concatenate([d.marks for d in drawn]), "plain": plain}
+    found |= {"truth": rows["truth"].to_numpy(), "marks": drawn.marks, "plain": plain}
     return {**found, "tokens": corpus.contexts(found["context"], 32)}
 
 
@@ -355,8 +371,8 @@ INSTANCE = {rule.latent: rule.instance for rule in rules.rules()}
 
 
 @pytest.fixture(scope="module")
-def shown(pools):
-    return [drawn_windows(*pools, seed) for seed in SEEDS]
+def shown(everyone):
+    return [drawn_windows(*everyone, seed) for seed in SEEDS]
 
 
 def attacked(windows, attacker):
@@ -374,9 +390,9 @@ def test_attackers_are_at_chance(shown, attacker):
     assert abs(areas.mean() - 0.5) < max(2.5 * error, 0.003) and error < 0.01
 
 
-def test_who_counts_marks_would_win_if_intruders_were_not_of_like_shape(pools):
-    corpus, each = pools
-    anything = [replace(pool, shape=np.zeros_like(pool.shape)) for pool in each]
+def test_who_counts_marks_would_win_if_intruders_were_not_of_like_shape(everyone):
+    corpus, of = everyone
+    anything = replace(of, shape=np.zeros_like(of.shape))
     windows = [drawn_windows(corpus, anything, seed) for seed in range(3)]
     assert np.mean([attacked(w, "number of marked tokens") for w in windows]) > 0.53
 
@@ -387,28 +403,70 @@ def test_the_place_of_the_intruder_is_any(planted):
     assert place.height == PASSAGES and (((place["count"] - expected) ** 2).sum() / expected) < 13.3  # p = .01
 
 
-def test_fewer_judges_and_one_block_less_change_nothing(planted):
-    before = tables_of(planted)
-    known = {rule.latent for rule in rules.rules() if rule.latent < schema.BLOCK}
+@pytest.fixture(scope="module")
+def asked_for(planted):
+    """All latents of the planted SAE, those first that were asked for first."""
     n = planted.store.current("resolved_saes", world.SAE).json("resolved.json")["n_latents"]
-    first = [int(i) for i in latents_in_turn(planted.registry.sae(world.SAE), n) if int(i) in known]
+    known = {rule.latent for rule in rules.rules()}
+    return [int(i) for i in latents_in_turn(planted.registry.sae(world.SAE), n) if int(i) in known]
+
+
+def computed(planted, latents, text=PLANTED):
+    """Everything about these latents alone; outcomes of the last stage, and its tables."""
     folder = planted.settings.folder
-    (folder / "fewer.toml").write_text(PLANTED.replace('"first", "coin", ', "") + world.MACHINE)
+    (folder / "other.toml").write_text(text + world.MACHINE)
+    world.declare(folder, world.SAE, extra=f"latents = {latents}\n")
     try:
-        world.declare(folder, world.SAE, extra=f"latents = {first}\n")
-        workspace = Workspace.open(folder / "fewer.toml")
+        workspace = Workspace.open(folder / "other.toml")
         with judges.installed():
-            assert not [o.error for o in tiny.run_all(workspace, STAGES) if o.error]
-        after = tables_of(workspace)
+            outcomes = tiny.run_all(workspace, STAGES)
+        assert not [o.error for o in outcomes if o.error]
+        return outcomes[-1], tables_of(workspace)
     finally:
         world.declare(folder, world.SAE)
         with judges.installed():
-            assert {o.status for o in tiny.run_all(planted, STAGES)} == {"reused"}
+            tiny.run_all(planted, STAGES)
+
+
+def test_fewer_judges_and_fewer_latents_change_nothing(planted, asked_for):
+    """Who was asked for first has the trials it has beside everybody who came later, in whichever block."""
+    first = asked_for[:30]
+    assert {latent // schema.BLOCK for latent in first} == {latent // schema.BLOCK for latent in asked_for} == {0, 1}
+    before = tables_of(planted)
+    _, after = computed(planted, first, PLANTED.replace('"first", "coin", ', ""))
     for name, rows in after.items():
         old = before[name].filter(pl.col("latent").is_in(first))
         if "judge" in old.columns:
             old = old.filter(pl.col("judge").is_in(["perfect", "tokens"]))
-        assert 100 < old.height < before[name].height and rows.equals(old), name
+        assert 100 < old.height < before[name].height or name == "scores", name
+        assert rows.equals(old), name
+
+
+def test_a_block_is_judged_again_only_if_its_own_trials_may_be_others(planted, asked_for):
+    """Latents that come later leave blocks alone; another order of asking does not."""
+    of_block = [[latent for latent in asked_for if latent // schema.BLOCK == block] for block in (0, 1)]
+    computed(planted, of_block[0])
+    more, _ = computed(planted, [*of_block[0], *of_block[1]])
+    assert (more.blocks_reused, more.blocks_computed) == (1, 1)
+    fewer, _ = computed(planted, [*of_block[0], *of_block[1][:3]])
+    assert (fewer.blocks_reused, fewer.blocks_computed) == (1, 1)
+    turned, _ = computed(planted, [*of_block[1], *of_block[0]])
+    assert (turned.blocks_reused, turned.blocks_computed) == (0, 2)
+
+
+def test_two_latents_of_each_of_many_blocks_have_trials_as_latents_of_one_block_have(planted, tmp_path, monkeypatch):
+    """A thin sample of a wide SAE: the planted latents, every fifth, in blocks of ten instead of 256."""
+    monkeypatch.setattr(schema, "BLOCK", 10)
+    workspace = world.planted_workspace(tmp_path, PLANTED)
+    with judges.installed():
+        assert not [o.error for o in tiny.run_all(workspace, STAGES) if o.error]
+    blocks = version_of(workspace).manifest.blocks
+    assert len(blocks) > 25 and len(version_of(planted).manifest.blocks) == 2
+    found = tables_of(workspace)
+    assert all(found[name].equals(rows) for name, rows in tables_of(planted).items())
+    made = found["trials"].group_by("latent").agg(n=(pl.col("status") == "ok").sum())
+    print(f"{made.height} latents in {len(blocks)} blocks: {made['n'].sort().to_list()}")
+    assert (made["n"] >= 18).sum() >= made.height - 4 and made["n"].mean() > 18
 
 
 def tables_of(workspace):
@@ -435,7 +493,7 @@ def test_what_was_changed_afterwards_does_not_verify(planted):
     contexts = planted.store.current("sampled_contexts", world.SAE).read(schema.CONTEXTS)
 
     def failed(trials=trials, judged=judged, scores=scores):
-        found = lineage_checks.trial_checks(trials, judged, contexts) + accuracy_checks(scores, judged, trials)
+        found = lineage_checks.trial_checks(trials, judged, [contexts]) + accuracy_checks(scores, judged, trials)
         return [check.what for check in found if not check.ok]
 
     assert failed() == []
@@ -546,6 +604,36 @@ def test_report_index_and_commands_show_it(asked):
     indexed = explanation_rows(tiny.SPARSIFY, inputs).filter(explainer="pattern").drop_nulls("intruder")
     assert indexed.height > 20
     assert all(value == lowest[latent] for latent, value in indexed.select("latent", "intruder").iter_rows())
+
+
+def test_a_trial_is_tried_as_the_stage_asked_it(asked, model, monkeypatch):
+    version, latents = version_of(asked, tiny.SPARSIFY), latents_in_turn(asked.registry.sae(tiny.SPARSIFY), 256)
+    trials = version.read(schema.TRIALS).filter(status="ok")
+    latent = next(int(i) for i in latents[::-1] if trials.filter(latent=int(i)).height > 10)
+    mine = trials.filter(latent=latent).sort("trial")
+    of_stage = {r.messages for r in model.seen if not is_repair(r)}
+    other = Scripted(lambda request: "3")
+    monkeypatch.setattr(Workspace, "language_model", lambda self, name: other)
+
+    def tried(*more):
+        arguments = ["--config", str(asked.settings.folder / "latentgloss.toml"), "try", tiny.SPARSIFY, str(latent)]
+        return CliRunner().invoke(cli, [*arguments, "--judge", "scripted", "--scorer", "intruder", *map(str, more)])
+
+    for number in (0, 7):
+        row = mine.row(number, named=True)
+        found = json.loads(tried("--number", number, "--dry", "--json").stdout)
+        assert not other.seen and found["status"] == "" and found["value"] is None
+        assert found["truth"] == row["place"] and found["trial"] == row["trial"] and found["prompts"] == mine.height
+        assert found["intruder_latent"] == row["intruder_latent"]
+        assert tuple(Message(**message) for message in found["messages"]) in of_stage
+    found = json.loads(tried("--json").stdout)
+    assert (found["value"], found["truth"], found["cost_usd"]) == (3, mine["place"][0], 0.001)
+    assert f"=== read\n3 (the intruder is {mine['place'][7]})" in tried("--number", 7).stdout
+    too_many = tried("--prompt", 20, "--dry")
+    assert too_many.exit_code == 1 and f"Expected: 0 to {mine.height - 1}" in too_many.stderr
+    other._answer = lambda request: "the third, I think"
+    unread = tried()
+    assert unread.exit_code == 1 and "parse_failed" in unread.stderr and "second reply" in unread.stdout
 
 
 def test_without_judges_nothing_is_read_and_nothing_is_asked(asked):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,11 +14,11 @@ from scripted_model import Scripted, asked_of, passages_of, with_logprobs
 
 from latentgloss.asking import Unread, ask_all
 from latentgloss.errors import ScorerError
-from latentgloss.explainers.llm import LONGEST, read_explanation
+from latentgloss.explainers.replies import LONGEST, read_explanation, read_object
 from latentgloss.explainers.windows import Vocabulary
 from latentgloss.protocols import Question, Reply
 from latentgloss.protocols import TokenLogprobs as Token
-from latentgloss.scorers.intruder import read_choice, trial
+from latentgloss.scorers.intruder import IntruderJudge, read_choice, trial
 from latentgloss.scorers.llm_judge import LlmJudge, read_verdicts
 from latentgloss.settings import LlmJudgeSettings
 
@@ -63,6 +65,67 @@ def test_replies_that_are_read(text, expected):
 def test_replies_that_are_not_read(text):
     with pytest.raises(Unread):
         read_explanation(Reply("ok", text=text))
+
+
+STEPS = ("strongest", "around", "weaker")
+json_garbage = st.lists(
+    st.sampled_from(['{"explanation": "', "Months", '."}', '"', ",", "{", "}", "[", "]", ":", '"explanation"', "\\n",
+                     "\\ud800", "null", "9" * 5000, " ", "\n", "[" * 200_000]), max_size=8,
+).map("".join)  # fmt: skip
+
+
+@given(st.one_of(garbage, json_garbage))
+def test_any_reply_is_an_object_with_an_explanation_or_is_not(text):
+    try:
+        found = read_object(Reply("ok", text=text))
+    except Unread:
+        return
+    assert 0 < len(found) <= LONGEST and "\n" not in found and text.count('"explanation"') == 1
+    found.encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"explanation": "Months."}', "Months."),
+        ('```json\n{\n  "explanation" : " Months\\tand. "\n}\n```', "Months and."),
+        ('<think>{"explanation": "no"}</think>{"explanation": "The word \\"None.\\""}', 'The word "None."'),
+        ('{"explanation": "\\"Months.\\""}', "Months."),
+        ('{"explanation": "\\ud83d\\ude00 and \\ud800."}', "😀 and ?."),
+    ],
+)
+def test_objects_that_are_read(text, expected):
+    assert read_object(Reply("ok", text=text)) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Months.", '"Months."', "5", "[]", "{}", '["explanation", "Months."]', '[["explanation", "Months."]]',
+     '{"explanation": "Months.', '{"explanation": ""}', '{"explanation": "none."}', '{"explanation": null}',
+     '{"explanation": NaN}', '{"explanation": ["Months."]}', '{"explanation": {"explanation": "Months."}}',
+     '{"Explanation": "Months."}', '{"explanation": "Months.", "more": "x"}', '{"explanation": "a\\nb."}',
+     '{"explanation": "a.", "explanation": "b."}', 'Sure: {"explanation": "Months."}', '{"explanation": "Months."} so',
+     "EXPLANATION: Months.", '{"explanation": "' + "long " * 200 + '."}', '{"a":' * 100_000],
+)  # fmt: skip
+def test_objects_that_are_not_read(text):
+    with pytest.raises(Unread):
+        read_object(Reply("ok", text=text))
+
+
+@pytest.mark.parametrize("text", ["The", "weakly the word", "Months of the year,", "The syntax ‘"])
+def test_half_a_sentence_is_none(text):
+    """A string that was ended where a word was to be quoted."""
+    with pytest.raises(Unread, match="full stop"):
+        read_object(Reply("ok", text=json.dumps({"explanation": text})))
+    assert read_object(Reply("ok", text=json.dumps({"explanation": f"{text} x.)"}))) == f"{text} x.)"
+
+
+def test_steps_come_before_the_explanation_and_are_not_in_it():
+    steps = '"strongest": "a", "around": "b", "weaker": "c"'
+    assert read_object(Reply("ok", text=f'{{{steps}, "explanation": "Months."}}'), STEPS) == "Months."
+    for text in ('{"explanation": "Months"}', f"{{{steps}}}"):
+        with pytest.raises(Unread, match="strongest, around, weaker, explanation"):
+            read_object(Reply("ok", text=text), STEPS)
 
 
 @given(garbage, st.integers(1, 6))
@@ -199,3 +262,28 @@ def test_a_trial_shows_five_marked_windows():
     for wrong in ("", "6", "0", "1 or 2", "Passage 3", "33", "NaN"):
         with pytest.raises(Unread):
             read_choice(Reply("ok", text=wrong))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [('{"intruder": 4}', 3), (' {\n "intruder" : 1\n}', 0), ("2", 1), ('{"intruder": 6}', None),
+     ('{"intruder": "4"}', None), ('{"intruder": 4, "why": 1}', None),
+     ('{"intruder": 44}', None), ('{"place": 4}', None), ('{"intruder": 4', None)],
+)  # fmt: skip
+def test_a_model_that_knows_schemas_and_no_choice_is_held_to_an_object_around_the_number(text, place):
+    marks = np.eye(5, 4, dtype=bool) | np.eye(5, 4, -1, dtype=bool)
+    model = Scripted(lambda r: text, capabilities=("json_schema",))
+    (told,) = ask_all(model, [trial(question(5).tokens, marks, WORDS, model)])
+    assert model.seen[0].choice is None and model.seen[0].json_schema["required"] == ["intruder"]
+    assert (None if told.value is None else told.value.place) == place
+    assert told.status == ("parse_failed" if place is None else "ok") and told.repaired == (place is None)
+    with pytest.raises(Unread) if "{" in text else nullcontext():
+        read_choice(Reply("ok", text=text))
+
+
+def test_how_a_trial_is_asked_is_in_its_identity_only_where_it_is_by_schema():
+    held, listed, free = (
+        IntruderJudge(Scripted(capabilities=can), lambda: WORDS).identity()
+        for can in (("json_schema",), ("json_schema", "choice"), ())
+    )
+    assert listed == free and {**free, "json_schema": held["json_schema"]} == held

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ GOOD = "=== system\nS\n=== user\nQ $5\n=== assistant\nA\n=== user\nask $what\n==
 VARIABLES = {
     "explain": {"passages"}, "explain_cot": {"passages"}, "contrastive": {"passages", "silent"},
     "detection": {"explanation", "passages"}, "fuzzing": {"explanation", "passages"}, "intruder": {"passages"},
+    "explain_json": {"passages"}, "explain_cot_json": {"passages"}, "contrastive_json": {"passages", "silent"},
 }  # fmt: skip
 
 
@@ -39,9 +42,30 @@ def test_examples_look_like_what_is_asked(name):
             assert "⟦" in message.content and "$" not in message.content
 
 
+@pytest.mark.parametrize("name", sorted(name for name in VARIABLES if name.endswith("_json")))
+def test_a_prompt_for_json_is_its_twin_in_another_form(name):
+    """The same passages, the same answers; the instructions differ in what they say of the form alone.
+
+    Words are quoted by ', since small models write an end of the string where they mean \\".
+    """
+    one, other = prompt(name.removesuffix("_json")), prompt(name)
+    assert one.asked == other.asked and [m.role for m in one.shared] == [m.role for m in other.shared]
+    for line, held in zip(one.shared[1:], other.shared[1:], strict=True):
+        if line.role == "user":
+            assert line == held
+        else:
+            said = dict(entry.split(": ", 1) for entry in line.content.splitlines())
+            assert json.loads(held.content) == {key.lower(): text.replace('"', "'") for key, text in said.items()}
+            assert "\\" not in held.content
+    system, of_json = (p.shared[0].content.splitlines() for p in (one, other))
+    same = [a == b for a, b in zip(system, of_json, strict=False)]
+    assert same.count(False) <= 5 and all(same[: same.index(False)])
+    assert "like 'this'" in other.shared[0].content and "full stop" in other.shared[0].content
+
+
 def test_there_is_no_other_prompt():
     assert set(names()) == set(VARIABLES)
-    with pytest.raises(PromptError, match="contrastive, detection"):
+    with pytest.raises(PromptError, match="contrastive, contrastive_json, detection"):
         prompt("explian")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from latentgloss.asking import ask_all
-from latentgloss.explainers.llm import read_explanation
+from latentgloss.explainers.replies import read_explanation
 from latentgloss.prompting import prompt
 from latentgloss.protocols import Question, Reply, TokenLogprobs
 from latentgloss.quoting import quoted, readable

@@ -62,6 +62,20 @@ def test_a_prompt_is_shown_without_any_model(root, latent, name):
     assert "⟦" in found["messages"][-1]["content"]
 
 
+def test_a_dry_prompt_is_the_one_its_model_would_be_sent(root, latent):
+    """In JSON where the registry says so; the server need not be there."""
+    folder = root / "registry" / "language_models"
+    folder.mkdir(exist_ok=True)
+    entry = 'name = "scripted"\nengine = "openai_compatible"\nmodel = "m"\nbase_url = "http://nobody.invalid/v1"\n'
+    try:
+        for capabilities, name in (("[]", "explain"), ('["json_schema"]', "explain_json")):
+            (folder / "scripted.toml").write_text(f"{entry}capabilities = {capabilities}\n")
+            found = json.loads(run(root, latent, "--explainer", "llm", "--dry", "--json").stdout)
+            assert found["messages"][0]["content"] == prompt(name).shared[0].content
+    finally:
+        (folder / "scripted.toml").unlink()
+
+
 def test_an_explanation_and_its_judgement(root, latent, model):
     signal, _ = tiny.words()
     found = json.loads(run(root, latent, "--explainer", "llm", "--json").stdout)
@@ -98,6 +112,9 @@ def test_a_reply_that_cannot_be_read_is_shown_and_fails(root, latent, model, mon
         ([1, "--judge", "x", "--dry"], 1, "has no explanation of latent 1"),
         ([0, "--judge", "absent", "--text", "y"], 1, "'absent' is not in the registry"),
         ([0, "--judge", "x", "--text", "y", "--prompt", "999", "--dry"], 1, "there is no prompt 999"),
+        ([0, "--judge", "x", "--text", "y", "--scorer", "intruder", "--dry"], 2, "without an explanation"),
+        ([1, "--judge", "x", "--scorer", "intruder", "--dry"], 1, "no trial of latent 1"),
+        ([9999, "--judge", "x", "--scorer", "intruder", "--dry"], 1, "no trial of latent 9999"),
     ],
 )
 def test_what_cannot_be_tried(root, args, code, message):

@@ -52,6 +52,7 @@ nulls = 1
 model = "smol"
 llm.contexts = 12
 llm.max_tokens = 80
+llm.json_schema = false  # SmolLM2 would explain hardly anything (docs/language_models.md)
 [detection]
 judges = ["executed", "llm:smol"]
 sample = {JUDGED}

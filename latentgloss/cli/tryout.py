@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 @click.argument("latent", type=click.IntRange(min=0))
 @click.option("--explainer", help="Explain with this one; with --judge: whose explanation is judged.")
 @click.option("--judge", help="Judge with this language model.")
-@click.option("--scorer", type=click.Choice(["detection", "fuzzing"]), default="detection", show_default=True,
-              help="What --judge is asked.")  # fmt: skip
+@click.option("--scorer", type=click.Choice(["detection", "fuzzing", "intruder"]), default="detection",
+              show_default=True, help="What --judge is asked.")  # fmt: skip
 @click.option("--text", help="With --judge: an explanation of your own.")
-@click.option("--prompt", "number", type=click.IntRange(min=0), default=0, help="With --judge: which of its prompts.")
+@click.option("--prompt", "--number", "number", type=click.IntRange(min=0), default=0,
+              help="With --judge: which of its prompts, or of its trials (intruder), from 0.")  # fmt: skip
 @click.option("--dry", is_flag=True, help="Show the prompt and send nothing.")
 @json_option
 @click.pass_context
@@ -39,13 +40,14 @@ def try_(
     """What a language model is shown about one latent, what it replies, and what is read of it. Nothing is stored.
 
     With --dry no model is needed. JSON: an object with partition, what was asked (latent, explainer, model; or scorer,
-    judge, explanation, …), prompt_sha256, messages, status, reason, reply, value, truth, prompt_tokens,
+    judge, explanation, trial, …), prompt_sha256, messages, status, reason, reply, value, truth, prompt_tokens,
     completion_tokens and cost_usd; status is empty if nothing was sent.
 
     \b
     Example:
       latentgloss try smollm2/layers.9/resid 12 --explainer llm --dry
       latentgloss try smollm2/layers.9/resid 12 --judge NAME --scorer fuzzing --explainer pattern
+      latentgloss try smollm2/layers.9/resid 12 --judge NAME --scorer intruder --number 3
     """
     from latentgloss.trying import try_explainer, try_judge
 
@@ -53,6 +55,8 @@ def try_(
         raise click.UsageError("name an --explainer or a --judge")
     if judge is None and (text is not None or number):
         raise click.UsageError("--text and --prompt belong to --judge")
+    if judge is not None and scorer == "intruder" and (text is not None or explainer is not None):
+        raise click.UsageError("intruder detection judges a latent without an explanation")
     workspace = open_workspace(ctx)
     known_sae(workspace, partition, ["sampled_contexts"])
     if judge is None:
@@ -87,6 +91,8 @@ def _print(tried: Tried) -> None:
 
 
 def _verdicts(tried: Tried) -> str:
+    if isinstance(tried.truth, int):
+        return f"{plain(tried.value)} (the intruder is {plain(tried.truth)})"
     said = tried.value or []
     right = sum(a == b for a, b in zip(said, tried.truth, strict=True))
     lines = [f"{i}. {plain(a)} (it is {plain(b)})" for i, (a, b) in enumerate(zip(said, tried.truth, strict=True), 1)]

@@ -1,29 +1,31 @@
 """Explainers that show a language model contexts and take its sentence: `llm`, `llm_cot`, `contrastive`.
 
-What belongs here: what of the evidence is shown and how, and how a reply is read. The wording is in `prompts/`; how
-corpus text is quoted, in `quoting.py`; what happens to a reply that cannot be read, in `asking.py`. Method: Paulo et
-al. (arXiv 2410.13928), section 3, with our own wording; differences are in docs/prompts.md.
+What belongs here: what of the evidence is shown and how, and in which of two forms the reply is asked for. How replies
+are read is in `replies.py`; the wording, in `prompts/`; how corpus text is quoted, in `quoting.py`; what happens to a
+reply that cannot be read, in `asking.py`. Method: Paulo et al. (arXiv 2410.13928), section 3, with our own wording;
+differences are in docs/prompts.md.
 """
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from latentgloss.asking import Ask, Planned, Told, Unread, ask_all, storable, without_thoughts
+from latentgloss.asking import Ask, Planned, Told, ask_all
 from latentgloss.errors import ExplainerError, SettingsError
 from latentgloss.explainers.base import Explained
+from latentgloss.explainers.replies import LONGEST, read_explanation, read_object, schema
 from latentgloss.marks import marks
 from latentgloss.prompting import messages_sha256, prompt
 from latentgloss.protocols import Request
 from latentgloss.quoting import quoted_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from latentgloss.explainers.base import Evidence, Need, Tools
     from latentgloss.explainers.windows import Vocabulary
@@ -35,32 +37,6 @@ VERSION = 1
 """Of what is shown and how a reply is read; part of the recipe."""
 
 STRENGTHS = 10
-LONGEST = 600
-"""Characters of an explanation; the prompts ask for forty words."""
-
-_MARKER = re.compile(r"^[\s*_#>`-]*EXPLANATION[\s*_`]*:[\s*_`]*", re.MULTILINE)
-_NOTHING = frozenset({"", "none", "null", "nan", "na", "unknown", "unclear", "nothing", "undefined"})
-
-
-def read_explanation(reply: Reply) -> str:
-    """The sentence after the marker. Raises Unread unless there is exactly one, alone on the last line."""
-    text = without_thoughts(storable(reply.text))
-    found = list(_MARKER.finditer(text))
-    if not text.strip():
-        raise Unread("the reply was empty")
-    if len(found) != 1:
-        raise Unread(f"it has {len(found) or 'no'} lines that begin with EXPLANATION:")
-    lines = text[found[0].end() :].strip().strip("`").splitlines()
-    if len(lines) > 1:
-        raise Unread("there is more after the explanation's line")
-    sentence = " ".join("".join(lines).split()).strip("*_ ")
-    if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in sentence[1:-1]:
-        sentence = sentence[1:-1].strip()
-    if re.sub(r"[\W_]", "", sentence).lower() in _NOTHING:
-        raise Unread("the explanation says nothing")
-    if len(sentence) > LONGEST:
-        raise Unread(f"the explanation has {len(sentence)} characters, more than {LONGEST}")
-    return sentence
 
 
 def model_of(settings: ExplanationSettings, tools: Tools | None, explainer: str) -> LanguageModel:
@@ -79,6 +55,9 @@ class LlmExplainer:
 
     name: ClassVar[str] = "llm"
     prompt_name: ClassVar[str] = "explain"
+    """For a model that can be held to a schema its twin is taken, `explain_json`."""
+    steps: ClassVar[tuple[str, ...]] = ()
+    """Of a reply in JSON: what comes before the explanation."""
     computes = False
     asks = True
     needs: frozenset[Need] = frozenset({"masked"})
@@ -86,18 +65,33 @@ class LlmExplainer:
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
         self.settings, self.vocabulary = settings.llm, vocabulary
         self.model = model_of(settings, tools, self.name)
-        self.prompt: Prompt = prompt(self.prompt_name)
+        self.schema = self._schema(settings, self.model)
+        self.prompt: Prompt = self._prompt(self.schema)
+        self.read: Callable[[Reply], str] = (
+            read_explanation if self.schema is None else partial(read_object, steps=self.steps)
+        )
 
     @classmethod
     def identity(cls, settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
         model = model_of(settings, tools, cls.name)
+        held = cls._schema(settings, model)
         return {
             "explainer": cls.name,
             "version": VERSION,
             "model": model.identity(),
-            "prompt": prompt(cls.prompt_name).sha256,
+            "prompt": cls._prompt(held).sha256,
+            **({} if held is None else {"json_schema": held}),
             **cls._shown(settings),
         }
+
+    @classmethod
+    def _schema(cls, settings: ExplanationSettings, model: LanguageModel) -> dict[str, Any] | None:
+        """What a reply is held to, where the model can be and is to be."""
+        return schema(cls.steps) if settings.llm.json_schema and "json_schema" in model.capabilities else None
+
+    @classmethod
+    def _prompt(cls, held: dict[str, Any] | None) -> Prompt:
+        return prompt(cls.prompt_name if held is None else f"{cls.prompt_name}_json")
 
     @classmethod
     def _shown(cls, settings: ExplanationSettings) -> dict[str, Any]:
@@ -122,10 +116,7 @@ class LlmExplainer:
         """What is asked about a latent. Raises ExplainerError if nothing can be."""
         one.windows.check(self.vocabulary)
         messages = self.prompt.messages(**self.values(one, self.chosen(one)))
-        return Request(messages, self.max_tokens, temperature=self.settings.temperature)
-
-    def read(self, reply: Reply) -> str:
-        return read_explanation(reply)
+        return Request(messages, self.max_tokens, temperature=self.settings.temperature, json_schema=self.schema)
 
     def repaired(self, messages: tuple[Message, ...], reply: str, problem: str) -> tuple[Message, ...]:
         return self.prompt.repaired(messages, reply, problem=problem)
@@ -193,6 +184,7 @@ class CotExplainer(LlmExplainer):
 
     name = "llm_cot"
     prompt_name = "explain_cot"
+    steps = ("strongest", "around", "weaker")
 
     @classmethod
     def _shown(cls, settings: ExplanationSettings) -> dict[str, Any]:

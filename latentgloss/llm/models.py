@@ -41,30 +41,40 @@ def open_model(
     from latentgloss.llm.engine import Batches
     from latentgloss.llm.transformers_engine import chat_tokens
 
-    engine, capabilities = _local(spec, cache_dir, machine)
+    engine = _local(spec, cache_dir, machine)
     return Client(
         spec,
         lambda: Batches(engine, spec.in_flight),
         replies,
         ledger,
         identity=engine.identity(),
-        capabilities=capabilities,
+        capabilities=capabilities_of(spec),
         count=lambda requests: [len(chat_tokens(engine.tokenizer, request)) for request in requests],
     )
 
 
-def _local(
-    spec: LanguageModelSpec, cache_dir: Path, machine: MachineSettings
-) -> tuple[TransformersEngine | VllmEngine, frozenset[Capability]]:
+def capabilities_of(spec: LanguageModelSpec) -> frozenset[Capability]:
+    """What a model can do: as declared of a server, as known of an engine."""
+    if spec.engine == "vllm":
+        from latentgloss.llm.vllm_engine import CAPABILITIES
+
+        return CAPABILITIES
+    if spec.engine == "transformers":
+        from latentgloss.llm import transformers_engine
+
+        return transformers_engine.CAPABILITIES
+    return frozenset(spec.capabilities)
+
+
+def _local(spec: LanguageModelSpec, cache_dir: Path, machine: MachineSettings) -> TransformersEngine | VllmEngine:
     files = model_of(spec, spec.model)
     if spec.engine == "vllm":
-        from latentgloss.llm.vllm_engine import CAPABILITIES, VllmEngine
+        from latentgloss.llm.vllm_engine import VllmEngine
 
-        return VllmEngine(spec, files, cache_dir), CAPABILITIES
-    from latentgloss.llm import transformers_engine
+        return VllmEngine(spec, files, cache_dir)
+    from latentgloss.llm.transformers_engine import TransformersEngine
 
-    engine = transformers_engine.TransformersEngine(files, cache_dir, device=machine.device, threads=machine.threads)
-    return engine, transformers_engine.CAPABILITIES
+    return TransformersEngine(files, cache_dir, device=machine.device, threads=machine.threads)
 
 
 def model_of(spec: LanguageModelSpec, source: str) -> ModelSpec:

@@ -35,7 +35,7 @@ def _report(work: Work) -> None:
     settings = work.settings.report
     rows: list[dict[str, Any]] = []
     scorers = [name for name in inputs if STAGES[name].noun == "scores"]
-    scored = set().union(*(inputs[name] for name in scorers))
+    scored = {of for name in scorers for of, version in inputs[name].items() if version.manifest.parts}
     complete = sorted(scored.intersection(*(inputs[name] for name in inputs if name not in scorers)))
     behind: list[str] = []
     work.facts = {"partitions": complete, "scores_behind": behind}

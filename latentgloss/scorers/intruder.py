@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from latentgloss.prompting import prompt
 from latentgloss.protocols import Answer, Request
 from latentgloss.quoting import quoted_tokens
 from latentgloss.scorers.llm_judge import ALTERNATIVES, prompt_number
-from latentgloss.scorers.trials import PASSAGES
+from latentgloss.scorers.trials import ARM, PASSAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +34,18 @@ if TYPE_CHECKING:
 
 VERSION = "1"
 MAX_TOKENS = 16
+MAX_TOKENS_JSON = 32
+"""The same answer with its object around it, which may be spread over lines."""
 PLACES = tuple(str(i + 1) for i in range(PASSAGES))
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {ARM: {"type": "integer", "enum": [int(place) for place in PLACES]}},
+    "required": [ARM],
+    "additionalProperties": False,
+}
+"""An object around the number, for models that know schemas and no choice."""
+
+_OBJECT = re.compile(rf'\{{\s*"{ARM}"\s*:\s*([1-{PASSAGES}])\s*\}}')
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,7 @@ class IntruderJudge:
             "model": self.model.identity(),
             "prompt": prompt("intruder").sha256,
             "temperature": 0.0,
+            **({"json_schema": SCHEMA} if _held(self.model) else {}),
         }
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
@@ -157,18 +170,31 @@ def trial(
     lines = [
         f"{i}. {quoted_tokens(row, vocabulary, m)}" for i, (row, m) in enumerate(zip(tokens, marks, strict=True), 1)
     ]
+    held = _held(model)
     request = Request(
         asked.messages(passages="\n".join(lines)),
-        MAX_TOKENS,
+        MAX_TOKENS_JSON if held else MAX_TOKENS,
         choice=PLACES if "choice" in model.capabilities else None,
+        json_schema=SCHEMA if held else None,
         logprobs=ALTERNATIVES if "logprobs" in model.capabilities else 0,
     )
-    return Ask(request, read_choice, lambda messages, reply, problem: asked.repaired(messages, reply, problem=problem))
+    read = partial(read_choice, schema=held)
+    return Ask(request, read, lambda messages, reply, problem: asked.repaired(messages, reply, problem=problem))
 
 
-def read_choice(reply: Reply) -> Choice:
-    """The number of a passage, and nothing beside it. Raises Unread for anything else."""
+def _held(model: LanguageModel) -> bool:
+    """Whether replies of a model are held to the schema."""
+    return "json_schema" in model.capabilities and "choice" not in model.capabilities
+
+
+def read_choice(reply: Reply, *, schema: bool = False) -> Choice:
+    """The number of a passage, and nothing beside it. Raises Unread for anything else.
+
+    With `schema`, which demands it, the number may stand in its object.
+    """
     text = without_thoughts(storable(reply.text)).strip()
+    if schema and (inside := _OBJECT.fullmatch(text)):
+        text = inside[1]
     if not re.fullmatch(rf"[1-{PASSAGES}]\.?", text):
         raise Unread(f"it is not a number from 1 to {PASSAGES}, and that alone")
     return Choice(int(text[0]) - 1, _probabilities(reply, text[0]))
