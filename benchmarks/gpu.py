@@ -1,6 +1,6 @@
 """Caching and embedding on a GPU: whether the results hold, what of the GPU's time is used, and delphi beside it.
 
-    python benchmarks/gpu.py                       everything, about six minutes on an H100
+    python benchmarks/gpu.py                       everything; on a GPU not yet timed
     python benchmarks/gpu.py --parts caching       one part of what follows
     python benchmarks/gpu.py --device cpu --quick  a trial of all parts on a CPU; records nothing
 
@@ -13,7 +13,7 @@ random, too (`world.py`), texts are shuffled words of Python's documentation.
 - **caching**: the pass as a share of the bare stopped forward pass in the same batches, with peaks of memory; one pair
   where statistics of 131,072 latents follow each pass. `encode` is encoding alone; what the pass takes beyond that and
   the bare pass, the GPU waits.
-- **million**: encoding alone with 2^20 latents of width 2,048.
+- **encoding**: milliseconds of its steps, and of what they replace, up to 2^20 latents of width 2,048.
 - **delphi** runs in the same process environment as this (`pip install --no-deps eai-delphi eai-sparsify` and what
   they import), with the best batch size of those tried; see `vs_delphi.py`.
 - **embedding**: texts/s of a model of MiniLM's shape, and whether a text's vector is the same bits in any company.
@@ -22,12 +22,15 @@ random, too (`world.py`), texts are shuffled words of Python's documentation.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import shutil
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,7 @@ CASES: dict[str, list[tuple[str, int, int]]] = {
 """Hookpoint (a third of the depth, the last layer), latents and active ones."""
 BATCHES = {"135m": [4096, 16384, 32768, 65536], "1b": [4096, 16384, 32768, 65536], "tiny": [1024, 4096]}
 TOKENS = {"135m": 2**21, "1b": 2**19, "tiny": 20_000}
-THREADS = [1, 4, 8, 16]
+THREADS = [1, 2, 4, 8]
 DELPHI_BATCHES = [8, 32, 128]
 """Sequences of 256 tokens."""
 
@@ -166,7 +169,7 @@ def agreement(bench: Bench) -> dict[str, Any]:
                 "same_data_version_twice": parts["first"] == parts["second"],
                 "same_data_version_in_another_process": parts["first"] == other["parts"],
                 "same_data_version_as_cpu": parts["first"] == parts["cpu"],
-                **_difference(*(folders[run] / "pairs.npz" for run in ("cpu", "first")), n),
+                **_difference(folders["cpu"] / "pairs.npz", folders["first"] / "pairs.npz", n),
             }
     return results
 
@@ -229,7 +232,7 @@ def batches(bench: Bench) -> dict[str, Any]:
             changed = settings.machine.model_copy(update=machine)  # noqa: B023
             workspace.settings = settings.model_copy(update={"machine": changed})  # noqa: B023
             outcome = pipeline.cached_anew(workspace, partition)  # noqa: B023
-            return round(outcome.facts["tokens"] / outcome.facts["pass_seconds"])
+            return int(outcome.facts["tokens"] / outcome.facts["pass_seconds"])
 
         results[name] = {
             "case": CASES[name][0],
@@ -260,7 +263,7 @@ def caching(bench: Bench) -> dict[str, Any]:
 
 
 def _encode_seconds(workspace: Any, partition: str) -> float:
-    """Seconds per token of encoding one batch, median of five."""
+    """Seconds per token of encoding one batch."""
     import numpy as np
 
     spec = workspace.registry.sae(partition)
@@ -269,18 +272,8 @@ def _encode_seconds(workspace: Any, partition: str) -> float:
     rows = max(1, pipeline.batch_tokens(workspace) // corpus.sequence_length)
     x = subject.activations(np.asarray(corpus.tokens[:rows]), [spec.hookpoint])[spec.hookpoint]
     x = x.reshape(-1, x.shape[-1])
-    return _seconds_per_token(workspace.sae(spec).to(subject.device), x)
-
-
-def _seconds_per_token(coder: Any, x: Any) -> float:
-    seconds = []
-    for _ in range(5):
-        pipeline.synchronise(x.device)
-        start = time.perf_counter()
-        coder.encode_sparse(x)
-        pipeline.synchronise(x.device)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds) / len(x)
+    coder = workspace.sae(spec).to(subject.device)
+    return _seconds(lambda: coder.encode_sparse(x), subject.device) / len(x)
 
 
 class _Peaks:
@@ -308,26 +301,56 @@ class _Peaks:
             self.found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() >> 20
 
 
-def million(bench: Bench) -> dict[str, Any]:
-    """Encoding alone with a million latents: what the stage needs beside it is disk."""
+def encoding(bench: Bench) -> dict[str, Any]:
+    shapes = [(576, 4096, 32), (576, 16384, 64), (576, 131072, 32), (2048, 131072, 64), (2048, 2**20, 32)]
+    results: dict[str, Any] = {}
+    for d, n, k in [(64, 4096, 8)] if bench.quick else shapes:
+        with _Peaks(bench.device) as peaks:
+            found = _encoding(bench.device, d, n, k)
+        results[f"{d} x {n}, k = {k}"] = {**found, **peaks.found}
+    return results
+
+
+def _encoding(device: str, d: int, n: int, k: int) -> dict[str, Any]:
+    """Milliseconds on random activations, as many as are encoded at once."""
     import torch
 
-    from latentgloss.saes.coder import SparseCoder, TopK
+    from latentgloss.saes.coder import SparseCoder, TopK, top
 
-    n, d, rows = (4096, 64, 256) if bench.quick else (2**20, 2048, 2**15)
     torch.manual_seed(0)
-    results: dict[str, Any] = {"latents": n, "d": d}
-    with _Peaks(bench.device) as peaks, torch.inference_mode():
-        directions = torch.randn(n, d, device=bench.device).bfloat16().float()
-        zeros = [torch.zeros(size, device=bench.device) for size in (n, d)]
-        x = torch.randn(rows, d, device=bench.device).bfloat16()
-        encoder = directions.T.contiguous()
-        for k in (32, 64):
-            coder = SparseCoder(
-                encoder, zeros[0], directions, zeros[1], TopK(k), subtract_b_dec=True, bfloat16_weights=True
-            )
-            results[f"tokens_per_s_{k}"] = round(1 / _seconds_per_token(coder, x))
-    return {**results, **peaks.found}
+    with torch.inference_mode():
+        encoder, bias = torch.randn(d, n, device=device).bfloat16().float(), torch.randn(n, device=device)
+        decoder, zero = torch.zeros(1, d, device=device).expand(n, d), torch.zeros(d, device=device)
+        coder = SparseCoder(encoder, bias, decoder, zero, TopK(k), subtract_b_dec=False, bfloat16_weights=True)
+        rows = 256 if device == "cpu" else min(max(16, 2**28 // n), 2**15)
+        x = torch.randn(rows, d, device=device).bfloat16()
+        pre = torch.addmm(bias, x.float(), encoder)
+        largest = pre.topk(k, dim=1).values
+        values, indices = top(pre, k, 32)
+        steps: dict[str, Callable[[], Any]] = {
+            "product in float32": lambda: torch.addmm(bias, x.float(), encoder),
+            "topk": lambda: pre.topk(k, dim=1, sorted=False),
+            **{f"top, groups of {group}": partial(top, pre, k, group) for group in (16, 32, 64)},
+            "encode_sparse": lambda: coder.encode_sparse(x),
+        }
+        return {
+            "rows": rows,
+            "milliseconds": {name: round(1000 * _seconds(step, x.device), 3) for name, step in steps.items()},
+            "top_finds_the_largest": torch.equal(values.sort(1).values, largest.sort(1).values),
+            "top_finds_the_same_again": all(torch.equal(indices, top(pre, k, 32)[1]) for _ in range(3)),
+        }
+
+
+def _seconds(step: Callable[[], Any], device: Any) -> float:
+    """Median of ten, after two to warm up."""
+    seconds = []
+    for _ in range(12):
+        pipeline.synchronise(device)
+        start = time.perf_counter()
+        step()
+        pipeline.synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[2:])
 
 
 def delphi(bench: Bench) -> dict[str, Any]:
@@ -423,10 +446,10 @@ def _minilm(bench: Bench) -> Path:
 
 
 PARTS = {
+    "encoding": encoding,
     "agreement": agreement,
     "batches": batches,
     "caching": caching,
-    "million": million,
     "delphi": delphi,
     "embedding": embeddings,
 }
@@ -445,12 +468,15 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    about = {"torch": torch.__version__}
+    about: dict[str, Any] = {"torch": str(torch.__version__)}
     if arguments.device != "cpu":
         about["gpu"] = torch.cuda.get_device_name(torch.device(arguments.device))
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(arguments, Path(name))
         for part in arguments.parts:
+            if part == "delphi" and importlib.util.find_spec("delphi") is None:
+                print("delphi is not installed: left out", file=sys.stderr)
+                continue
             start = time.perf_counter()
             result = PARTS[part](bench)
             about["seconds"] = round(time.perf_counter() - start, 1)

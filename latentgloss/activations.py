@@ -292,7 +292,7 @@ class _Pass:
         tokens = self.corpus.tokens.reshape(-1)
         n_unmasked = tokens.shape[0] - len(masked)
 
-        consumed = {
+        consumed: dict[str, Any] = {
             "resolved_saes": work.input("resolved_saes").content(("cache",)),
             "shards": json_sha256({n: b.parts for n, b in work.draft.blocks.items() if n.startswith("shard-")}),
         }
@@ -383,7 +383,8 @@ class _Quality:
 def _norms(x: Float[torch.Tensor, "*shape d"]) -> Float32[torch.Tensor, " positions"]:
     import torch
 
-    return x.norm(dim=-1, dtype=torch.float32).flatten()
+    norms: torch.Tensor = x.norm(dim=-1, dtype=torch.float32).flatten()
+    return norms
 
 
 def _host(parts: Sequence[torch.Tensor]) -> np.ndarray:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-THREADS = 16
-"""Most threads: more of them wait for each other, and each holds a shard."""
+THREADS = 8
+"""Most threads, since each holds a shard."""
 
 
 class Beside:

@@ -137,7 +137,7 @@ class SparseCoder:
         parts: list[Sparse] = []
         for start in range(0, len(x), rows):
             if bias is not None and low is not None:
-                pre = torch.mm(x[start : start + rows], low, out_dtype=torch.float32).add_(bias)  # type: ignore[call-overload]
+                pre = torch.mm(x[start : start + rows], low, out_dtype=torch.float32).add_(bias)
             else:
                 chunk, _, _ = self._normalised(x[start : start + rows].float())
                 pre = chunk
