@@ -22,7 +22,7 @@ export DAGSTER_HOME := $(CURDIR)/data/dagster
 HOME_READY := $(DAGSTER_HOME)/dagster.yaml
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full ui test test-demo test-dagster test-kill test-vllm check format docs bench bench-search bench-delphi bench-llm constraints clean
+.PHONY: help setup demo demo-full ui test test-demo test-dagster test-kill test-vllm check format docs bench bench-search bench-delphi bench-gpu bench-llm constraints clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ bench-search: demo-full ## precision of search and work of embedding, on the sto
 
 bench-delphi: $(READY) ## delphi against this, in an environment of its own (.bench/, about 1 GB; ten minutes)
 	@$(PY) benchmarks/vs_delphi.py
+
+bench-gpu: $(READY) ## caching and embedding on a GPU; delphi beside it where it is installed
+	@$(PY) benchmarks/gpu.py
 
 bench-llm: $(READY) ## language models: what asking costs, in time, tokens and memory, and what kills cost (an hour)
 	@$(PY) benchmarks/environments.py vllm

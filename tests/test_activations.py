@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from latentgloss import schema
+from latentgloss import activations, schema
 from latentgloss.activations import latent_statistics, round_to_bfloat16
+from latentgloss.beside import Beside
 from latentgloss.stages import STAGES
 
 
@@ -91,6 +92,41 @@ def test_the_cache_holds_what_a_dense_pass_gives(cached, partition):
     dense[frame["position"].to_numpy(), frame["latent"].to_numpy()] = frame["activation"].to_numpy()
     assert ((dense > 0) == (expected > 0)).mean() > 0.9999  # ties at the k-th place may fall either way
     assert np.allclose(dense, expected, rtol=0.01, atol=1e-3)
+
+
+def test_what_the_host_sorts_and_writes_beside_the_pass_is_the_same(tmp_path, monkeypatch):
+    """In threads, as it is done where a GPU computes, and shards of several batches."""
+    monkeypatch.setattr(activations, "SHARD", 4096)
+    found = []
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(activations, "Beside", lambda _, threads, device=device: Beside(device, 3))
+        folder = tmp_path / device
+        folder.mkdir()
+        workspace = tiny.tiny_workspace(folder)
+        outcomes = tiny.run_all(workspace, ["tokenized_corpus", "resolved_saes", "activation_cache"])
+        assert not [o.error for o in outcomes if o.error]
+        versions = [workspace.store.current("activation_cache", partition).manifest for partition in tiny.SAES]
+        assert all("shard-000003" in version.blocks for version in versions)
+        found.append([(version.data_version, version.parts) for version in versions])
+    assert found[0] == found[1]
+
+
+def test_a_full_disk_beside_the_pass_is_one_failure_too(tmp_path, monkeypatch):
+    workspace = tiny.tiny_workspace(tmp_path)
+    tiny.run_all(workspace, ["tokenized_corpus", "resolved_saes"])
+    write = activations.pq.write_table
+
+    def full(data, path, *args, **kwargs):
+        if "words" in str(path):
+            raise OSError(28, "No space left on device")
+        return write(data, path, *args, **kwargs)
+
+    monkeypatch.setattr(activations, "Beside", lambda _, threads: Beside("cuda", 3))
+    with monkeypatch.context() as patch:
+        patch.setattr("latentgloss.blocks.pq.write_table", full)
+        stage = STAGES["activation_cache"]
+        outcomes = list(workspace.materialise(stage.name, tiny.SAES, tiny.runner(stage.name)))
+    assert {o.partition: o.status for o in outcomes} == {tiny.SPARSIFY: "failed", tiny.SAELENS: "computed"}
 
 
 def test_bos_separators_and_first_positions_are_masked(cached):

@@ -100,6 +100,17 @@ def test_sparse_equals_dense(seed: int, tokens: int, activation: str, subtract: 
     assert_same(coder, x)
 
 
+@given(st.integers(0, 2**31), st.integers(1, 8), st.sampled_from([1, 4, 16]), st.integers(0, 3))
+def test_the_largest_of_groups_hold_the_largest(seed: int, k: int, group: int, decimals: int) -> None:
+    """Few decimals: many are equal. 72 and 520 latents: too few for groups, and as many as they take."""
+    for n in (72, 520):
+        pre = torch.randn(7, n, generator=torch.Generator().manual_seed(seed)).round(decimals=decimals)
+        value, latent = coder_module.top(pre, k, group)
+        assert torch.equal(value.sort(1).values, pre.topk(k, dim=1).values.sort(1).values)
+        assert torch.equal(pre.gather(1, latent), value)
+        assert all(len(set(row)) == k for row in latent.tolist())
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), activation=st.sampled_from(["topk", "groupmax", "relu", "jumprelu"]))
 def test_chunks_change_nothing_and_triples_are_positive_and_ordered(seed: int, activation: str) -> None:

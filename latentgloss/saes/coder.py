@@ -26,8 +26,10 @@ from torch.nn.functional import embedding_bag
 from latentgloss.errors import SaeError
 
 _LAYER_NORM_EPS = 1e-5
-_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 27}
+_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Pre-activations held at once: on a CPU about what its caches hold; a GPU wants large products."""
+_GROUPS = {"cuda": 32}
+"""Latents of which only the largest is looked at first, where the k largest are sought among many."""
 
 
 @dataclass(frozen=True)
@@ -130,14 +132,18 @@ class SparseCoder:
         self.check_width(x.shape[1], "the input")
         bias = None if self.identity else self._encoder_bias()
         exact = self.bfloat16_weights and x.dtype == torch.bfloat16 and self.input_norm == "none"
+        low = self.W_enc.bfloat16() if exact and bias is not None and _has_mixed_products(x.device) else None
         rows = max(16, _CHUNK.get(x.device.type, 1 << 20) // self.n_latents)
         parts: list[Sparse] = []
         for start in range(0, len(x), rows):
-            chunk, _, _ = self._normalised(x[start : start + rows].float())
-            pre = chunk
-            if bias is not None:
-                with _bfloat16_products(exact):
-                    pre = torch.addmm(bias, chunk, self.W_enc)
+            if bias is not None and low is not None:
+                pre = torch.mm(x[start : start + rows], low, out_dtype=torch.float32).add_(bias)
+            else:
+                chunk, _, _ = self._normalised(x[start : start + rows].float())
+                pre = chunk
+                if bias is not None:
+                    with _bfloat16_products(exact):
+                        pre = torch.addmm(bias, chunk, self.W_enc)
             token, latent, value = self._active(pre)
             parts.append((token + start, latent, value))
         if not parts:
@@ -188,7 +194,7 @@ class SparseCoder:
     def _active(self, pre: Float[Tensor, "tokens n"]) -> Sparse:
         match self.activation:
             case TopK(k):
-                value, latent = pre.topk(k, dim=1, sorted=False)
+                value, latent = top(pre, k, _GROUPS.get(pre.device.type, 1))
             case GroupMax(k):
                 value, latent = pre.reshape(len(pre), k, -1).max(dim=2)
                 latent += torch.arange(0, self.n_latents, self.n_latents // k, device=pre.device)
@@ -200,6 +206,30 @@ class SparseCoder:
                 return token, latent, pre[token, latent]
         token, column = (value > 0).nonzero(as_tuple=True)
         return token, latent[token, column], value[token, column]
+
+
+def top(
+    pre: Float[Tensor, "tokens n"], k: int, group: int
+) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
+    """The k largest of each row and where they are, in any order; of equal ones at the k-th place, any.
+
+    They lie in the k groups of latents with the largest maxima. A GPU's `topk` reads its input a dozen times, this
+    once, and then no more than `group` times k. On a CPU that gained nothing.
+    """
+    n = pre.shape[1]
+    stride = n // group
+    if group == 1 or n % group or stride < 4 * k:
+        value, latent = pre.topk(k, dim=1, sorted=False)
+        return value, latent
+    best = pre.view(-1, group, stride).amax(1).topk(k, dim=1, sorted=False).indices
+    members = (best[:, None] + torch.arange(0, n, stride, device=pre.device)[:, None]).flatten(1)
+    value, place = pre.gather(1, members).topk(k, dim=1, sorted=False)
+    return value, members.gather(1, place)
+
+
+def _has_mixed_products(device: torch.device) -> bool:
+    """Whether matrices of bfloat16 can be multiplied into float32: exact products, at several times the speed."""
+    return device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype")  # from torch 2.8 on
 
 
 @contextmanager
