@@ -165,6 +165,8 @@ def _after_failure(result: "dg.ExecuteInProcessResult", stages: list[Stage]) -> 
 
 def _print_stages(result: "dg.ExecuteInProcessResult", stages: Sequence[Stage]) -> None:
     """A line per stage; those that share a step took its time together."""
+    import dagster as dg
+
     from assets.stage_asset import STEP_OF
 
     for step, of_step in groupby(stages, key=lambda stage: STEP_OF[stage.name]):
@@ -173,7 +175,7 @@ def _print_stages(result: "dg.ExecuteInProcessResult", stages: Sequence[Stage]) 
         seconds = [e.step_success_data.duration_ms / 1000 for e in events if e.is_step_success]
         made = [e for e in events if e.is_step_materialization]
         for name in names if seconds else []:
-            status = [e.materialization.metadata["status"].value for e in made if e.asset_key.path == [name]]
+            status = [e.materialization.metadata["status"].value for e in made if e.asset_key == dg.AssetKey(name)]
             computed = status.count("computed")
             took = f"  {seconds[0]:>7.1f} s" if name == names[-1] else ""
             line = f"  {name:<18} {computed:>3} computed, {len(status) - computed:>3} reused{took}"

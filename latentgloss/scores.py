@@ -175,10 +175,19 @@ def _score_all(
     return done
 
 
-def _score_there(names: Sequence[str], *task: Any) -> Written:
-    """The same in a process of the pool."""
+def _score_there(
+    names: Sequence[str],
+    blocks: Blocks,
+    scorer: str,
+    told: list[_Told],
+    asked: Asked,
+    arms: list[str],
+    chosen: np.ndarray | None,
+) -> Written:
+    """The same in a process of the pool, by judges it makes itself."""
     assert _vocabulary is not None
-    return _score_all(*task, [judge_named(name, _vocabulary) for name in names])
+    judges = [judge_named(name, _vocabulary) for name in names]
+    return _score_all(blocks, scorer, told, asked, arms, chosen, judges)
 
 
 def score_block(
