@@ -173,5 +173,11 @@ def as_error(error: Exception) -> LatentglossError:
         return disk_full(Path(getattr(error, "filename", None) or ".").absolute())
     if isinstance(error, OSError) and error.filename:
         return LatentglossError(f"{error.filename}: {error.strerror}", todo="make the file readable and run again")
+    if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported for its name's sake
+        return LatentglossError(
+            f"the GPU's memory is full ({str(error).splitlines()[0]})",
+            todo="lower `batch_tokens` (of embedding, `embedding_batch`) under [machine], or see what else uses the "
+            "GPU; then run again",
+        )
     where = "".join(traceback.format_exception(error)[-3:])
     return LatentglossError(f"{type(error).__name__}: {error}", todo=f"please report this; it was raised at\n{where}")
