@@ -259,7 +259,9 @@ OTHER_VALUES: dict[str, Any] = {
 def with_another(table, path, value):
     """A copy of the settings with another value in one place, whether or not it may be set there by itself."""
     old = getattr(table, path[0])
-    new = with_another(old, path[1:], value) if path[1:] else (value or old + 1)
+    if path[1:]:
+        return table.model_copy(update={path[0]: with_another(old, path[1:], value)})
+    new = not old if isinstance(old, bool) else value or old + 1
     return table.model_copy(update={path[0]: new})
 
 
