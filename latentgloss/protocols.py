@@ -122,7 +122,7 @@ class Vectors(Protocol):
         """One vector of unit norm per item, in order; what is missing is made and kept."""
 
 
-Capability = Literal["choice", "json_schema", "logprobs", "prompt_logprobs", "seed"]
+Capability = Literal["choice", "json_schema", "regex", "logprobs", "prompt_logprobs", "seed"]
 """What a language model can do beyond answering with text."""
 
 
@@ -148,6 +148,8 @@ class Request:
     """The reply is one of these (capability `choice`)."""
     json_schema: Mapping[str, Any] | None = None
     """The reply is JSON that fits (capability `json_schema`)."""
+    regex: str | None = None
+    """The reply matches, as a whole (capability `regex`)."""
     logprobs: int = 0
     """Alternatives per token of the reply whose log probability is wanted (capability `logprobs`)."""
 

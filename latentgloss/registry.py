@@ -130,7 +130,7 @@ class LanguageModelSpec(Strict):
     """Parameters the server refuses; they are not sent."""
     max_tokens_parameter: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     dialect: Literal["vllm", "openai"] = "openai"
-    """How a choice is demanded: vLLM's `structured_outputs`; the protocol itself has no way."""
+    """How a choice or a match is demanded: vLLM's `structured_outputs`; the protocol itself has no way."""
     capabilities: tuple[Capability, ...] = ()
     """Of a server; an engine in this process knows its own."""
     context_length: int | None = Field(default=None, ge=1)
@@ -161,8 +161,9 @@ class LanguageModelSpec(Strict):
             raise ValueError("base_url is like http://host:8000/v1, without user or password")
         if self.paid and self.prices is None:
             raise ValueError("a paid model needs [prices]")
-        if "choice" in self.capabilities and self.dialect != "vllm":
-            raise ValueError('capability "choice" needs dialect = "vllm"')
+        of_vllm = [name for name in ("choice", "regex") if name in self.capabilities]
+        if of_vllm and self.dialect != "vllm":
+            raise ValueError(f'capability "{of_vllm[0]}" needs dialect = "vllm"')
         served = ("base_url", "api_key_env", "capabilities", "parameters", "leave_out", "paid")
         if self.engine == "openai_compatible":
             if self.base_url is None:

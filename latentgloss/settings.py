@@ -98,8 +98,6 @@ class LlmSettings(Strict):
     max_tokens_cot: int = Field(default=800, ge=16)
     """The same of `llm_cot`, which thinks aloud first."""
     temperature: float = Field(default=0.0, ge=0, le=2)
-    json_schema: bool = True
-    """Hold replies to a JSON schema where the model can be; a small one explains more in a plain line."""
 
 
 class BestOfKSettings(Strict):

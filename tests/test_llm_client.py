@@ -285,7 +285,7 @@ def test_parameters_reach_the_server_in_its_own_words(tmp_path: Path) -> None:
             }
         ]
     }
-    capabilities = ("choice", "json_schema", "logprobs", "seed")
+    capabilities = ("choice", "json_schema", "regex", "logprobs", "seed")
     with (
         Server(lambda _: logprobs, keep_bodies=True) as server,
         client_of(
@@ -297,13 +297,15 @@ def test_parameters_reach_the_server_in_its_own_words(tmp_path: Path) -> None:
             ask(1, choice=("a", "b"), seed=7, stop=("\n",), temperature=0.5),
             ask(2, json_schema=schema),
             ask(3, logprobs=2),
+            ask(4, regex="a+"),
         ]
-        *_, last = client.complete(asked)
-        one, two, three = sorted(server.bodies, key=lambda b: b["messages"][0]["content"])
+        *_, last, _ = client.complete(asked)
+        one, two, three, four = sorted(server.bodies, key=lambda b: b["messages"][0]["content"])
         assert one["structured_outputs"] == {"choice": ["a", "b"]}
         assert (one["seed"], one["stop"], one["temperature"], one["max_tokens"]) == (7, ["\n"], 0.5, 20)
         assert one["chat_template_kwargs"] == {"x": 1} and "top_p" not in one
         assert two["response_format"]["json_schema"]["schema"] == schema
+        assert four["structured_outputs"] == {"regex": "a+"}
         assert (three["logprobs"], three["top_logprobs"]) == (True, 2)
         assert last.logprobs[0].top == (("a", -0.5), ("b", -1.0))
 

@@ -1,8 +1,9 @@
-"""Explainers whose model can be held to a JSON schema: what is asked, what becomes of it, and what is stale."""
+"""Explainers whose model can be held to a JSON schema or to a line: what is asked, what is read, and what is stale."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import polars as pl
 import pytest
@@ -11,6 +12,7 @@ from scripted_model import Scripted, asked_of, is_repair, reader
 
 from latentgloss import schema as tables
 from latentgloss.explainers import EXPLAINERS as ALL_EXPLAINERS
+from latentgloss.explainers.replies import LINE, read_line
 from latentgloss.prompting import prompt
 from latentgloss.protocols import Reply
 
@@ -106,13 +108,44 @@ def test_a_model_that_comes_to_be_held_makes_its_explanations_stale_and_no_other
     assert not stale()
 
 
-def test_a_model_that_can_be_held_is_asked_for_a_line_if_the_settings_say_so(finished):
+def test_a_model_that_can_be_held_to_a_line_is_and_asked_as_any_other(finished):
     tools = finished.tools(tiny.SPARSIFY)
+    both = Scripted(answer, capabilities=("json_schema", "regex"))
+    free = Scripted(answer)
     settings = finished.settings.explanations
-    freely = settings.model_copy(update={"llm": settings.llm.model_copy(update={"json_schema": False})})
     for name in EXPLAINERS:
-        held, line = (ALL_EXPLAINERS[name].identity(of, tools) for of in (settings, freely))
-        assert "json_schema" in json.dumps(held) and "json_schema" not in json.dumps(line)
+        of = {}
+        for model in (both, free):
+            finished._language_models["scripted"] = model
+            of[model] = ALL_EXPLAINERS[name].identity(settings, tools)
+        finished._language_models["scripted"] = held()
+        asked = of[both]["samples"] if name == "best_of_k" else of[both]
+        if name == "llm_cot":  # which thinks first
+            assert "json_schema" in asked
+            continue
+        plain = of[free]["samples"] if name == "best_of_k" else of[free]
+        assert asked == {**plain, "model": asked["model"], "regex": LINE}
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ("The word storm and its forms.", "The word storm and its forms."),
+        ('Words in quotation marks: "a" and "b".', 'Words in quotation marks: "a" and "b".'),
+        ("x" * 299 + ".", "x" * 299 + "…"),  # as long as it may be: the end is not the model's
+        ("x" * 298 + ".", "x" * 298 + "."),
+    ],
+)
+def test_a_line_that_matches_is_read(said, read):
+    assert re.fullmatch(LINE, f"EXPLANATION: {said}")
+    assert read_line(Reply("ok", text=f"EXPLANATION: {said}")) == read
+
+
+@pytest.mark.parametrize(
+    "said", ["Yes.", "The word storm", "Two\nlines of it.", " begins with a space.", "x" * 300 + "."]
+)
+def test_a_line_that_is_no_sentence_does_not_match(said):
+    assert not re.fullmatch(LINE, f"EXPLANATION: {said}")
 
 
 def test_the_same_texts_are_read_from_either_form(finished, tmp_path):

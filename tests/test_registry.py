@@ -120,6 +120,7 @@ SECRET = "sk-0123456789abcdef"
         (SERVED.replace("base_url", "#"), "needs base_url"),
         (SERVED + "paid = true\n", "prices"),
         (SERVED + 'capabilities = ["choice"]\n', "vllm"),
+        (SERVED + 'capabilities = ["regex"]\n', "vllm"),
         (SERVED + 'capabilities = ["telepathy"]\n', "capabilities"),
         (SERVED.replace("openai_compatible", "transformers"), "only of engine"),
         (SERVED + f'api_key = "{SECRET}"\n', "did you mean 'api_key_env'"),

@@ -18,7 +18,7 @@ import numpy as np
 from latentgloss.asking import Ask, Planned, Told, ask_all
 from latentgloss.errors import ExplainerError, SettingsError
 from latentgloss.explainers.base import Explained
-from latentgloss.explainers.replies import LONGEST, read_explanation, read_object, schema
+from latentgloss.explainers.replies import LINE, LONGEST, read_explanation, read_line, read_object, schema
 from latentgloss.marks import marks
 from latentgloss.prompting import messages_sha256, prompt
 from latentgloss.protocols import Request
@@ -65,33 +65,37 @@ class LlmExplainer:
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
         self.settings, self.vocabulary = settings.llm, vocabulary
         self.model = model_of(settings, tools, self.name)
-        self.schema = self._schema(settings, self.model)
-        self.prompt: Prompt = self._prompt(self.schema)
-        self.read: Callable[[Reply], str] = (
-            read_explanation if self.schema is None else partial(read_object, steps=self.steps)
-        )
+        self.held = self._held(self.model)
+        self.prompt: Prompt = self._prompt(self.held)
+        self.read: Callable[[Reply], str] = read_explanation
+        if "regex" in self.held:
+            self.read = read_line
+        elif "json_schema" in self.held:
+            self.read = partial(read_object, steps=self.steps)
 
     @classmethod
     def identity(cls, settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
         model = model_of(settings, tools, cls.name)
-        held = cls._schema(settings, model)
+        held = cls._held(model)
         return {
             "explainer": cls.name,
             "version": VERSION,
             "model": model.identity(),
             "prompt": cls._prompt(held).sha256,
-            **({} if held is None else {"json_schema": held}),
+            **held,
             **cls._shown(settings),
         }
 
     @classmethod
-    def _schema(cls, settings: ExplanationSettings, model: LanguageModel) -> dict[str, Any] | None:
-        """What a reply is held to, where the model can be and is to be."""
-        return schema(cls.steps) if settings.llm.json_schema and "json_schema" in model.capabilities else None
+    def _held(cls, model: LanguageModel) -> dict[str, Any]:
+        """What a reply is held to, as `Request` has it; nothing where the model cannot be."""
+        if "regex" in model.capabilities and not cls.steps:  # small models write worse JSON than lines
+            return {"regex": LINE}
+        return {"json_schema": schema(cls.steps)} if "json_schema" in model.capabilities else {}
 
     @classmethod
-    def _prompt(cls, held: dict[str, Any] | None) -> Prompt:
-        return prompt(cls.prompt_name if held is None else f"{cls.prompt_name}_json")
+    def _prompt(cls, held: dict[str, Any]) -> Prompt:
+        return prompt(f"{cls.prompt_name}_json" if "json_schema" in held else cls.prompt_name)
 
     @classmethod
     def _shown(cls, settings: ExplanationSettings) -> dict[str, Any]:
@@ -116,7 +120,7 @@ class LlmExplainer:
         """What is asked about a latent. Raises ExplainerError if nothing can be."""
         one.windows.check(self.vocabulary)
         messages = self.prompt.messages(**self.values(one, self.chosen(one)))
-        return Request(messages, self.max_tokens, temperature=self.settings.temperature, json_schema=self.schema)
+        return Request(messages, self.max_tokens, temperature=self.settings.temperature, **self.held)
 
     def repaired(self, messages: tuple[Message, ...], reply: str, problem: str) -> tuple[Message, ...]:
         return self.prompt.repaired(messages, reply, problem=problem)

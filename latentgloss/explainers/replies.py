@@ -1,8 +1,8 @@
 """Replies to explainers: what they are held to, and how they are read.
 
-What belongs here: the two forms a reply can have. Any model can be asked for a line behind a marker. One that can be
-held to a JSON schema is asked for an object, by a prompt of its own (`prompts/*_json.txt`), and read from that. What
-makes a sentence no explanation is the same in both.
+What belongs here: the forms a reply can have. Any model can be asked for a line behind a marker; one that can be held
+to a regular expression is held to that line. One that can be held to a JSON schema alone is asked for an object, by a
+prompt of its own (`prompts/*_json.txt`), and read from that. What makes a sentence no explanation is the same in all.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 LONGEST = 600
 """Characters of an explanation; the prompts ask for forty words."""
 EXPLANATION = "explanation"
+LONGEST_LINE = 300
+"""Characters of an explanation that is held to a line: forty words, and some."""
+LINE = rf"EXPLANATION: [^\s][^\n]{{9,{LONGEST_LINE - 2}}}\."
+"""What such a reply matches."""
 
 _MARKER = re.compile(r"^[\s*_#>`-]*EXPLANATION[\s*_`]*:[\s*_`]*", re.MULTILINE)
 _FENCE = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
@@ -51,6 +55,12 @@ def read_explanation(reply: Reply) -> str:
     if len(lines) > 1:
         raise Unread("there is more after the explanation's line")
     return _sentence("".join(lines))
+
+
+def read_line(reply: Reply) -> str:
+    """The explanation of a reply that `LINE` demands. One that was ended by its length alone ends in an ellipsis."""
+    sentence = read_explanation(reply)
+    return sentence if len(sentence) < LONGEST_LINE else f"{sentence[:-1]}…"
 
 
 def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:

@@ -449,6 +449,8 @@ def wanted(request: Request) -> frozenset[Capability]:
         found.add("choice")
     if request.json_schema is not None:
         found.add("json_schema")
+    if request.regex is not None:
+        found.add("regex")
     if request.logprobs:
         found.add("logprobs")
     return frozenset(found)

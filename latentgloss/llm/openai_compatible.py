@@ -89,6 +89,8 @@ class OpenAICompatible:
             body["stop"] = list(request.stop)
         if request.choice is not None:
             body["structured_outputs"] = {"choice": list(request.choice)}  # vLLM 0.12 and later
+        if request.regex is not None:
+            body["structured_outputs"] = {"regex": request.regex}
         if request.json_schema is not None:
             schema = {"name": "reply", "schema": dict(request.json_schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}

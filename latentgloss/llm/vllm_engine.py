@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from latentgloss.registry import LanguageModelSpec, ModelSpec
 
-CAPABILITIES: frozenset[Capability] = frozenset({"choice", "json_schema", "logprobs", "seed"})
+CAPABILITIES: frozenset[Capability] = frozenset({"choice", "json_schema", "regex", "logprobs", "seed"})
 
 VERSION = "1"
 """Part of every identity: raise it when the same files can give other replies."""
@@ -105,6 +105,8 @@ class VllmEngine:
             structured = StructuredOutputsParams(choice=list(request.choice))
         elif request.json_schema is not None:
             structured = StructuredOutputsParams(json=dict(request.json_schema))
+        elif request.regex is not None:
+            structured = StructuredOutputsParams(regex=request.regex)
         return SamplingParams(
             max_tokens=request.max_tokens, temperature=request.temperature, top_p=request.top_p, seed=request.seed,
             stop=list(request.stop) or None, logprobs=request.logprobs or None, structured_outputs=structured,
