@@ -36,12 +36,15 @@ _RESERVED = frozenset("⟦⟧⟨⟩⏎⇥‹›")
 """What has a meaning in a quotation is written as its number where the text itself has it."""
 _PLAIN = re.compile(r"[ -;=?-Z\\^-~]*")
 """Nothing in such a text is replaced."""
+_NAMES = r"bos|eos|pad|unk|mask|cls|sep|think|\w+_of_\w+|(?:begin|end|start)_\w+|unused\d+|tool\w*"
 _ANGLES = re.compile(
     r"<{2,}|>{2,}"
     r"|<[|｜]|[|｜]>"  # of control tokens: only the outermost characters count
-    r"|</?(?:s|bos|eos|pad|unk|mask|cls|sep|think|\w+_of_\w+|(?:begin|end|start)_\w+|unused\d+|tool\w*)>",
+    rf"|</?(?:s|{_NAMES})>",
     re.IGNORECASE,
 )
+_BETWEEN_MARKS = re.compile(rf"/s|/?(?:{_NAMES})", re.IGNORECASE)
+"""What a mark's own angles would make a control token of. But for `s`: <<s>> is the plural of many words."""
 _BRACKETS = re.compile(
     r"\[/?(?:INST|SYS\w*|AVAILABLE_TOOLS|TOOL_\w+|ARGS|CALL_ID|IMG\w*|PREFIX|MIDDLE|SUFFIX|THINK|PAD|CLS|SEP|MASK|UNK)\]"
 )
@@ -56,8 +59,12 @@ def _replacement(character: str) -> str | None:
     if 0xDC80 <= number <= 0xDCFF:  # a byte that is no part of a character, as "surrogateescape" decodes it
         return f"⟨{number - 0xDC00:02X}⟩"
     if character in _RESERVED or (character != " " and unicodedata.category(character)[0] in "CZ"):
-        return f"⟨U+{number:04X}⟩"
+        return _numbered(character)
     return None
+
+
+def _numbered(character: str) -> str:
+    return f"⟨U+{ord(character):04X}⟩"
 
 
 def _escaped(text: str) -> list[str]:
@@ -124,6 +131,9 @@ def quoted_runs(
                 shown[beside] = _SHOWN.get(text[beside], shown[beside])
     runs: list[slice] = []
     for first, last in zip(edges[::2], edges[1::2], strict=True):
+        for i in (first, last - 1):
+            if text[i] in "|｜" or (i == first and _BETWEEN_MARKS.fullmatch(text[first:last])):
+                shown[i] = _numbered(text[i])
         shown[first] = MARK + shown[first]
         shown[last - 1] += UNMARK
         begin, end = bisect_right(starts, at[first]) - 1, bisect_left(starts, at[last])

@@ -61,6 +61,8 @@ class Server:
     """Most requests seen at once."""
     request_seconds: float = 0.0
     """Added up over requests: how long each was here. Over the time from the first to the last: the mean at once."""
+    hold: Callable[[], bool] | None = None
+    """Answers nothing until this is true (or a minute is over)."""
     first: float = 0.0
     last: float = 0.0
     """When the first request came and the last one was answered; the first since this was set to 0."""
@@ -129,6 +131,8 @@ class Server:
         try:
             if self.delay_s:
                 await asyncio.sleep(self.delay_s)
+            while self.hold is not None and not self.hold() and time.monotonic() < began + 60:
+                await asyncio.sleep(0.01)
             done = await self._respond(writer, body, self.answer(body))
         finally:
             self._now -= 1

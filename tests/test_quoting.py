@@ -29,7 +29,7 @@ pieces = st.lists(
     ),
     min_size=1, max_size=10,
 )  # fmt: skip
-CONTROL = ("<|", "|>", "</s>", "<start_of_turn>", "[/INST]")
+CONTROL = ("<|", "|>", "<｜", "｜>", "</s>", "<pad>", "<start_of_turn>", "[/INST]")
 
 
 def unquoted(shown: str) -> str:
@@ -65,6 +65,10 @@ def test_no_text_comes_out_of_its_quotation_and_none_is_lost(text):
 @given(pieces)
 @example([(b"<", False), (b"<", True), (b"x>", True), (b">", False)])
 @example([("é".encode()[:1], False), ("é".encode()[1:], True), (b"\xff", False)])
+@example([(b"|", True)])
+@example([(b"a ", False), (b"|im_", True), (b"start|", True), (b"system", False)])
+@example([("｜User｜".encode(), True)])
+@example([(b"/", True), (b"s", True), (b" ", False), (b"pad", True), (b" ", False), (b"start_of_turn", True)])
 def test_marks_are_pairs_around_the_marked_tokens_whatever_the_tokens_hold(parts):
     data = [d for d, _ in parts]
     marked = np.array([m for _, m in parts])
@@ -95,6 +99,12 @@ def test_what_is_shown():
     assert quoted_tokens(np.array([1, 2], dtype=np.uint32), vocabulary) == "⟦ if a⟧"
     with pytest.raises(ExplainerError, match="token id 9"):
         quoted_tokens(np.array([9], dtype=np.uint32), vocabulary)
+
+
+def test_marks_make_no_control_token_of_what_stands_between_them():
+    words = ["|im_end|", " dog", "s", " |", "x", "/s"]
+    shown = quoted_tokens(np.arange(6, dtype=np.uint32), Vocabulary(words), np.array([1, 0, 1, 0, 0, 1], dtype=bool))
+    assert shown == "⟦<<⟨U+007C⟩im_end⟨U+007C⟩>> dog<<s>> |x<<⟨U+002F⟩s>>⟧"
 
 
 def test_a_character_of_several_tokens_is_shown_whole_and_a_part_of_one_as_bytes():

@@ -55,7 +55,8 @@ def test_tags_are_those_dagster_writes_itself(workspace: Tiny) -> None:
     def sampled_contexts() -> dg.MaterializeResult[None]:
         return dg.MaterializeResult(data_version=dg.DataVersion(ours["dagster/data_version"]))
 
-    upstream = [a for a in workspace.assets if a.key.to_user_string() in ("resolved_saes", "activation_cache")]
+    above = {dg.AssetKey("resolved_saes"), dg.AssetKey("activation_cache")}
+    upstream = [a for a in workspace.assets if above & set(a.keys)]
     dg.materialize(
         [*upstream, sampled_contexts], selection=[sampled_contexts], instance=workspace.instance,
         partition_key=SAES[1], resources=workspace.definitions.resources,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from latentgloss.protocols import LanguageModel, Message, Reply
     from latentgloss.settings import ExplanationSettings
 
-VERSION = 1
+VERSION = 2
 """Of what is shown and how a reply is read; part of the recipe."""
 
 STRENGTHS = 10

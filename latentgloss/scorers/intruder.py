@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import LanguageModel, Question, Reply
 
-VERSION = "1"
+VERSION = "2"
 MAX_TOKENS = 16
 MAX_TOKENS_JSON = 32
 """The same answer with its object around it, which may be spread over lines."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from latentgloss.protocols import LanguageModel, Message, Question, Reply, Task, TokenLogprobs
     from latentgloss.settings import LlmJudgeSettings
 
-VERSION = "3"
+VERSION = "4"
 ALTERNATIVES = 5
 """Tokens whose probability is asked for at each place of a reply."""
 MOST_CHOICES = 6
