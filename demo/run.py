@@ -213,15 +213,18 @@ def _bars() -> Bars:
 
 def _bar(bars: Bars, label: str) -> "Advance":
     task: TaskID | None = None
-    began = 0.0
+    began, before, of = 0.0, 0, ""
 
     def advance(done: int, total: int | None, unit: str) -> None:
-        nonlocal task, began
+        nonlocal task, began, before, of
         if task is None:
-            task, began = bars.add_task(label, total=total, rate=""), time.monotonic()
+            task = bars.add_task(label, total=total, rate="")
+        if unit != of:  # rates are those of what moves now
+            began, before, of = time.monotonic(), done, unit
         for other in bars.task_ids:  # one at a time: the one that moves
             bars.update(other, visible=False)
-        rate = f"{done / (time.monotonic() - began):,.0f} {unit}/s" if time.monotonic() - began > 1 else unit
+        seconds = time.monotonic() - began
+        rate = f"{(done - before) / seconds:,.0f} {unit}/s" if seconds > 1 else unit
         bars.update(task, completed=done, total=total, rate=rate, visible=total is None or done < total)
 
     return advance

@@ -23,19 +23,29 @@ class Progress(dg.ConfigurableResource):
 
 
 class Lines:
+    """At most a line every `SECONDS_BETWEEN_LINES`, with the rate since the work (of this unit) began."""
+
     def __init__(self, label: str, write: Callable[[str], None]) -> None:
         self.label, self.write = label, write
+        self._begin(0, "")
+
+    def _begin(self, done: int, unit: str) -> None:
         self.began = self.last = time.monotonic()
+        self.before, self.unit = done, unit
 
     def __call__(self, done: int, total: int | None, unit: str) -> None:
         now = time.monotonic()
         if done == 0:  # a partition may have waited for others since it was announced
-            self.began = self.last = now
+            self._begin(0, unit)
             return
+        if self.unit and unit != self.unit:  # other work within the same (texts to embed for blocks to score)
+            self._begin(done, unit)
+            return
+        self.unit = unit
         if now - self.last < SECONDS_BETWEEN_LINES:
             return
         self.last = now
-        rate = done / max(now - self.began, 1e-9)
+        rate = (done - self.before) / max(now - self.began, 1e-9)
         share, left = "", ""
         if total:
             share = f" of {total:,} ({done / total:.0%})"
