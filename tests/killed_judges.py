@@ -34,13 +34,16 @@ from latentgloss.llm.database import Database
 from latentgloss.llm.ledger import Ledger
 from latentgloss.llm.reply_cache import decoded
 from latentgloss.protocols import Message, Request
+from latentgloss.scoring import together
 from latentgloss.stages import STAGES
 from latentgloss.workspace import Workspace
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
-STAGES_THAT_ASK = ("explanations", "detection_scores", "fuzzing_scores")
+SCORERS = ("detection_scores", "fuzzing_scores")
+"""Side by side, as the assets run them."""
+STAGES_THAT_ASK = ("explanations", *SCORERS)
 BEFORE = ("tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts", "sampled_negatives")
 IN_FLIGHT = 8
 DELAY_S = 0.02
@@ -113,8 +116,9 @@ class Counting:
 def run(config: Path) -> None:
     """Explains and judges, in this process; exit code 3 if a stage failed."""
     workspace = Workspace.open(config)
-    for stage in STAGES_THAT_ASK:
-        outcomes = list(workspace.materialise(stage, workspace.partitions(STAGES[stage]), tiny.runner(stage)))
+    partitions = workspace.partitions(STAGES["explanations"])
+    for stages in (("explanations",), SCORERS):
+        outcomes = list(together(workspace, {stage: tiny.runner(stage) for stage in stages}, partitions))
         if any(outcome.error for outcome in outcomes):
             print(*(outcome.error for outcome in outcomes if outcome.error))
             os._exit(3)
