@@ -123,7 +123,7 @@ def one_step(name: str, *stages: Wired) -> dg.AssetsDefinition:
             ],
             partitions_def=GRAINS[first.grain],
             backfill_policy=dg.BackfillPolicy.single_run(),
-            pool=first.pool,
+            pool=_pool([one.stage for one in stages]),
             can_subset=len(of) > 1,
         )(step)
 
@@ -142,6 +142,12 @@ def _spec(one: Wired, version: str) -> dg.AssetSpec:
         kinds={_storage(stage), *(["pytorch"] if stage.pool == "gpu" else [])},
         metadata=_column_schema(stage),
     )
+
+
+def _pool(stages: list[Stage]) -> str | None:
+    """That of the stages; the one of language models only if the settings have one of them ask."""
+    pool = stages[0].pool
+    return pool if pool != "llm" or any(loaded_settings().asks(stage.name) for stage in stages) else None
 
 
 def _upstream(stage: Stage) -> list[str]:

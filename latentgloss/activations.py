@@ -140,12 +140,13 @@ class _Pass:
 
     def _run(self) -> None:
         for work in self.works:
-            work.error = attempt(partial(self._open, work))
+            work.attempt(partial(self._open, work))
         began = time.monotonic()
         n_sequences, length = self.corpus.tokens.shape
         for work in self.works:
             work.start()
         per_shard = max(1, SHARD // length)
+        self.n_shards = -(-n_sequences // per_shard)
         for number, start in enumerate(range(0, n_sequences, per_shard)):
             stop = min(start + per_shard, n_sequences)
             self._shard(f"shard-{number:06d}", start, stop)
@@ -154,7 +155,7 @@ class _Pass:
         seconds = round(time.monotonic() - began, 3)
         for work in self.active:
             work.facts["pass_seconds"] = seconds
-            work.error = attempt(partial(self._latents, work))
+            work.attempt(partial(self._latents, work))
 
     def _open(self, work: Work) -> None:
         coder = work.workspace.sae(work.sae)
@@ -175,7 +176,7 @@ class _Pass:
                 due[work] = recipe
 
         for work in self.active:
-            work.error = attempt(partial(find_due, work))
+            work.attempt(partial(find_due, work))
         if not due:
             return
         pairs: dict[str, list[_Pairs]] = {work.partition: [] for work in due}
@@ -193,12 +194,9 @@ class _Pass:
             }
             work.draft.put(name, recipe, tables, frames)
 
-        def attempt_put(work: Work, recipe: dict[str, Any], found: list[_Pairs]) -> None:
-            work.error = attempt(partial(put, work, recipe, found))
-
         for work, recipe in due.items():
             if work.error is None:
-                self.beside.do(partial(attempt_put, work, recipe, pairs.pop(work.partition)))
+                self.beside.do(partial(work.attempt, partial(put, work, recipe, pairs.pop(work.partition))))
 
     def _batch(
         self,
@@ -217,7 +215,7 @@ class _Pass:
             norms[hookpoint].append(_norms(flat))
             for work in due:
                 if work.error is None and work.sae.hookpoint == hookpoint:
-                    work.error = attempt(partial(self._encode, work, flat, pairs[work.partition], measure))
+                    work.attempt(partial(self._encode, work, flat, pairs[work.partition], measure))
 
     def _encode(self, work: Work, x: Float[torch.Tensor, "tokens d"], pairs: list[_Pairs], measure: bool) -> None:
         """Appends one batch's pairs; `measure`: takes figures of quality from them."""
@@ -287,6 +285,7 @@ class _Pass:
         coder = self.coders[work.partition]
         masked = work.draft.scan(schema.MASKED).select("position").unique().collect()["position"].sort().to_numpy()
         shards = work.draft.paths(schema.ACTIVATIONS)
+        assert len(shards) == self.n_shards  # or what is counted would not be all there is
         rows = sum(pq.read_metadata(path).num_rows for path in shards)
         step = max(1, min(schema.BLOCK, STATISTICS_ROWS * coder.n_latents // max(rows, 1)))
         tokens = self.corpus.tokens.reshape(-1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -33,17 +32,21 @@ as many, and while its last replies are waited for the next must be at work."""
 def in_order(begun: Iterable[tuple[int, Callable[[], T]]], most: int, weight: int | None = None) -> Iterator[T]:
     """What became of each task, in the order in which they were begun.
 
-    Reading from `begun` begins a task and gives its weight and what waits for its result. At most `most` are under way
-    beside the one that is waited for, fewer (one) where together they weigh more than `weight`.
+    Reading from `begun` begins a task and gives its weight and what waits for its result. No other is begun while more
+    than `most` are under way, or more than one that together weigh more than `weight`. Weight 0: it is done already.
     """
     going: deque[tuple[int, Callable[[], T]]] = deque()
-    total = 0
+    total = under_way = 0
     for weighs, end in begun:
         going.append((weighs, end))
         total += weighs
-        while len(going) > most or (weight is not None and total > weight and len(going) > 2):
+        under_way += weighs > 0  # what weighs nothing was there already
+        while going and (
+            going[0][0] == 0 or under_way > most or (weight is not None and total > weight and under_way > 1)
+        ):
             weighs, end = going.popleft()
             total -= weighs
+            under_way -= weighs > 0
             yield end()
     for _, end in going:
         yield end()
@@ -57,13 +60,27 @@ _given_up: ContextVar[tuple[threading.Event, ...]] = ContextVar("given_up", defa
 """Of those who wait for what runs here; one that is set: it does not wait any more."""
 
 
+def heed() -> None:
+    """Raises Abandoned if nobody waits any more for what runs here."""
+    if any(flag.is_set() for flag in _given_up.get()):
+        raise Abandoned
+
+
 def heeding(items: Iterable[T]) -> Iterator[T]:
-    """The items, until nobody waits for them any more: then Abandoned."""
-    flags = _given_up.get()
-    for item in items:
-        if any(flag.is_set() for flag in flags):
-            raise Abandoned
-        yield item
+    """The items, until nobody waits for them any more: then Abandoned. Whatever gives them is closed, here and now."""
+    try:
+        for item in items:
+            heed()
+            yield item
+    finally:
+        _close(items)
+
+
+def _close(items: Iterable[Any]) -> None:
+    """Ends a generator in the thread that drew from it, instead of whenever and wherever garbage is collected."""
+    close = getattr(items, "close", None)
+    if close is not None:
+        close()
 
 
 class Threads:
@@ -114,21 +131,18 @@ def abreast(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
         _given_up.set(flags)
         error: BaseException | None = None
         try:
-            for item in heeding(iterator):
+            for item in heeding(iterator):  # which closes it: locks are released in the thread that took them
                 found.put(item)
         except BaseException as e:  # a thread has nobody to raise to
             error = e
-        finally:
-            with suppress(AttributeError):  # a generator's locks are released in the thread that took them
-                iterator.close()  # type: ignore[attr-defined]
-            found.put(_End(error))
+        found.put(_End(error))
 
     threads = [threading.Thread(target=draw, args=(one,), name="abreast") for one in iterators]
-    for thread in threads:
-        thread.start()
     errors: list[BaseException] = []
     running = len(threads)
     try:
+        for thread in threads:
+            thread.start()
         while running:
             item = found.get()
             if not isinstance(item, _End):
@@ -139,6 +153,7 @@ def abreast(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
     finally:
         flag.set()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # an interrupt may have come before it was started
+                thread.join()
     if errors:
         raise errors[0]

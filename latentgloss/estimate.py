@@ -38,7 +38,8 @@ from latentgloss.prompt_counts import (
     sample_of,
 )
 from latentgloss.sampling import sampled, smaller
-from latentgloss.scorers import LLM, SCORERS, language_judges
+from latentgloss.scorers import SCORERS, language_judges
+from latentgloss.settings import LLM
 from latentgloss.trying import as_it_stands
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ Nothing of the test split is read here: its parts are not among this stage's inp
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from latentgloss import ahead, partners, schema
+from latentgloss.errors import ExplainerError
 from latentgloss.evidence import BlockEvidence
 from latentgloss.explainers import EXPLAINERS, NULL, Evidence, Explained, Explainer, base_of, block_name, in_order
 from latentgloss.hashing import counter_hash, frame_sha256
@@ -93,8 +94,8 @@ class _Due:
     evidence: BlockEvidence
     asked: list[int] | None
     """The eligible latents that are to be explained; None: all."""
-    waits_for: int = 0
-    """Latents that its explainer was given."""
+    latents: list[int] = field(default_factory=list)
+    """What its explainer was given."""
     rows: pl.DataFrame | None = None
 
 
@@ -129,17 +130,19 @@ def _explained_blocks(
             going.append(due)
             if not work.draft.reuse(block_name(block, name), recipe, _TABLES):
                 eligible = evidence.eligibility.filter(status="eligible")["latent"].to_list()
-                latents = eligible if asked is None else asked
-                due.waits_for, due.rows = len(latents), schema.EXPLANATIONS.empty()
-                yield from evidence.of(latents)
+                due.latents, due.rows = sorted(eligible if asked is None else asked), schema.EXPLANATIONS.empty()
+                yield from evidence.of(due.latents)
 
     def finished(found: list[Explained]) -> Iterator[_Due]:
         """Takes from `found` what the blocks in front have been waiting for."""
-        while going and len(found) >= going[0].waits_for:
+        while going and len(found) >= len(going[0].latents):
             due = going.popleft()
+            mine = found[: len(due.latents)]
+            if [one.latent for one in mine] != due.latents:
+                break
             if due.rows is not None:
-                due.rows = _rows(name, due.evidence, found[: due.waits_for], due.asked)
-            del found[: due.waits_for]
+                due.rows = _rows(name, due.evidence, mine, due.asked)
+            del found[: len(mine)]
             yield due
 
     waiting: list[Explained] = []
@@ -147,6 +150,12 @@ def _explained_blocks(
         waiting.append(one)
         yield from finished(waiting)
     yield from finished(waiting)
+    if going or waiting:
+        raise ExplainerError(
+            f"explainer {name!r} left {len(going)} blocks without rows and {len(waiting)} rows without a block",
+            expected="one row per latent it was given, in order",
+            todo="this is a defect of the explainer; please report it",
+        )
 
 
 _prepared: tuple[ExplanationSettings, Vocabulary] | None = None

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.ahead import abreast, in_order
-from latentgloss.scorers import asks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,7 +73,7 @@ def together(
     Stages whose judges ask a language model are scored side by side: where one of them waits, another asks. Those that
     only compute would get in each other's way, and follow one another.
     """
-    asking = [name for name in runners if asks(workspace.settings, name)]
+    asking = [name for name in runners if workspace.settings.asks(name)]
     computing = [name for name in runners if name not in asking]
 
     def of(names: list[str]) -> Iterator[Outcome]:

@@ -19,6 +19,8 @@ from latentgloss.validation import Strict, read_toml, validated
 
 FILE = "latentgloss.toml"
 VARIABLE = "LATENTGLOSS_CONFIG"
+LLM = "llm:"
+"""Before the name of a language model in `judges`. Its name alone is the key in score tables."""
 
 
 Sample = Annotated[int, Field(ge=1)] | Literal["all"]
@@ -268,6 +270,13 @@ class Settings(Strict):
                 raise ValueError(f'{", ".join(other)}: profile "paper" sets this itself')
             data = {**data, table: {**given, **values}}
         return data
+
+    def asks(self, stage: str) -> bool:
+        """Whether a stage asks a language model."""
+        if stage == "explanations":
+            return self.explanations.model is not None
+        scorer = getattr(self, stage.removesuffix("_scores"), None)
+        return any(name.startswith(LLM) for name in getattr(scorer, "judges", ()))
 
     @property
     def store_root(self) -> Path:

@@ -108,6 +108,11 @@ class Work:
             **consumed,
         }
 
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Runs `action` for this partition. An error stays, whatever succeeds afterwards, in whichever thread."""
+        error = attempt(action)
+        self.error = self.error or error
+
     def start(self) -> None:
         """Its turn has come: time and progress count from here."""
         self.began = time.monotonic()

@@ -12,8 +12,9 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from llm_server import Server
+from llm_server import Fault, Server
 from scripted_model import reader
+from test_llm_client import client_of
 
 from latentgloss import schema
 from latentgloss.ahead import Abandoned, Threads, abreast, heeding, in_order
@@ -70,7 +71,7 @@ def test_in_order_and_never_more_under_way_than_allowed(weights: list[int], most
     def begun() -> Iterator[tuple[int, Callable[[], int]]]:
         for number, weighs in enumerate(weights):  # asked for another: so few are under way now
             assert len(going) <= most
-            assert weight is None or len(going) <= 2 or sum(w for _, w in going) <= weight
+            assert weight is None or len(going) <= 1 or sum(w for _, w in going) <= weight
             going.append((number, weighs))
 
             def end(number: int = number, weighs: int = weighs) -> int:
@@ -80,6 +81,20 @@ def test_in_order_and_never_more_under_way_than_allowed(weights: list[int], most
             yield weighs, end
 
     assert list(in_order(begun(), most, weight)) == list(range(len(weights)))
+
+
+def test_what_is_done_already_takes_nobodys_place() -> None:
+    """Of a run that goes on where another was killed most blocks are there."""
+    begun: list[int] = []
+
+    def tasks() -> Iterator[tuple[int, Callable[[], int]]]:
+        for number in range(20):
+            begun.append(number)
+            yield (0, lambda n=number: n) if number % 5 else (1, lambda n=number: n)  # type: ignore[misc]
+
+    found = in_order(tasks(), most=3)
+    assert next(found) == 0 and begun == list(range(16))  # 5, 10 and 15 are under way beside the first
+    assert list(found) == list(range(1, 20))
 
 
 def test_iterators_are_drawn_from_at_the_same_time() -> None:
@@ -129,6 +144,54 @@ def test_what_nobody_waits_for_any_more_is_abandoned() -> None:
     assert next(running) == 7
     running.close()  # type: ignore[attr-defined]
     assert sorted(ended) == ["a", "b"]
+
+
+def test_what_is_abandoned_is_closed_in_its_own_thread_without_waiting_for_garbage() -> None:
+    closed: list[int] = []
+    gives = threading.Event()
+
+    def items() -> Iterator[int]:
+        try:
+            while True:
+                gives.set()
+                yield 1
+        finally:
+            closed.append(threading.get_ident())
+
+    def waits(thread: list[int]) -> None:
+        thread.append(threading.get_ident())
+        for _ in heeding(items()):
+            time.sleep(0.001)
+
+    threads_of: list[int] = []
+
+    def beside_a_failure() -> None:
+        with Threads() as threads:
+            going = threads.submit(waits, threads_of)  # kept, with its error and all that hangs on it
+            gives.wait(30)
+            threads.submit(lambda: 1 // 0).result(30)
+            going.result()
+
+    with pytest.raises(ZeroDivisionError):
+        beside_a_failure()
+    assert closed == threads_of
+
+
+def test_who_waits_for_a_reply_that_does_not_come_heeds_too(tmp_path: Path) -> None:
+    def fails(server: Server) -> None:
+        with Threads() as threads:
+            threads.submit(lambda: list(client.complete([Request((Message("user", "hello"),), 5)])))
+            while not server.requests:
+                time.sleep(0.01)
+            raise ZeroDivisionError
+
+    with Server(lambda _: Fault(hang=True)) as server, client_of(server, tmp_path) as client:
+        began = time.monotonic()
+        with pytest.raises(ZeroDivisionError):
+            fails(server)
+        # What is in flight is paid for and given ten seconds; a request has five minutes.
+        assert time.monotonic() - began < 60
+        assert client._calls == 0
 
 
 def test_a_failed_task_has_the_others_abandoned_and_threads_charge_who_began_them() -> None:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
+from typing import Any
 
 import pytest
+import tiny
 import torch
 
+from latentgloss import activations
+from latentgloss.beside import Beside
 from latentgloss.errors import InputError, LatentglossError
-from latentgloss.work import as_error, attempt
+from latentgloss.stages import STAGES
+from latentgloss.store import Draft
+from latentgloss.work import Work, as_error, attempt
+from latentgloss.workspace import Recipe
 
 
 def test_a_full_gpu_says_what_to_lower() -> None:
@@ -31,3 +39,33 @@ def test_what_else_is_raised(raised: Exception, said: str) -> None:
 
     error = attempt(fails)
     assert isinstance(error, LatentglossError) and said in str(error)
+
+
+def test_an_error_stays_whatever_succeeds_afterwards(tmp_path: Path) -> None:
+    """Shards are written by several threads: one that fails must not be forgotten when the next is done."""
+    work = Work(tiny.tiny_workspace(tmp_path), STAGES["activation_cache"], tiny.SPARSIFY, Recipe({}, {}))
+
+    def fails() -> None:
+        raise InputError("the first")
+
+    work.attempt(fails)
+    work.attempt(lambda: None)
+    assert "the first" in str(work.error)
+
+
+def test_a_shard_that_fails_beside_a_gpu_fails_its_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = tiny.tiny_workspace(tmp_path)
+    assert not [o.error for o in tiny.run_all(workspace, ["tokenized_corpus", "resolved_saes"]) if o.error]
+    monkeypatch.setattr(activations, "SHARD", 4096)
+    monkeypatch.setattr(activations, "Beside", lambda _, threads: Beside("cuda", 2))
+    put = Draft.put
+
+    def full_once(draft: Draft, name: str, *arguments: Any) -> None:
+        if name == "shard-000001" and draft.partition == tiny.SPARSIFY:
+            raise OSError(errno.ENOSPC, "No space left on device", "/x")
+        put(draft, name, *arguments)
+
+    monkeypatch.setattr(Draft, "put", full_once)
+    outcomes = {o.partition: o for o in tiny.run_all(workspace, ["activation_cache"])}
+    assert outcomes[tiny.SAELENS].status == "computed"
+    assert outcomes[tiny.SPARSIFY].status == "failed" and "disk is full" in str(outcomes[tiny.SPARSIFY].error)

@@ -60,7 +60,8 @@ def read_explanation(reply: Reply) -> str:
 def read_line(reply: Reply) -> str:
     """The explanation of a reply that `LINE` demands. One that was ended by its length alone ends in an ellipsis."""
     sentence = read_explanation(reply)
-    return sentence if len(sentence) < LONGEST_LINE else f"{sentence[:-1]}…"
+    whole = len(_said(reply).strip()) < len("EXPLANATION: ") + LONGEST_LINE
+    return sentence if whole else f"{sentence.rstrip('.')}…"
 
 
 def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:

@@ -28,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from latentgloss.ahead import heed
 from latentgloss.errors import LanguageModelError, LatentglossError
 from latentgloss.hashing import json_sha256
 from latentgloss.llm.claims import Claims
@@ -57,6 +58,8 @@ ALL_REJECTED = 20
 """So many refused requests, and none answered, are a mistake in the registry."""
 CLAIMED_S, CLAIMED_MOST_S = 0.02, 1.0
 """Between two looks at a request that another process has under way: at first, and at most."""
+HEED_S = 0.5
+"""Between two looks at whether anybody still waits for the thread that waits for a reply."""
 GRACE_S = 10.0
 """How long an end, of `complete` before its time or of the client, waits for what is in flight: it is paid for."""
 
@@ -112,7 +115,7 @@ class Client:
         self._model_sha256 = json_sha256(self._identity)
         self._claims = Claims(replies.database.path.parent)
         self._backoff_s = backoff_s
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # also of what the garbage collector ends while it is held
         self._jobs: dict[bytes, _Job] = {}
         self._calls = 0
         self._stopped: LanguageModelError | None = None
@@ -158,7 +161,7 @@ class Client:
                 if not ahead:
                     return
                 head = ahead[0]
-                reply = head.future.result() if isinstance(head, _Job) else head
+                reply = _waited_for(head) if isinstance(head, _Job) else head
                 self._leave(ahead.popleft())
                 yield reply
         finally:
@@ -428,6 +431,14 @@ class Client:
                 await self._engine.close()
         loop = asyncio.get_running_loop()
         loop.call_soon(loop.stop)
+
+
+def _waited_for(job: _Job) -> Reply:
+    """Its reply. Raises what it failed with, or Abandoned if nobody waits for this thread any more."""
+    while not job.future.done():
+        wait([job.future], timeout=HEED_S)
+        heed()
+    return job.future.result()
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:

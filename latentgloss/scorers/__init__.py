@@ -16,6 +16,7 @@ from latentgloss.scorers.cosine import CosineJudge, cosine_judge
 from latentgloss.scorers.executed import ExecutedJudge
 from latentgloss.scorers.intruder import IntruderJudge, MarkedTokens
 from latentgloss.scorers.llm_judge import LlmJudge
+from latentgloss.settings import LLM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,12 +25,9 @@ if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Judge, Task
     from latentgloss.scorers.base import Plan
-    from latentgloss.settings import EmbeddingSettings, IntruderSettings, JudgedSettings, LlmJudgeSettings, Settings
+    from latentgloss.settings import EmbeddingSettings, IntruderSettings, JudgedSettings, LlmJudgeSettings
     from latentgloss.work import Work
     from latentgloss.workspace import Workspace
-
-LLM = "llm:"
-"""Before the name of a language model in `judges`. Its name alone is the key in score tables."""
 
 JUDGES: dict[str, type[JudgeOfContexts]] = {"executed": ExecutedJudge}
 JUDGES_OF_TRIALS: dict[str, type[JudgeOfContexts]] = {"tokens": MarkedTokens}
@@ -95,12 +93,6 @@ def judges_of_trials(work: Work, settings: IntruderSettings) -> list[Judge]:
         else _judge(name, JUDGES_OF_TRIALS)(workspace.vocabulary(work.model.name))
         for name in settings.judges
     ]
-
-
-def asks(settings: Settings, stage: str) -> bool:
-    """Whether a stage has scores by language models, to be waited for."""
-    scorer = getattr(settings, stage.removesuffix("_scores"), None)
-    return any(name.startswith(LLM) for name in getattr(scorer, "judges", ()))
 
 
 def language_judges(work: Work, scorer: str) -> list[LlmJudge | IntruderJudge]:
