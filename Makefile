@@ -87,7 +87,7 @@ bench: $(READY) $(HOME_READY) ## the figures in benchmarks/, measured on this ma
 	@$(PY) benchmarks/contexts_scale.py
 
 bench-search: demo-full ## precision of search and work of embedding, on the store of make demo-full
-	@$(PY) benchmarks/search.py
+	@$(PY) benchmarks/search.py --config demo/full.toml
 	@$(PY) benchmarks/embedding.py work
 
 bench-delphi: $(READY) ## delphi against this, in an environment of its own (.bench/, about 1 GB; ten minutes)
@@ -98,7 +98,7 @@ bench-gpu: $(READY) ## caching and embedding on a GPU; delphi beside it where it
 
 bench-llm: $(READY) ## language models: what asking costs, in time, tokens and memory, and what kills cost (an hour)
 	@$(PY) benchmarks/environments.py vllm
-	@for name in language_models prompt_tokens kills asking_memory; do $(PY) benchmarks/$$name.py || exit 1; done
+	@for name in language_models saturation prompt_tokens kills asking_memory; do $(PY) benchmarks/$$name.py || exit 1; done
 
 constraints: $(READY) ## pin the versions now installed as the tested ones
 	@{ sed '/^[^#]/,$$d' constraints/tested.txt; $(PIP) freeze --exclude-editable | sed 's/ @ .*//; s/+.*//'; } > $(VENV)/tested.txt

@@ -351,6 +351,7 @@ def _print_next(workspace: Workspace) -> None:
     console.print(f"Artefacts: {workspace.store.files.root}", highlight=False, soft_wrap=True)
     for command, what in (
         ("make ui", "the graph, every run and picture, in the Dagster UI"),
+        *([(f'{tool} search "raising an error"', "latents by meaning, by words or both")] if FULL else []),
         (f"{tool} explanations {partition} --latent {latent}", "what is said of a latent"),
         (f"{tool} scores {partition} --latent {latent}", "how good that is"),
         (f"{tool} lineage {partition} {latent} --verify", "where the score comes from, every hash recomputed"),
