@@ -34,36 +34,6 @@ if TYPE_CHECKING:
 SAE = "tiny/layers.0/wide"
 BEFORE = ("tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts", "sampled_negatives")
 SCORERS = ("detection_scores", "fuzzing_scores")
-SETTINGS = """store = "data"
-[contexts]
-length = 16
-explain = 40
-select = 0
-test = 20
-min_explain = 5
-min_test = 5
-min_test_documents = 2
-[negatives]
-strata = ["random"]
-explain = 5
-select = 0
-test = 20
-[explanations]
-explainers = ["llm"]
-model = "judge"
-llm.contexts = 5
-llm.sample = {sample}
-[detection]
-judges = ["llm:judge"]
-llm.sample = {sample}
-[fuzzing]
-judges = ["llm:judge"]
-llm.sample = {sample}
-[machine]
-device = "cpu"
-threads = 1
-workers = 1
-"""
 ENTRY = """name = "judge"
 engine = "openai_compatible"
 model = "judge"
@@ -98,10 +68,7 @@ def measure(blocks: int, sample: int, in_flight: int, delay: float) -> dict[str,
     url = ours.recv()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tiny.tiny_workspace(folder, settings=SETTINGS.format(sample=sample))
-        for path in (folder / "registry" / "saes").glob("*.toml"):
-            path.unlink()
-        tiny.write_wide(folder, SAE, 256 * blocks)
+        tiny.write_sparse(folder, SAE, 256 * blocks, sample)
         (folder / "registry" / "language_models").mkdir()
         entry = ENTRY.format(url=url, in_flight=in_flight)
         (folder / "registry" / "language_models" / "judge.toml").write_text(entry)

@@ -29,36 +29,6 @@ if TYPE_CHECKING:
 
 WIDE = "tiny/layers.0/wide"
 LATENTS, SAMPLE, IN_FLIGHT = 2048, 24, 20
-SETTINGS = f"""store = "data"
-[contexts]
-length = 16
-explain = 40
-select = 0
-test = 20
-min_explain = 5
-min_test = 5
-min_test_documents = 2
-[negatives]
-strata = ["random"]
-explain = 5
-select = 0
-test = 20
-[explanations]
-explainers = ["llm"]
-model = "judge"
-llm.contexts = 5
-llm.sample = {SAMPLE}
-[detection]
-judges = ["llm:judge"]
-llm.sample = {SAMPLE}
-[fuzzing]
-judges = ["llm:judge"]
-llm.sample = {SAMPLE}
-[machine]
-device = "cpu"
-threads = 1
-workers = 1
-"""
 
 
 # -- the pieces --------------------------------------------------------------------------------------------------------
@@ -234,10 +204,7 @@ def answer(body: dict[str, Any]) -> str:
 def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wide SAE of which a few latents in each block are asked about; up to its contexts."""
     folder = tmp_path_factory.mktemp("sparse")
-    tiny.tiny_workspace(folder, settings=SETTINGS)
-    for path in (folder / "registry" / "saes").glob("*.toml"):
-        path.unlink()
-    tiny.write_wide(folder, WIDE, LATENTS)
+    tiny.write_sparse(folder, WIDE, LATENTS, SAMPLE)
     _entry(folder, "http://127.0.0.1:9/v1")
     workspace = Workspace.open(folder / "latentgloss.toml")
     before = ("tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts", "sampled_negatives")

@@ -93,6 +93,40 @@ model_cache = "cache"
 """
 
 
+SPARSE = """\
+store = "data"
+[contexts]
+length = 16
+explain = 40
+select = 0
+test = 20
+min_explain = 5
+min_test = 5
+min_test_documents = 2
+[negatives]
+strata = ["random"]
+explain = 5
+select = 0
+test = 20
+[explanations]
+explainers = ["llm"]
+model = "judge"
+llm.contexts = 5
+llm.sample = {sample}
+[detection]
+judges = ["llm:judge"]
+llm.sample = {sample}
+[fuzzing]
+judges = ["llm:judge"]
+llm.sample = {sample}
+[machine]
+device = "cpu"
+threads = 1
+workers = 1
+"""
+"""A language model `judge` is asked about few latents of a wide SAE."""
+
+
 def words() -> tuple[list[str], list[str]]:
     """(signal words, fillers): pronounceable, distinct, the same on every call."""
     rng = np.random.default_rng(7)
@@ -352,6 +386,14 @@ def write_wide(folder: Path, partition: str, latents: int) -> None:
         where / "sae.safetensors",
     )  # fmt: skip
     register(folder, partition, "sparsify", extra=f"latents = {{start = 0, stop = {latents}}}\n")
+
+
+def write_sparse(folder: Path, partition: str, latents: int, sample: int) -> None:
+    """A workspace of that one SAE, wide, of which `sample` latents are explained and judged by a model `judge`."""
+    tiny_workspace(folder, settings=SPARSE.format(sample=sample))
+    for path in (folder / "registry" / "saes").glob("*.toml"):
+        path.unlink()
+    write_wide(folder, partition, latents)
 
 
 def runner(stage: str) -> Runner:
