@@ -24,9 +24,10 @@ T = TypeVar("T")
 
 BLOCKS = 32
 """Most blocks under way. Of a sparse sample a block has a latent or two: it takes many to keep a server busy."""
-CONTEXTS = 100_000
-"""Contexts in blocks under way beyond which no further block is begun, but for the second: of a dense SAE one block has
-as many, and while its last replies are waited for the next must be at work."""
+CONTEXTS = 25_000
+"""Contexts in blocks under way beyond which no further block is begun, but for the second: five to a prompt they are
+thousands of requests. Of a dense SAE one block has more, and while its last replies are waited for the next is at work.
+"""
 
 
 def in_order(begun: Iterable[tuple[int, Callable[[], T]]], most: int, weight: int | None = None) -> Iterator[T]:
