@@ -91,10 +91,8 @@ def one_step(name: str, *stages: Wired) -> dg.AssetsDefinition:
             run_id=context.run.run_id,
             progress=progress.start(context.log),
         ):
-            one, label = (
-                of[outcome.stage],
-                outcome.partition if len(of) == 1 else f"{outcome.stage} {outcome.partition}",
-            )
+            one = of[outcome.stage]
+            label = outcome.partition if len(of) == 1 else f"{outcome.stage} {outcome.partition}"
             if outcome.version is not None:
                 _record(context, outcome, one, versions[outcome.stage], inputs[outcome.stage])
                 context.log.info(f"{label}: {outcome.status} in {outcome.seconds:.1f} s, version {outcome.version.key}")

@@ -69,7 +69,9 @@ def _explain(work: Work, pool: Executor | None) -> None:
             for name, frame in partners.null_explanations(rows, near, texts, of_base, settings.seed).items():
                 # What it is made from is spread over the SAE: its recipe is what came out.
                 recipe = work.block_recipe(settings={"explainer": name}, content=frame_sha256(frame))
-                counts[name] += _put(work, block_name(block, name), recipe, frame)
+                of_null = block_name(block, name)
+                there = work.draft.reuse(of_null, recipe, _TABLES)
+                counts[name] += _put(work, of_null, recipe, None if there else frame)
     work.facts = {"explained": counts}
     tokens = pl.col("prompt_tokens", "completion_tokens").cast(pl.Int64)  # Polars would add them up in 32 bits
     taken = work.draft.scan(schema.EXPLANATIONS).select(tokens.sum(), pl.col("cost_usd").sum())
@@ -80,7 +82,7 @@ def _explain(work: Work, pool: Executor | None) -> None:
 
 def _put(work: Work, name: str, recipe: dict[str, Any], rows: pl.DataFrame | None) -> int:
     """Sees to it that the draft has a block (`rows` is None if it has); how many explanations are in it."""
-    if rows is not None and not work.draft.reuse(name, recipe, _TABLES):
+    if rows is not None:
         work.draft.put(name, recipe, _TABLES, {"explanations": rows})
     return int((work.draft.read(schema.EXPLANATIONS, name)["status"] == "ok").sum())
 
