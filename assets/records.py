@@ -82,7 +82,7 @@ def materialisation(
 def check(
     context: dg.AssetExecutionContext, version: Version, name: str, passed: bool, metadata: Mapping[str, Any]
 ) -> None:
-    """Records what a check found of a partition recorded just before."""
+    """Records what a check found of the latest record of a partition."""
     key, partition = dg.AssetKey(version.manifest.stage), version.manifest.partition
     record = context.instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1

@@ -76,6 +76,20 @@ def test_scorers_share_a_step_and_each_is_an_asset_of_its_own(workspace: Tiny, a
     assert f"detection_scores of {SAES[1]}" in message and "fuzzing" not in message
 
 
+def test_checks_of_a_shared_step_can_be_made_alone_of_what_there_is(workspace: Tiny) -> None:
+    workspace.run("tokenized_corpus", "m1", "m2")
+    nothing = workspace.run("checks", SAES[0])
+    assert not nothing.success and not nothing.get_asset_check_evaluations()
+    assert workspace.run("saes", SAES[0]).success
+    workspace.ran.clear()
+    result = workspace.run("checks", SAES[0])
+    (found,) = result.get_asset_check_evaluations()
+    made = workspace.workspace.store.current("fuzzing_scores", SAES[0])
+    assert result.success and found.passed and found.metadata["version"].value == made.key
+    assert (found.asset_key, found.partition) == (dg.AssetKey("fuzzing_scores"), SAES[0])
+    assert workspace.ran == [] and not statuses(result), "and nothing is computed"
+
+
 def test_a_bridge_skips_what_has_no_input_yet_and_takes_the_rest(workspace: Tiny) -> None:
     workspace.run("tokenized_corpus", "m2")
     result = workspace.run("resolved_saes", SAES[0], SAES[-1])

@@ -281,9 +281,14 @@ def test_a_model_that_knows_schemas_and_no_choice_is_held_to_an_object_around_th
         read_choice(Reply("ok", text=text))
 
 
-def test_how_a_trial_is_asked_is_in_its_identity_only_where_it_is_by_schema():
-    held, listed, free = (
-        IntruderJudge(Scripted(capabilities=can), lambda: WORDS).identity()
-        for can in (("json_schema",), ("json_schema", "choice"), ())
-    )
-    assert listed == free and {**free, "json_schema": held["json_schema"]} == held
+def test_what_a_model_is_held_to_and_tells_is_in_the_identity_of_its_judge():
+    def identities(*can):
+        model = Scripted(capabilities=can)
+        judges = (LlmJudge(model, "fuzzing", lambda: WORDS, LlmJudgeSettings()), IntruderJudge(model, lambda: WORDS))
+        return [judge.identity() for judge in judges]
+
+    for free, listed, told, other in zip(
+        identities(), identities("choice"), identities("logprobs", "choice"), identities("seed", "regex"), strict=True
+    ):
+        assert listed == {**free, "uses": ["choice"]} and told == {**free, "uses": ["choice", "logprobs"]}
+        assert other == free, "what no judge makes use of"

@@ -17,6 +17,7 @@ from assets.stage_asset import is_bridge, one_step, sae_files, wired
 from latentgloss.errors import SaeError
 from latentgloss.hashing import json_sha256
 from latentgloss.stages import STAGES, Stage
+from latentgloss.store import Version
 from latentgloss.work import Runner, Work, one_by_one
 from latentgloss.workspace import Workspace
 from resources import Progress, WorkspaceResource
@@ -44,6 +45,10 @@ class TinyResource(WorkspaceResource):
         return TinyWorkspace(Workspace.open(Path(self.config)).settings)
 
 
+def _counted(version: Version) -> tuple[bool, dict[str, Any]]:
+    return True, {"version": version.key}
+
+
 class Tiny:
     """A folder with settings, registry and store, an instance, and jobs over the real table of stages."""
 
@@ -57,7 +62,7 @@ class Tiny:
         self.external({})
         for key in saes:
             self.declare(key)
-        stages = {name: wired()(self._runner(stage)) for name, stage in STAGES.items()}
+        stages = {name: wired(checks={"counted": _counted})(self._runner(stage)) for name, stage in STAGES.items()}
         alone = [one_step(name, stage) for name, stage in stages.items() if name not in JUDGED]
         self.assets = [*alone, one_step("judged_scores", *(stages[name] for name in JUDGED))]
         self.definitions = dg.Definitions(
@@ -66,7 +71,8 @@ class Tiny:
             + [
                 dg.define_asset_job(
                     "saes", dg.AssetSelection.assets(*(s.name for s in STAGES.values() if s.grain == "sae"))
-                )
+                ),
+                dg.define_asset_job("checks", dg.AssetSelection.checks_for_assets("fuzzing_scores")),
             ],
             resources={"workspace": TinyResource(config=str(folder / "latentgloss.toml")), "progress": Progress()},
             executor=dg.in_process_executor,

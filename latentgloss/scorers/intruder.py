@@ -21,7 +21,7 @@ from latentgloss.errors import ScorerError
 from latentgloss.prompting import prompt
 from latentgloss.protocols import Answer, Request
 from latentgloss.quoting import quoted_tokens
-from latentgloss.scorers.llm_judge import ALTERNATIVES, prompt_number
+from latentgloss.scorers.llm_judge import ALTERNATIVES, prompt_number, used
 from latentgloss.scorers.trials import ARM, PASSAGES
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class IntruderJudge:
             "model": self.model.identity(),
             "prompt": prompt("intruder").sha256,
             "temperature": 0.0,
-            **({"json_schema": SCHEMA} if _held(self.model) else {}),
+            "uses": used(self.model),
         }
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:

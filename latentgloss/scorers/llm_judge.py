@@ -73,6 +73,7 @@ class LlmJudge:
             "model": self.model.identity(),
             "prompt": self.prompt.sha256,
             "temperature": 0.0,
+            "uses": used(self.model),
             # What is answered, not about how many.
             **self.settings.model_dump(mode="json", exclude={"sample", "null_sample"}),
         }
@@ -157,6 +158,11 @@ class LlmJudge:
             sum(told.completion_tokens for told in tolds),
             sum(told.cost_usd for told in tolds),
         )  # fmt: skip
+
+
+def used(model: LanguageModel) -> list[str]:
+    """Capabilities a judge makes use of: held to a list or a schema, or with probabilities, it answers otherwise."""
+    return sorted({"choice", "json_schema", "logprobs"} & model.capabilities)
 
 
 def prompt_number(request: Request) -> int:
