@@ -14,7 +14,6 @@ from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from latentgloss.llm.ledger import charged_to
 from latentgloss.work import attempt
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def with_processes(
                 error = attempt(start)
                 for work in together:
                     work.start()
-                    with charged_to(work.stage.name, work.partition):
+                    with work.charged():
                         work.error = error or attempt(partial(compute, work, *pool))
                     yield work
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,7 +42,7 @@ class Outcome:
 
 
 class Work:
-    """One partition of one stage being computed: its inputs, its draft, its progress."""
+    """One partition of one stage being computed: its inputs, its draft, its progress. `run`: see `charged_to`."""
 
     def __init__(
         self,
@@ -50,9 +51,10 @@ class Work:
         partition: str,
         recipe: Recipe,
         *,
+        run: Hashable = None,
         progress: Callable[[str], Callable[[int, int | None, str], None]] | None = None,
     ) -> None:
-        self.workspace, self.stage, self.partition, self.recipe = workspace, stage, partition, recipe
+        self.workspace, self.stage, self.partition, self.recipe, self.run = workspace, stage, partition, recipe, run
         self.settings = workspace.settings
         self.began = time.monotonic()
         self.facts: dict[str, Any] = {}
@@ -113,6 +115,10 @@ class Work:
         error = attempt(action)
         self.error = self.error or error
 
+    def charged(self) -> AbstractContextManager[None]:
+        """In here language models are asked on its account."""
+        return charged_to(self.stage.name, self.partition, self.run)
+
     def start(self) -> None:
         """Its turn has come: time and progress count from here."""
         self.began = time.monotonic()
@@ -154,7 +160,7 @@ def one_by_one(compute: Callable[[Work], None]) -> Runner:
     def run(works: Sequence[Work]) -> Iterator[Work]:
         for work in works:
             work.start()
-            with charged_to(work.stage.name, work.partition):
+            with work.charged():
                 work.error = attempt(lambda work=work: compute(work))  # type: ignore[misc]
             yield work
 

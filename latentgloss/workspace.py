@@ -18,7 +18,7 @@ from latentgloss.errors import MissingInput
 from latentgloss.files import LocalFiles
 from latentgloss.hashing import DigestCache
 from latentgloss.registry import Registry, SaeSpec
-from latentgloss.stages import STAGES, Stage
+from latentgloss.stages import NEIGHBOUR_VERSION, STAGES, Stage
 from latentgloss.store import Store, Version, fingerprint
 from latentgloss.work import Outcome, Runner, Work, as_error
 
@@ -228,12 +228,19 @@ class Workspace:
     def negatives_embedder(self) -> dict[str, Any]:
         """Name and identity of the embedder that says which negatives are `similar`. Raises InputError, EmbedderError.
 
-        Other than the scorers', if there is another: what is hard for an embedder must not be chosen by itself.
+        Other than the scorers', if there is another: what is hard for an embedder must not be chosen by itself. If
+        there is none, the first of the scorers' own, which is not asked about them (`detection.plan_of_vectors`).
         """
         scorers = self.settings.embedding.embedders
         others = sorted(set(self.registry.embedders) - set(scorers))
         name = self.settings.negatives.embedder or (others or scorers)[0]
         return {"name": name, "identity": self.embedder(name).identity()}
+
+    def _harder_negatives(self) -> dict[str, Any]:
+        """What decides the strata that are not always asked for: in the recipe only where they are."""
+        strata = self.settings.negatives.strata
+        found: dict[str, Any] = {"embedder": self.negatives_embedder()} if "similar" in strata else {}
+        return found | ({"neighbour_version": NEIGHBOUR_VERSION} if "neighbour" in strata else {})
 
     def negative_vectors(self, resolved: Version) -> Vectors:
         """Its vectors of the contexts of the corpus that `resolved` pins."""
@@ -363,8 +370,8 @@ class Workspace:
                 "mask": model.mask.model_dump(mode="json"),
                 "latents": sae.model_dump(mode="json", include={"latents"})["latents"],
             }
-        if stage.name == "sampled_negatives" and "similar" in self.settings.negatives.strata:
-            return {"embedder": self.negatives_embedder()}
+        if stage.name == "sampled_negatives":
+            return self._harder_negatives()
         if stage.name == "explanations":
             from latentgloss.explainers import identities as explainer_identities
 
@@ -436,6 +443,7 @@ class Workspace:
         """
         stage = STAGES[stage_name]
         works: list[Work] = []
+        together = run_id or object()
         # Sorted: two runs that take several locks take them in the same order.
         for partition in sorted(set(partitions)):
             began = time.monotonic()
@@ -447,7 +455,7 @@ class Workspace:
                     yield Outcome(stage.name, partition, "reused", version, seconds=time.monotonic() - began,
                                   blocks_reused=len(version.manifest.blocks), facts=version.manifest.facts)  # fmt: skip
                     continue
-                works.append(Work(self, stage, partition, recipe, progress=progress))
+                works.append(Work(self, stage, partition, recipe, run=together, progress=progress))
             except Exception as e:  # an unreadable file of one partition must not stop the others
                 error = as_error(e)
                 self.store.fail(stage.name, partition, "", error)

@@ -16,7 +16,7 @@ from llm_server import Fault, Server, completion
 from latentgloss.errors import LanguageModelError
 from latentgloss.llm.client import Client
 from latentgloss.llm.database import Database
-from latentgloss.llm.ledger import Ledger
+from latentgloss.llm.ledger import Ledger, charged_to
 from latentgloss.llm.openai_compatible import OpenAICompatible
 from latentgloss.llm.reply_cache import ReplyCache
 from latentgloss.protocols import Message, Reply, Request
@@ -320,13 +320,40 @@ def test_what_a_model_lacks_is_said_before_anything_is_sent(tmp_path: Path) -> N
         assert server.requests == {"4": 2} and "seed" not in server.bodies[0]
 
 
-def test_a_declared_capability_that_the_server_lacks_ends_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wanted", [{"logprobs": 1}, {"choice": ("reply to 2", "no")}])
+def test_a_declared_capability_that_the_server_lacks_ends_the_run(tmp_path: Path, wanted: dict[str, Any]) -> None:
     with (
         Server(echo) as server,
-        client_of(server, tmp_path, capabilities=("logprobs",)) as client,
+        client_of(server, tmp_path, capabilities=tuple(wanted), dialect="vllm") as client,
         pytest.raises(LanguageModelError, match="registry"),
     ):
-        list(client.complete([ask(1, logprobs=1)]))
+        list(client.complete([ask(1, **wanted)]))
+
+
+def test_a_server_that_is_gone_is_not_tried_anew_by_what_belongs_to_the_same_run(tmp_path: Path) -> None:
+    """SAE after SAE would wait for it as long as the first did."""
+    gone = threading.Event()
+
+    def answer(body: dict[str, Any]) -> str | Fault:
+        return Fault(status=500) if gone.is_set() else echo(body)
+
+    def ask_for(partition: str, run: object, *numbers: int) -> list[str]:
+        with charged_to("explanations", partition, run):
+            return texts(client.complete(ask(i) for i in numbers))
+
+    with Server(answer) as server, client_of(server, tmp_path, patience_s=0.2, in_flight=4) as client:
+        run = object()
+        assert ask_for("a", run, 1) == ["reply to 1"]
+        gone.set()
+        with pytest.raises(LanguageModelError) as first:
+            ask_for("b", run, *range(2, 9))
+        tried = server.requests.total()
+        with pytest.raises(LanguageModelError) as second:
+            ask_for("c", run, 20)
+        assert str(second.value) == str(first.value) and server.requests.total() == tried
+        assert ask_for("d", run, 1) == ["reply to 1"], "what is known is not asked for"
+        gone.clear()
+        assert ask_for("c", object(), 20) == ["reply to 20"], "another run tries"
 
 
 KEY = "sk-very-secret-0123456789"

@@ -33,11 +33,13 @@ from latentgloss.errors import LanguageModelError, LatentglossError
 from latentgloss.hashing import json_sha256
 from latentgloss.llm.claims import Claims
 from latentgloss.llm.engine import BILLED, Failure
-from latentgloss.llm.ledger import Cost, purpose
+from latentgloss.llm.ledger import Cost, purpose, run_of_now
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.protocols import Capability, Reply, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from latentgloss.llm.engine import Engine
     from latentgloss.llm.ledger import Ledger
     from latentgloss.llm.reply_cache import ReplyCache
@@ -118,6 +120,7 @@ class Client:
         self._lock = threading.RLock()  # also of what the garbage collector ends while it is held
         self._jobs: dict[bytes, _Job] = {}
         self._calls = 0
+        self._asked_for: Hashable = None
         self._stopped: LanguageModelError | None = None
         self._health = _Health(0.0)
         self._not_before = 0.0
@@ -186,8 +189,11 @@ class Client:
 
     def _begin(self) -> None:
         with self._lock:
-            if self._calls == 0:  # what stopped an earlier run may be mended by now
+            run = run_of_now()
+            if self._calls == 0 and (run is None or run != self._asked_for):
+                # What stopped an earlier run may be mended by now; within one, no other partition finds out anew.
                 self._stopped, self._health, self._not_before = None, _Health(time.monotonic()), 0.0
+            self._asked_for = run
             self._calls += 1
 
     def _start(self, request: Request) -> _Job | Reply:

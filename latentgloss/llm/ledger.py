@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from latentgloss.llm.database import Database
     from latentgloss.protocols import Reply
@@ -25,21 +25,31 @@ GROUPS = ("model", "stage", "partition")
 """What entries can be added up by."""
 
 _purpose: ContextVar[tuple[str, str]] = ContextVar("purpose", default=("", ""))
+_run: ContextVar[Hashable] = ContextVar("run", default=None)
 
 
 @contextlib.contextmanager
-def charged_to(stage: str, partition: str) -> Iterator[None]:
-    """Requests begun in here (in this thread) are entered in the ledger under this stage and partition."""
-    token = _purpose.set((stage, partition))
+def charged_to(stage: str, partition: str, run: Hashable = None) -> Iterator[None]:
+    """Requests begun in here (in this thread) are entered in the ledger under this stage and partition.
+
+    `run` tells what is asked for together: where one partition has found the server gone, the next does not try.
+    """
+    tokens = _purpose.set((stage, partition)), _run.set(run)
     try:
         yield
     finally:
-        _purpose.reset(token)
+        _purpose.reset(tokens[0])
+        _run.reset(tokens[1])
 
 
 def purpose() -> tuple[str, str]:
     """Stage and partition that requests are charged to now; empty where nobody said."""
     return _purpose.get()
+
+
+def run_of_now() -> Hashable:
+    """What requests are asked for together with; None where nobody said."""
+    return _run.get()
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,9 @@ def _reply(content: bytes, request: Request) -> Reply:
         raise Failure("malformed", f"an answer that ended with {ended!r}")
     if request.logprobs and not logprobs and text:
         raise Failure("misdeclared", "no log probabilities in the answer, which the registry says it can give")
+    if request.choice is not None and ended == "stop" and (text or "").strip() not in request.choice:
+        # A server that knows no such parameter passes over it in silence: every reply would have to be asked for twice.
+        raise Failure("misdeclared", "an answer outside the choice it was given, which the registry says it keeps to")
     return Reply("truncated" if ended == "length" else "ok", "", text or "", logprobs, **counts)
 
 
