@@ -67,7 +67,8 @@ def explanations(version: Version) -> str:
 def scores(version: Version) -> str:
     frame = version.scan(schema.SCORES).filter(pl.col("status") == "ok", pl.col("score").is_not_null()).collect()
     edges = np.linspace(0, 1, 41)
-    parts = []
+    others = sorted(set(frame["profile"]) - {schema.DEFAULT_PROFILE})
+    parts = [f"**Profile {_cell(', '.join(others))}**"] if others else []
     for (negatives, metric), group in sorted(frame.group_by("negatives", "metric")):
         by = {str(name): part["score"].to_numpy() for (name,), part in sorted(group.group_by("explainer"))}
         medians = ", ".join(f"{_cell(name)} {np.median(values):.3f}" for name, values in by.items())
@@ -96,11 +97,13 @@ def indexed(version: Version) -> str:
 
 def report(version: Version) -> str:
     frame = version.read(schema.REPORT).sort("partition", "scorer", "explainer", "negatives", "metric")
+    profile = ["profile"] if set(frame["profile"]) - {schema.DEFAULT_PROFILE} else []
     head = (
         "SAE",
         "scorer",
         "explainer",
         "negatives",
+        *profile,
         "alive",
         "eligible",
         "explained",
@@ -112,6 +115,7 @@ def report(version: Version) -> str:
     rows = [
         f"| {_cell(r['partition'])}{' (control)' if r['control'] else ''} "
         f"| {_cell(r['scorer'])} | {_cell(r['explainer'])} | {_cell(r['negatives'])} "
+        f"{''.join(f'| {_cell(r[name])} ' for name in profile)}"
         f"| {r['n_alive']} | {r['n_eligible']} | {r['n_explained']} | {r['n_scored']} "
         f"| {_cell(r['metric'])} | {_number(r['median'])} | {_number(r['median_low'])} to {_number(r['median_high'])} |"
         for r in frame.iter_rows(named=True)

@@ -16,7 +16,8 @@ import dagster as dg
 from assets import automation, records
 from assets.partitions import GRAINS, SAES
 from latentgloss.errors import MissingInput
-from latentgloss.stages import STAGES, Stage
+from latentgloss.schema import DEFAULT_PROFILE
+from latentgloss.stages import STAGES, Stage, profile_of
 from latentgloss.store import Version
 from latentgloss.work import Outcome, Runner
 from latentgloss.workspace import Workspace
@@ -233,6 +234,7 @@ def _check_current(context: dg.AssetExecutionContext, workspace: Workspace, one:
 
 
 def _metadata(outcome: Outcome, made: Version) -> dict[str, Any]:
+    profile = profile_of(made)
     rows: dict[str, int] = {}
     for name, entry in made.manifest.files.items():
         if "rows" in entry:
@@ -248,6 +250,7 @@ def _metadata(outcome: Outcome, made: Version) -> dict[str, Any]:
         "bytes": sum(int(entry["bytes"]) for entry in made.manifest.files.values()),
         "folder": dg.MetadataValue.path(str(made.store.files.path(made.key))),
         "facts": dg.MetadataValue.json(dict(made.manifest.facts)),
+        **({} if profile == DEFAULT_PROFILE else {"profile": profile}),
         **rows,
     }
 

@@ -137,7 +137,10 @@ def _cache(workspace: Workspace, identity: dict[str, int], n_latents: int, n_seq
             near = (block[:, None] + rng.integers(1, n_latents, (len(block), 10))) % n_latents
             numbers = {c.name: 0 for c in schema.LATENTS.columns if c.name not in empty}
             frame = pl.DataFrame(
-                [{**numbers, **empty, "latent": i, "neighbours": row} for i, row in zip(block, near, strict=True)],
+                [
+                    {**numbers, **empty, "latent": i, "neighbours": row, "neighbour_cosines": [0.5] * len(row)}
+                    for i, row in zip(block, near, strict=True)
+                ],
                 schema=schema.LATENTS.schema,
             )
             draft.put(f"{low // schema.BLOCK:06d}", {"latents": low}, (schema.LATENTS,), {"latents": frame})

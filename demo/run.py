@@ -309,10 +309,12 @@ def _arms(of_sae: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame, pl.DataFram
     """Of one SAE's report: what scored and in which metric, rows to show, rows that tell the gain."""
     key = ["scorer", "judge", "embedder", "profile", "negatives"]
     several = {s for (s,), rows in of_sae.group_by("scorer") if rows.select("judge", "embedder").n_unique() > 1}
-    for (scorer, judge, embedder, *_), rows in of_sae.group_by(key, maintain_order=True):
+    for (scorer, judge, embedder, profile, _), rows in of_sae.group_by(key, maintain_order=True):
         metric = SHOWN_METRIC if SHOWN_METRIC in rows["metric"] else GAIN_METRIC
         by = f" by {embedder or judge}" if scorer in several else ""
-        unlike = "" if metric == SHOWN_METRIC else f" ({metric})"
+        notes = [] if metric == SHOWN_METRIC else [metric]
+        notes += [] if profile == schema.DEFAULT_PROFILE else [f"profile {profile}"]
+        unlike = f" ({', '.join(notes)})" if notes else ""
         yield f"{scorer}{by}{unlike}", rows.filter(metric=metric), rows.filter(metric=GAIN_METRIC)
 
 

@@ -7,7 +7,8 @@ What belongs here: which windows are in them, exactly, and nothing about how the
   many as `negatives.nearest` says. Positives are drawn by hash from the same split, so that no split's sample depends
   on another's windows.
 - `neighbour`: the windows in which one of the ten latents of highest decoder cosine is active on an unmasked token,
-  and this latent on none. A window has the decile that it has for the nearest of the neighbours active in it.
+  and this latent on none. A window has the decile that it has for the nearest of the neighbours active in it. Only
+  cosines above 0 count: directions at right angles (neurons are all of them) are near in nothing.
 
 Vectors come from outside (`protocols.Vectors`); where neighbours fire is collected in one pass over the cache into a
 file in order of latents, 5 bytes per active window, which is gone with the process.
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from latentgloss.windows import Cells, Source
 
 NEIGHBOURS = 10
+NOBODY = -1
+"""In place of a neighbour, where a latent has fewer than ten."""
 POSITIVES = 100
 _ROWS = 32
 """Latents whose neighbours are looked at together."""
@@ -96,21 +99,24 @@ def _mapped(file: IO[bytes], dtype: type[np.uint32 | np.uint8], n: int) -> np.nd
     return np.memmap(file, dtype=dtype, mode="r", shape=(n,)) if n else np.empty(0, dtype=dtype)
 
 
-def nearest_latents(table: pl.DataFrame) -> UInt32[np.ndarray, "latents neighbours"]:
-    """The first ten neighbours of each row of `schema.LATENTS`; a SAE with fewer other latents has fewer."""
-    lists = table["neighbours"].list.head(NEIGHBOURS)
-    width = min(lists.list.len().to_list(), default=0)
-    return lists.list.explode().to_numpy().reshape(-1, width).astype(np.uint32)
+def nearest_latents(table: pl.DataFrame) -> Int64[np.ndarray, "latents neighbours"]:
+    """The first ten neighbours of each row of `schema.LATENTS`, as far as their cosine is above 0; then `NOBODY`."""
+
+    def of(rank: int) -> pl.Expr:
+        ids, cosines = (pl.col(name).list.get(rank, null_on_oob=True) for name in ("neighbours", "neighbour_cosines"))
+        return pl.when(cosines > 0).then(ids.cast(pl.Int64)).otherwise(NOBODY).alias(str(rank))
+
+    return table.select(of(rank) for rank in range(NEIGHBOURS)).to_numpy()
 
 
 def neighbour_stratum(
     cells: Cells,
     layout: Layout,
     firing: Firing,
-    neighbours: UInt32[np.ndarray, "latents neighbours"],
+    neighbours: Int64[np.ndarray, "latents neighbours"],
     claimed: Int64[np.ndarray, " claimed"],
 ) -> Listed:
-    """Windows in which one of `neighbours` fires (of row i, those of `cells.latents[i]`, nearest first).
+    """Windows in which one of `neighbours` fires (of row i, those of `cells.latents[i]`: `nearest_latents`).
 
     `claimed`: keys of windows that belong to an earlier stratum.
     """
@@ -127,13 +133,14 @@ def _fired_by_neighbours(
     cells: Cells,
     layout: Layout,
     firing: Firing,
-    neighbours: UInt32[np.ndarray, "latents neighbours"],
+    neighbours: Int64[np.ndarray, "latents neighbours"],
     claimed: Int64[np.ndarray, " claimed"],
     rows: Int64[np.ndarray, " rows"],
 ) -> Int64[np.ndarray, " found"]:
     """Ascending keys of some rows' stratum, each times 256 plus the decile."""
-    size, n = len(layout.window), neighbours.shape[1]
-    row, nearness = (x.ravel() for x in np.meshgrid(rows, np.arange(n), indexing="ij"))
+    size = len(layout.window)
+    of, nearness = np.nonzero(neighbours[rows] != NOBODY)
+    row = rows[of]
     at = np.searchsorted(firing.latents, neighbours[row, nearness])
     count = firing.edges[at + 1] - firing.edges[at]
     token, _ = members(firing.edges[at], count)

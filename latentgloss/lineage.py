@@ -139,7 +139,8 @@ class _Walk(Sources):
         if scores is not None:
             node.sha256 = frame_sha256(scores)
             node.facts |= {
-                f"{r['judge']} on {r['negatives']}": lineage_scores.in_words(r) for r in scores.iter_rows(named=True)
+                f"{r['judge']} on {r['negatives']}{_labelled(r['profile'])}": lineage_scores.in_words(r)
+                for r in scores.iter_rows(named=True)
             }
             node.facts["rows"] = [lineage_scores.filled(row) for row in scores.iter_rows(named=True)]
         if judgements is None:
@@ -374,3 +375,7 @@ def _disjoint(shown: _Seen, judgements: pl.DataFrame, judged: _Seen) -> Check:
 
 def _is_pattern(told: dict[str, Any]) -> bool:
     return told["program"] is not None and json.loads(told["program"]).get("kind") == "pattern"
+
+
+def _labelled(profile: str) -> str:
+    return "" if profile == schema.DEFAULT_PROFILE else f" (profile {profile})"

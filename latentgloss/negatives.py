@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64, UInt32, UInt64
+from jaxtyping import Int64, UInt64
 
 from latentgloss import schema
-from latentgloss.hard_negatives import Firing, Listed, Neighbourhoods, nearest_latents, neighbour_stratum
+from latentgloss.hard_negatives import NOBODY, Firing, Listed, Neighbourhoods, nearest_latents, neighbour_stratum
 from latentgloss.hashing import counter_hash
 from latentgloss.sorting import ascending, distinct, in_turns
 from latentgloss.windows import SEVERAL, Cells, Source, Windows, blocks_of, by_block, members
@@ -76,7 +76,7 @@ def _negatives(vectors: Callable[[Work], Vectors], work: Work) -> None:
 
 def _consumed(work: Work) -> dict[str, Any]:
     """What a block depends on beside its latents and the activations."""
-    consumed: dict[str, Any] = dict(work.recipe.content["external"])  # the embedder, where it matters
+    consumed: dict[str, Any] = dict(work.recipe.content["external"])  # embedder and version, where they matter
     if "neighbour" in work.settings.negatives.strata:
         consumed["neighbours"] = work.input("activation_cache").content(("latents",))
     return consumed
@@ -93,8 +93,8 @@ class Strata:
     settings: NegativeSettings
     corpus: Corpus
     layout: Layout
-    neighbours: UInt32[np.ndarray, "latents neighbours"] | None
-    """Of every latent of the SAE; None unless `neighbour` is asked for."""
+    neighbours: Int64[np.ndarray, "latents neighbours"] | None
+    """Of every latent of the SAE (`nearest_latents`); None unless `neighbour` is asked for."""
     firing: Firing | None
     nearest: Neighbourhoods | None
 
@@ -103,9 +103,11 @@ class Strata:
         settings, layout = work.settings.negatives, Layout.of(source.windows)
         neighbours, firing = None, None
         if "neighbour" in settings.strata:
-            table = work.input("activation_cache").scan(schema.LATENTS).select("latent", "neighbours").sort("latent")
-            neighbours = nearest_latents(table.collect())
+            table = work.input("activation_cache").scan(schema.LATENTS)
+            columns = "latent", "neighbours", "neighbour_cosines"
+            neighbours = nearest_latents(table.select(columns).sort("latent").collect())
             wanted = np.unique(neighbours[np.concatenate(source.due)])
+            wanted = wanted[wanted != NOBODY].astype(np.uint32)
             folder = work.workspace.settings.store_root
             firing = Firing.of(source, blocks_of(wanted), settings.seed, folder)
         nearest = Neighbourhoods(layout, vectors(work)) if "similar" in settings.strata else None

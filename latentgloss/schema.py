@@ -23,6 +23,8 @@ SPLITS = ("explain", "select", "test")
 POPULATION = "population"
 """Arm of scores that stand for all non-activating contexts: every stratum, weighted by its share."""
 
+DEFAULT_PROFILE = "default"
+"""Whose scores need no label; those of any other profile are shown with its name."""
 STRATA = ("similar", "neighbour", "same_document", "random")
 """Kinds of non-activating context, disjoint in this order (a context belongs to the first that fits)."""
 
@@ -180,7 +182,8 @@ LATENTS = Table(
         Column(
             "neighbours",
             pl.List(pl.UInt32),
-            "Other latents by decoder cosine, descending: the first ten, and up to 64 with cosine >= .5.",
+            "Other latents by decoder cosine, descending: the first ten, and up to 64 with cosine >= .5. "
+            "Where cosines are 0 (neurons), which of them are listed says nothing.",
         ),
         Column("neighbour_cosines", pl.List(pl.Float32), "Their decoder cosines, same length."),
     ),

@@ -208,10 +208,12 @@ def score_block(
     everything = _left_out(explained, chosen)
     frames: list[dict[str, pl.DataFrame]] = []
     for judge in judges:
+        unfair = asked.unfair.get(judge.embedder, [])
+        fair = [arm for arm in arms if arm not in unfair]
         explained = _left_out(everything, of_deciders) if judge.decides else everything
         good = explained.filter(pl.col("status") == "ok").sort("latent")
         texts = dict(zip(good["latent"], good.select("explanation", "program").iter_rows(), strict=True))
-        mine = asked.of(good["latent"])
+        mine = asked.where(pl.col("latent").is_in(good["latent"].implode()) & ~pl.col("arm").is_in(unfair))
         key = {
             "explainer": explained["explainer"][0],
             "scorer": scorer.name,
@@ -220,7 +222,7 @@ def score_block(
             "profile": asked.profile,
         }
         # Scores of the population are a row of their own, made of judgements in all arms.
-        rows = arms if asked.population is None else [*arms, schema.POPULATION]
+        rows = fair if asked.population is None else [*fair, schema.POPULATION]
         missing = judgements.unscored(explained.filter(pl.col("status") != "ok"), rows, scorer.metric, key)
         if good.is_empty():
             frames.append({"judgements": schema.JUDGEMENTS.empty(), "scores": missing})
@@ -232,9 +234,9 @@ def score_block(
         answered = judgements.with_answers(put.rows, answers)
         if scorer.decides and not judge.decides:
             answered = judgements.decided(answered)
-        found = [judgements.scores(answered, good["latent"], arm, scorer.metric, key) for arm in arms]
+        found = [judgements.scores(answered, good["latent"], arm, scorer.metric, key) for arm in fair]
         if asked.population is not None:
-            ordered = [arm for arm in THRESHOLD_ARMS if arm in arms]
+            ordered = [arm for arm in THRESHOLD_ARMS if arm in fair]
             found.append(
                 judgements.scores_of_population(answered, good["latent"], ordered, asked.population, scorer.metric, key)
             )

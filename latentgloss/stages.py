@@ -83,6 +83,10 @@ def _value(settings: Settings, dotted: str) -> Any:
     return value
 
 
+NEIGHBOUR_VERSION = "2"
+"""Of the stratum `neighbour`: in the recipe of `sampled_negatives` where it is asked for. Raised instead of the stage's
+version if other windows come to be in that stratum, so that who does not ask for it computes nothing again."""
+
 _SCORERS = ("detection", "fuzzing", "intruder", "embedding")
 """Those with a stage `<scorer>_scores`."""
 
@@ -294,6 +298,11 @@ def made_from(version: Version, upstream: Version) -> bool:
         for i in STAGES[version.manifest.stage].inputs
         if i.stage == upstream.manifest.stage and i.used(recipe["settings"])
     )
+
+
+def profile_of(version: Version) -> str:
+    """Whose protocol the scores of a version follow (setting `profile`)."""
+    return str(version.manifest.recipe["settings"].get("profile", schema.DEFAULT_PROFILE))
 
 
 def downstream(name: str) -> list[str]:

@@ -386,8 +386,8 @@ class Source:
 
 
 def blocks_of(latents: UInt32[np.ndarray, " latents"]) -> list[UInt32[np.ndarray, " _"]]:
-    """Ascending ids, cut where a block begins."""
-    return np.split(latents, np.flatnonzero(np.diff(latents // schema.BLOCK)) + 1)
+    """Ascending ids, cut where a block begins; of none there is no block."""
+    return np.split(latents, np.flatnonzero(np.diff(latents // schema.BLOCK)) + 1) if len(latents) else []
 
 
 def by_block(

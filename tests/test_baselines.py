@@ -148,6 +148,23 @@ def test_baselines_go_through_every_stage_as_saes_do(workspace):
     assert control == {tiny.SPARSIFY: False, tiny.SAELENS: True, partitions[0]: True, partitions[1]: False}
 
 
+def test_neurons_have_no_neighbours(workspace):
+    """All of them are at right angles: whoever a tie puts first is near in nothing."""
+    path = workspace.settings.folder / "latentgloss.toml"
+    path.write_text(path.read_text().replace("[negatives]\n", '[negatives]\nstrata = ["neighbour", "random"]\n'))
+    workspace = Workspace.open(path)
+    assert not [outcome for outcome in tiny.run_all(workspace) if outcome.error]
+    for partition, some in ((f"tiny/{HOOKPOINT}/neurons", False), ("tiny/layers.0/random", True)):
+        strata = workspace.store.current("sampled_negatives", partition).read(schema.STRATA_SHARES)
+        assert bool(strata.filter(stratum="neighbour")["population"].sum()) is some
+        scores = workspace.store.current("detection_scores", partition).read(schema.SCORES)
+        ok = dict(scores.filter(status="ok").group_by("negatives").len().iter_rows())
+        assert bool(ok.get("neighbour")) is some
+        assert ok["population"], "a stratum that holds nothing is none of the population"
+        reasons = scores.filter(status="unscored", negatives="neighbour")["reason"].unique().to_list()
+        assert some or len(reasons) == 1
+
+
 def test_another_seed_makes_only_that_baseline_stale(workspace):
     tiny.run_all(workspace)
     declare(workspace.settings.folder, "random", "layers.0", RANDOM.replace("seed = 5", "seed = 6"))

@@ -68,6 +68,8 @@ def test_every_scorer_has_a_row_in_its_own_metric(monkeypatch: pytest.MonkeyPatc
     ]  # fmt: skip
     found = [(scorer, shown["median"].to_list(), gains["median"].to_list())
              for scorer, shown, gains in arms(schema.REPORT.frame(rows))]  # fmt: skip
+    paper = schema.REPORT.frame([{**rows[0], "profile": "paper"}, {**rows[-1], "profile": "paper"}])
+    assert [scorer for scorer, *_ in arms(paper)] == ["detection (profile paper)", "embedding (auroc, profile paper)"]
     assert found == [
         ("detection by executed", [0.6], [0.7]),
         ("detection by llm", [0.65], [0.75]),

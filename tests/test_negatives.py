@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from windows_world import DEAD, LENGTH, MASKED_ONLY, SAE, HashVectors, World, make_workspace, make_world, wide
 
 from latentgloss import hard_negatives, schema
-from latentgloss.hard_negatives import POSITIVES, Firing, Neighbourhoods
+from latentgloss.hard_negatives import NOBODY, POSITIVES, Firing, Neighbourhoods, nearest_latents
 from latentgloss.hashing import counter_hash
 from latentgloss.negatives import (
     Layout,
@@ -45,8 +45,8 @@ def sampled(world: World, latents: list[int] | None = None, **changes: object) -
     layout = Layout.of(windows)
     neighbours, firing, nearest = None, None, None
     if "neighbour" in options.strata:
-        neighbours = world.neighbours[:, :10].astype(np.uint32)
-        wanted = np.unique(neighbours[cells.latents])
+        neighbours = world.neighbours[:, :10]
+        wanted = np.unique(neighbours[cells.latents]).astype(np.uint32)
         firing = Firing.of(world.source, np.array_split(wanted, 3), options.seed, Path())
     if "similar" in options.strata:
         nearest = Neighbourhoods(layout, HashVectors(world))
@@ -56,6 +56,12 @@ def sampled(world: World, latents: list[int] | None = None, **changes: object) -
         "negatives": schema.NEGATIVES.conform(frames["negatives"]),
         "strata": schema.STRATA_SHARES.conform(frames["strata"]),
     }
+
+
+def test_directions_at_right_angles_are_no_neighbours() -> None:
+    ids, cosines = [[1, 2, 0], [2, 0], [], list(range(12))], [[0.5, 0.1, 0.0], [0.0, -0.1], [], [0.9] * 12]
+    found = nearest_latents(pl.DataFrame({"neighbours": ids, "neighbour_cosines": cosines}))
+    assert [[n for n in row if n != NOBODY] for row in found.tolist()] == [[1, 2], [], [], list(range(10))]
 
 
 def random_order(seed: int, latent: int, window: int) -> tuple[int, int]:

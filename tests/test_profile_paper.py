@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
+from assets import pictures
 from latentgloss import schema, settings
+from latentgloss.cli import cli
 from latentgloss.errors import SettingsError
 from latentgloss.scorers.fuzzing import against_random
+from latentgloss.store import Version
 from latentgloss.workspace import Workspace
 from tests import tiny
 
@@ -45,6 +49,35 @@ def test_every_score_says_whose_protocol_it_is(both: Both) -> None:
         assert set(paper[name]["profile"]) == {"paper"}
     assert set(paper["fuzzing_scores"]["negatives"]) == {"random"}
     assert set(paper["detection_scores"]["negatives"]) == {"random", "population"}
+
+
+def test_whoever_sees_scores_is_told_whose_protocol_it_is(both: Both) -> None:
+    workspace, _, paper = both
+    version, model = workspace.store.current("detection_scores", tiny.SPARSIFY), tiny.MODEL
+    report, index = (workspace.store.current(stage, model) for stage in ("score_report", "search_index"))
+    assert version is not None and report is not None and index is not None
+    assert "Profile paper" in pictures.scores(version)
+    assert pictures.report(report).splitlines()[0].count("profile") == 1
+    (latent,) = paper["detection_scores"].filter(status="ok", explainer="pattern")["latent"].head(1)
+    told = {"PROFILE", "paper"}
+    config = ["--config", str(workspace.settings.folder / settings.FILE)]
+    shown = CliRunner().invoke(cli, [*config, "scores", tiny.SPARSIFY, "--latent", str(latent)]).output
+    assert told <= set(shown.split())
+    found = CliRunner().invoke(cli, [*config, "search", tiny.words()[0][1], "--mode", "text"]).output
+    assert told <= set(found.split())
+    assert "(profile paper)" in CliRunner().invoke(cli, [*config, "lineage", tiny.SPARSIFY, str(latent)]).output
+
+    before = [v for v in _versions(workspace, "detection_scores", tiny.SPARSIFY) if v.key != version.key]
+    assert before and not any("rofile" in pictures.scores(v) for v in before)
+    assert not any(
+        "profile" in pictures.report(v) for v in _versions(workspace, "score_report", model) if v.key != report.key
+    )
+
+
+def _versions(workspace: Workspace, stage: str, partition: str) -> list[Version]:
+    folder = workspace.settings.store_root / stage / partition
+    found = (workspace.store.version(stage, partition, path.name) for path in folder.iterdir() if path.is_dir())
+    return [version for version in found if version is not None]
 
 
 def test_one_pool_scores_what_was_shown(both: Both) -> None:

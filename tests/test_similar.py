@@ -10,6 +10,7 @@ import polars as pl
 import tiny
 
 from latentgloss import schema
+from latentgloss.workspace import Workspace
 
 P = tiny.SPARSIFY
 STAGES = ["tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts", "sampled_negatives"]
@@ -40,3 +41,37 @@ def test_similar_negatives_are_nearer_to_what_activates_than_others(tmp_path: Pa
             nearer.append(cosine["similar"] > cosine["random"])
     assert len(nearer) > 3
     assert np.mean(nearer) > 0.9
+
+
+def test_each_embedder_is_asked_about_the_windows_that_another_chose(tmp_path: Path) -> None:
+    """Where one of two that score chooses, the arm is unfair to that one alone."""
+    strata = '[negatives]\nstrata = ["similar", "random"]\nnearest = 20\nembedder = "tiny"\n'
+    settings = tiny.SETTINGS.replace("[negatives]\n", strata).replace('["tiny"]', '["tiny", "other"]')
+    folder = tiny.tiny_workspace(tmp_path, settings=settings).settings.folder
+    tiny.write_embedder(folder / "other", d=16, seed=9)
+    (folder / "registry/embedders/other.toml").write_text(
+        'name = "other"\nsource = "path:../../other"\nmax_tokens = 64\ndtype = "float32"\n'
+    )
+
+    def scored() -> set[tuple[str, str]]:
+        """(embedder, negatives) of scores."""
+        workspace = Workspace.open(folder / "latentgloss.toml")
+        outcomes = tiny.run_all(workspace, [*STAGES, "explanations", "embedding_scores"])
+        assert not [o.error for o in outcomes if o.error]
+        version = workspace.store.current("embedding_scores", P)
+        assert version is not None
+        judged = version.read(schema.JUDGEMENTS)
+        rows = version.read(schema.SCORES)
+        assert set(judged.select("embedder", "negatives").unique().iter_rows()) == set(
+            rows.filter(pl.col("negatives") != schema.POPULATION).select("embedder", "negatives").unique().iter_rows()
+        )
+        return set(rows.filter(status="ok").select("embedder", "negatives").iter_rows())
+
+    assert scored() == {("tiny", "random"), ("other", "random"), ("other", "similar"), ("other", "population")}
+
+    path = folder / "latentgloss.toml"
+    path.write_text(path.read_text().replace('embedder = "tiny"\n', 'embedder = "other"\n', 1))
+    assert scored() == {("tiny", "random"), ("other", "random"), ("tiny", "similar"), ("tiny", "population")}
+
+    path.write_text(path.read_text().replace('["tiny", "other"]', '["tiny"]'))
+    assert scored() == {("tiny", "random"), ("tiny", "similar"), ("tiny", "population")}

@@ -222,7 +222,7 @@ def _latents(world: World) -> pl.DataFrame:
     lists = {c.name: [] for c in schema.LATENTS.columns if isinstance(c.dtype, pl.List)}
     numbers = {c.name: 0 for c in schema.LATENTS.columns if c.name not in lists}
     return schema.LATENTS.frame(
-        {**numbers, **lists, "latent": latent, "neighbours": near}
+        {**numbers, **lists, "latent": latent, "neighbours": near, "neighbour_cosines": [0.5] * len(near)}
         for latent, near in enumerate(world.neighbours.tolist())
     )
 

@@ -122,7 +122,8 @@ def scores(
     explainer: str | None,
     as_json: bool,
 ) -> None:
-    """Scores of a SAE's explanations, with 95 % intervals; a latent without one is a row that says why.
+    """Scores of a SAE's explanations, with 95 % intervals; a latent without one is a row that says why. Scores
+    of another profile than the default name it.
 
     JSON: a list of objects with partition, latent, explainer, scorer, judge, negatives, profile, score, corrected,
     specificity, ci_low, ci_high, n, coverage, status, reason and metrics (those the scorer has, by name).
@@ -132,7 +133,7 @@ def scores(
       latentgloss scores smollm2/layers.9/resid --scorer detection --explainer pattern
     """
     from latentgloss import schema
-    from latentgloss.stages import STAGES
+    from latentgloss.stages import STAGES, profile_of
 
     workspace = open_workspace(ctx)
     stages = score_stages(scorer)
@@ -144,22 +145,22 @@ def scores(
         there = ((s, workspace.store.current(s, partition)) for s in stages)
         stages = [s for s, version in there if version is not None and version.manifest.blocks] or ["detection_scores"]
     metrics = [c.name for c in schema.SCORES.columns if c.name not in {*SCORE_KEYS, *NOT_METRICS}]
+    versions = [_current(workspace, stage, partition) for stage in stages]
     rows: Iterator[dict[str, Any]] = (
         {
             **{key: partition if key == "partition" else row[key] for key in SCORE_KEYS},
             "metrics": {name: row[name] for name in metrics if row[name] is not None},
         }
-        for stage in stages
-        for frame in _frames(
-            workspace, _current(workspace, stage, partition), schema.SCORES, latent, {"explainer": explainer}
-        )
+        for version in versions
+        for frame in _frames(workspace, version, schema.SCORES, latent, {"explainer": explainer})
         for row in frame.iter_rows(named=True)
     )
     if as_json:
         print_json_rows(rows)
         return
+    labelled = any(profile_of(version) != schema.DEFAULT_PROFILE for version in versions)
     columns = (
-        "latent", "explainer", "scorer", "judge", "negatives",
+        "latent", "explainer", "scorer", "judge", "negatives", *(["profile"] if labelled else []),
         "score", "ci_low", "ci_high", "corrected", "specificity", "n", "coverage",
     )  # fmt: skip
     print_table(

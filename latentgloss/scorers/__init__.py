@@ -120,6 +120,8 @@ def judges_of_vectors(work: Work, settings: EmbeddingSettings) -> list[Judge]:
 def identities_of_vectors(workspace: Workspace, settings: EmbeddingSettings) -> dict[str, dict[str, Any]]:
     """Raises InputError for an embedder there is none of."""
     judge = {"judge": CosineJudge.name, "version": CosineJudge.version}
+    if len(settings.embedders) > 1:
+        judge["arms"] = "its own"  # an arm was left out for all when it was unfair to one: such results are stale
     return {name: {**judge, "embedder": workspace.embedder(name).identity()} for name in settings.embedders}
 
 

@@ -51,6 +51,8 @@ class Asked:
     """Whose protocol this is: key in every table."""
     population: pl.DataFrame | None = None
     """latent, stratum, share (W_h on test), firing_rate; None where negatives stand for no population."""
+    unfair: dict[str, list[str]] = field(default_factory=dict)
+    """Per embedder the arms that are not put to it, since it chose their contexts itself."""
 
     def of(self, latents: pl.Series) -> Asked:
         """Those of some latents."""

@@ -45,18 +45,17 @@ def plan(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
 
 
 def plan_of_vectors(work: Work, corpus: Corpus, splits: tuple[str, ...]) -> Plan:
-    """As `plan`, without the stratum `similar` where one of the scorer's own embedders chose it: no fair question."""
+    """As `plan`, but the stratum `similar` is not put to the embedder that chose it: no fair question."""
     made = plan(work, corpus, splits)
     chosen = work.input("sampled_negatives").manifest.recipe["external"].get("embedder", {}).get("identity")
-    own = [work.workspace.embedder(name).identity() for name in work.settings.embedding.embedders]
-    arms = [arm for arm in made.arms if arm != "similar" or chosen not in own]
-
-    def ask(block: str) -> Asked:
-        everything = made.ask(block)
-        keep = everything.rows["arm"].is_in(arms).to_numpy()
-        return replace(everything, rows=everything.rows.filter(keep), tokens=everything.tokens[keep])
-
-    return made if arms == made.arms else Plan(arms, {**made.identity, "arms": arms}, ask)
+    embedders = work.settings.embedding.embedders
+    own = [name for name in embedders if work.workspace.embedder(name).identity() == chosen]
+    if "similar" not in made.arms or not own:
+        return made
+    unfair = {name: ["similar"] for name in own}
+    arms = [arm for arm in made.arms if arm != "similar" or len(own) < len(embedders)]
+    identity = {"unfair": unfair} if arms == made.arms else {"arms": arms}
+    return Plan(arms, made.identity | identity, lambda block: replace(made.ask(block), unfair=unfair))
 
 
 def population(eligibility: pl.DataFrame, strata: pl.DataFrame) -> pl.DataFrame:
