@@ -18,7 +18,7 @@ from latentgloss.workspace import Workspace
 
 P = tiny.SPARSIFY
 WORD = tiny.words()[0][1]
-KEYS = ["partition", "latent", "explainer", "explanation", "similarity", "text_score", "density", "scores"]
+KEYS = ["partition", "latent", "explainer", "explanation", "similarity", "text_score", "density", "scores", "profile"]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from latentgloss.errors import InputError
 
 if TYPE_CHECKING:
     from latentgloss.search import SearchIndex
+    from latentgloss.workspace import Workspace
 
 REBUILD = "`latentgloss index rebuild`"
 
@@ -54,16 +55,17 @@ def search(
 
     SIMILARITY is the cosine of two vectors: it ranks, and says nothing about how good an explanation is. For that there
     are scores: of each scorer the lowest over its judges and kinds of negatives, so that --min-score .8 keeps
-    what holds up against all of them.
+    what holds up against all of them. Those of another profile than the default name it.
 
     JSON: a list of objects with partition, latent, explainer, explanation, similarity (null in mode text), text_score
-    (BM25; null in mode vector), density and scores.
+    (BM25; null in mode vector), density, scores and profile (of the scores).
 
     \b
     Example:
       latentgloss search "raising an error" --min-score 0.8
       latentgloss search "file path" --mode hybrid --hookpoint layers.9 --explainer pattern --json
     """
+    from latentgloss.schema import DEFAULT_PROFILE
     from latentgloss.search import SCORERS, behind, checked_query, open_index
 
     workspace = open_workspace(ctx)
@@ -100,18 +102,24 @@ def search(
     late = behind(workspace, index)
     if late:
         _note(f"the index is not of the current search_index of {', '.join(late)}: {REBUILD} mends that")
+    labels = _profiles(workspace, {hit.partition for hit in hits})
     if as_json:
-        print_json_rows(hit.as_json() for hit in hits)
+        print_json_rows({**hit.as_json(), "profile": labels.get(hit.partition, DEFAULT_PROFILE)} for hit in hits)
         return
     scorers = [name for name in SCORERS if any(name in hit.scores for hit in hits)]
-    columns = ("PARTITION", "LATENT", "EXPLAINER", "SIMILARITY", *(name.upper() for name in scorers), "EXPLANATION")
+    profile = ["PROFILE"] if labels else []
+    named = (name.upper() for name in scorers)
+    columns = ("PARTITION", "LATENT", "EXPLAINER", "SIMILARITY", *named, *profile, "EXPLANATION")
     print_table(
         columns,
         (
-            [h.partition, h.latent, h.explainer, h.similarity, *(h.scores.get(s) for s in scorers), h.explanation]
+            [
+                h.partition, h.latent, h.explainer, h.similarity, *(h.scores.get(s) for s in scorers),
+                *(labels.get(h.partition, DEFAULT_PROFILE) for _ in profile), h.explanation,
+            ]
             for h in hits
         ),
-    )
+    )  # fmt: skip
 
 
 def _explain_nothing(index: SearchIndex, filters: dict[str, str]) -> None:
@@ -120,6 +128,23 @@ def _explain_nothing(index: SearchIndex, filters: dict[str, str]) -> None:
         known = index.known(name)
         if value not in known:
             raise unknown("SAE" if name == "partition" else name, value, known, "it may not have been indexed yet")
+
+
+def _profiles(workspace: Workspace, partitions: set[str]) -> dict[str, str]:
+    """Of these SAEs, those whose scores in the index are of another profile than the default, and of which."""
+    from latentgloss.registry import split_partition
+    from latentgloss.schema import DEFAULT_PROFILE
+    from latentgloss.stages import STAGES, profile_of
+
+    found = {}
+    for model in {split_partition(partition)[0] for partition in partitions}:
+        version = workspace.store.current("search_index", model)
+        for pin in version.manifest.inputs if version is not None else []:
+            if STAGES[pin["stage"]].noun == "scores" and pin["partition"] in partitions:
+                scored = workspace.store.version(pin["stage"], pin["partition"], pin["fingerprint"])
+                if scored is not None and profile_of(scored) != DEFAULT_PROFILE:
+                    found[pin["partition"]] = profile_of(scored)
+    return found
 
 
 def _note(text: str) -> None:
