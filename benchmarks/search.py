@@ -2,6 +2,8 @@
 
     python benchmarks/search.py                  queries of demo/queries.toml on the store of the settings file
 
+Searched are all explanations, then those of `pattern` and of `token_table` alone; each is a result of its own.
+
 A *hit* is a latent (the first explanation of it that is found counts). It is *relevant* if, in at least half of its ten
 strongest test contexts (of those there are; at least five), the query's regular expression matches the text from five
 tokens before to five tokens after its strongest token. Neither the explanation nor the search sees test contexts. The
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 AT, TOP, FEWEST, AROUND, HALF = 5, 10, 5, 5, 0.5
 MODES = ("vector", "hybrid", "text")
+SEARCHED = ("all", "pattern", "token_table")
 QUERIES = world.ROOT / "demo" / "queries.toml"
 
 Texts = dict[tuple[str, int], list[str]]
@@ -105,15 +108,23 @@ def interval(values: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="settings file; default: the nearest one upward")
-    parser.add_argument("--explainer", default="pattern", help="whose explanations are searched; empty: all")
+    parser.add_argument(
+        "--explainer", action="append", help=f"whose explanations are searched, or all; default: {', '.join(SEARCHED)}"
+    )
     arguments = parser.parse_args()
-
-    import numpy as np
 
     from latentgloss.workspace import Workspace
 
     workspace = Workspace.open(arguments.config)
     judged = strongest_texts(workspace)
+    for explainer in arguments.explainer or SEARCHED:
+        measure(workspace, explainer, judged)
+
+
+def measure(workspace: Workspace, explainer: str, judged: Texts) -> None:
+    """Searches the explanations of one explainer (or `all`) and records how often the first hits are right."""
+    import numpy as np
+
     queries = [(q["text"], re.compile(q["pattern"])) for q in tomllib.loads(QUERIES.read_text())["query"]]
     right_ones = np.array([sum(relevant(texts, pattern) for texts in judged.values()) for _, pattern in queries])
     base = right_ones / len(judged)
@@ -124,17 +135,17 @@ def main() -> None:
     for mode in MODES:
         precision = []
         for (text, pattern), row in zip(queries, per_query, strict=True):
-            found = hits(workspace, text, mode, arguments.explainer or None, judged)
+            found = hits(workspace, text, mode, None if explainer == "all" else explainer, judged)
             right = sum(relevant(judged[key], pattern) for key in found)
             row[mode] = f"{right} of {len(found)}"
             precision.append(right / AT)  # a search that finds fewer than five gets no credit for those it lacks
         values = np.array(precision)
         modes[mode] = {"precision_at_5": interval(values), "above_base_rate": interval(values - base)}
     world.record(
-        f"search-{arguments.explainer or 'all'}",
+        f"search-{explainer}",
         {
             "embedder": workspace.settings.search.embedder,
-            "explainer": arguments.explainer or "all",
+            "explainer": explainer,
             "saes": sorted({partition for partition, _ in judged}),
             "latents_judged": len(judged),
             "queries": len(queries),

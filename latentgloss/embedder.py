@@ -119,6 +119,10 @@ class SentenceEmbedder:
             ) from e
         return model.eval()
 
+    @property
+    def loaded(self) -> bool:
+        return "_model" in vars(self)
+
     @cached_property
     def dimension(self) -> int:
         return int(self._model.get_embedding_dimension() or self.documents([""]).shape[1])

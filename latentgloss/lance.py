@@ -5,9 +5,10 @@
 What belongs here: opening and creating tables, the refusal of a table that is not what was asked for, one writer at a
 time, and errors in our own words. What the tables hold is in `vectors.py` and `search.py`.
 
-A table's metadata says what its vectors are (embedder, dimension, format). Every write is a transaction: what a killed
-writer leaves is the table before its last write, or, if it died while creating it, a folder without a version, which
-is taken for nothing. A writer takes the table's lock; readers need none, since they read a version that stays.
+A table's metadata says what its vectors are (embedder, format), its schema of how many numbers. Every write is a
+transaction: what a killed writer leaves is the table before its last write, or, if it died while creating it, a folder
+without a version, which is taken for nothing. A writer takes the table's lock; readers need none, since they read a
+version that stays.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import contextlib
 import datetime
 import json
 import os
-import shutil
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FOLDER = "embeddings"
 """Below the store."""
 REBUILD = "latentgloss index rebuild"
+_MEND = f"run `{REBUILD}`, which removes it; what is needed of it is made again"
 _METADATA = b"latentgloss"
 _KEEP = datetime.timedelta(hours=1)
 """Versions of a table that a reader may still be reading."""
@@ -60,40 +61,56 @@ class LanceTables:
         """Tables that have a version, sorted."""
         return sorted(path.stem for path in self.root.glob("*.lance") if self.exists(path.stem))
 
+    def told(self, name: str) -> dict[str, Any]:
+        """What a table says of itself: its facts, and `dimension`, the numbers per vector. Raises StoreError."""
+        return self._open(name)[1]
+
     def exists(self, name: str) -> bool:
         return any((self.path(name) / "_versions").glob("*.manifest"))
 
     def open(self, name: str, facts: Mapping[str, Any]) -> Any | None:
-        """The table, or None if it was never made. `facts` are what its metadata must say.
+        """The table, or None if it was never made. `facts` are what it must say of itself (`told`).
 
-        Raises StoreError if the table cannot be read, or if it is another embedder's, of another dimension or format.
+        Raises StoreError if the table cannot be read or says anything else: another embedder, dimension or format.
         """
         if not self.exists(name):
             return None
-        with self.reading(name):
-            table = self._connection.open_table(name)
-            schema = table.schema
-        told = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
+        table, told = self._open(name)
         if told != {**told, **facts}:
             wrong = [key for key in facts if told.get(key) != facts[key]]
             raise StoreError(
                 f"{self.path(name)} was made with " + _listed(told, wrong),
                 expected=_listed(facts, wrong),
-                todo=f"run `{REBUILD}`, which makes it anew, or restore the settings it was made with",
+                todo=f"{_MEND}; or restore the settings it was made with",
             )
         return table
+
+    def _open(self, name: str) -> tuple[Any, dict[str, Any]]:
+        with self.reading(name):
+            table = self._connection.open_table(name)
+            schema = table.schema
+            told: dict[str, Any] = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
+            if "vector" in schema.names:
+                told["dimension"] = getattr(schema.field("vector").type, "list_size", None)
+        return table, told
 
     def create(self, name: str, schema: pa.Schema, facts: Mapping[str, Any]) -> Any:
         """A new, empty table; hold its lock. What an interrupted creation left is removed."""
         if self.path(name).exists() and not self.exists(name):
-            shutil.rmtree(self.path(name))
+            self.drop(name)
         schema = schema.with_metadata({_METADATA: json.dumps(dict(facts)).encode()})
         with self.writing(name):
             return self._connection.create_table(name, schema=schema)
 
     def drop(self, name: str) -> None:
         """Removes a table, whatever its state; hold its lock."""
-        shutil.rmtree(self.path(name), ignore_errors=True)
+        self.files.remove(self.path(name).name)
+
+    def rename(self, name: str, to: str) -> None:
+        """A table takes the place of another; hold the locks of both."""
+        with self.writing(to):
+            self.drop(to)
+            self.path(name).replace(self.path(to))
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -110,7 +127,7 @@ class LanceTables:
             raise StoreError(
                 f"{self.path(name)} cannot be read ({type(e).__name__}: {_brief(e)})",
                 expected="a LanceDB table as it was written",
-                todo=f"run `{REBUILD}`, which removes tables that cannot be read; they are made again when needed",
+                todo=_MEND,
             ) from e
 
     @contextlib.contextmanager

@@ -101,6 +101,10 @@ class Embedder(Protocol):
     def dimension(self) -> int: ...
 
     @property
+    def loaded(self) -> bool:
+        """Whether its model is in memory already: `dimension` may load it."""
+
+    @property
     def max_tokens(self) -> int:
         """Tokens of a text that are read; the rest is left out."""
 

@@ -5,8 +5,9 @@
 
 What belongs here: a row per explanation of status `ok` (nulls left out: another latent's text is no finding), writing
 the rows of one SAE as a whole, and the three ways to search. Everything in it is derived; `rebuild` makes it anew from
-the versions that are current. `version` is the fingerprint of the `search_index` version a row belongs to, so that a
-reader can tell an index that is behind.
+the versions that are current, beside the one that is there, and puts it in its place when it is whole. `version` is the
+fingerprint of the `search_index` version a row belongs to, so that a reader can tell an index that is behind; how many
+rows a SAE must have is in that version, so that one whose writer was stopped is told, too.
 
 A scorer's column holds the *lowest* of an explanation's scores over judges and kinds of negatives: who filters by it
 gets what holds up everywhere. All of them: `latentgloss scores`.
@@ -25,6 +26,7 @@ from latentgloss import schema
 from latentgloss.errors import InputError, MissingInput, StoreError
 from latentgloss.registry import split_partition
 from latentgloss.stages import STAGES, made_from
+from latentgloss.vectors import KINDS, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["vector", "text", "hybrid"]
 NAME, STAGE, FORMAT = "search", "search_index", "1"
+BEGUN = "search-begun"
+"""What `rebuild` writes until it is whole. Left behind by one that was stopped, removed by the next."""
 SCORERS = (
     "detection", "fuzzing", "intruder", "embedding", "surprisal", "simulation", "intervention", "generation",
 )  # fmt: skip
@@ -126,15 +130,28 @@ class SearchIndex:
     def writing(self, *, replace: bool) -> Iterator[_Writer]:
         """The table's only writer. `replace`: one of another embedder, or that cannot be read, is begun anew."""
         with self.tables.lock(NAME):
-            writer = _Writer(self, replace)
+            writer = _Writer(self, NAME, replace)
             yield writer
             writer.finish()
 
+    @contextlib.contextmanager
+    def rebuilding(self) -> Iterator[_Writer]:
+        """The only writer of a new table, which takes the place of the present one at the end and not before."""
+        with self.tables.lock(NAME):
+            self.tables.drop(BEGUN)
+            writer = _Writer(self, BEGUN, replace=True)
+            yield writer
+            writer.finish()
+            if writer.table is None:  # no explanation anywhere
+                self.tables.drop(NAME)
+            else:
+                self.tables.rename(BEGUN, NAME)
+
     # -- reading -------------------------------------------------------------------------------------------------
 
-    def table(self) -> Any:
+    def table(self, dimension: int | None = None) -> Any:
         """Raises MissingInput if there is none, StoreError if it is another embedder's or cannot be read."""
-        table = self.tables.open(NAME, self.facts)
+        table = self.tables.open(NAME, self.facts | ({} if dimension is None else {"dimension": dimension}))
         if table is None:
             raise MissingInput(
                 "there is no search index yet",
@@ -144,12 +161,16 @@ class SearchIndex:
             )
         return table
 
-    def versions(self) -> dict[str, set[str]]:
-        """Per model the versions its rows belong to: one, if the index is in step."""
+    def counts(self) -> dict[str, dict[tuple[str, str], int]]:
+        """Per model: rows of each (partition, version)."""
+        columns = ["model", "partition", "version"]
         with self.tables.reading(NAME):
-            rows = pl.from_arrow(self.table().search().select(["model", "version"]).to_arrow())
+            rows = pl.from_arrow(self.table().search().select(columns).to_arrow())
         assert isinstance(rows, pl.DataFrame)
-        return {m: set(v) for m, v in rows.group_by("model").agg(pl.col("version").unique()).iter_rows()}
+        found: dict[str, dict[tuple[str, str], int]] = {}
+        for model, partition, version, n in rows.group_by(columns).len().iter_rows():
+            found.setdefault(model, {})[partition, version] = n
+        return found
 
     def unscored(self, scorer: str) -> tuple[int, int]:
         """Rows without a score of a scorer, and rows."""
@@ -179,7 +200,7 @@ class SearchIndex:
         `vector` (the query's) is not needed in mode `text`. Words are looked up one by one: nothing in a query is an
         operator. Mode `hybrid` fuses the two rankings by reciprocal rank.
         """
-        table, where = self.table(), _where(filters or {}, at_least or {})
+        table, where = self.table(None if vector is None else len(vector)), _where(filters or {}, at_least or {})
         deep = max(4 * limit, 100)  # beyond the limit, so that ties are cut by key and not by chance
         rows: dict[str, dict[str, Any]] = {}
         ranks: dict[str, float] = {}
@@ -236,18 +257,20 @@ def _where(filters: Mapping[str, str], at_least: Mapping[str, float]) -> str:
 
 
 class _Writer:
-    """Writes rows SAE by SAE, each in one transaction. Made by `SearchIndex.writing`, which holds the lock."""
+    """Writes rows SAE by SAE, each in one transaction. Made by `SearchIndex`, which holds the lock."""
 
-    def __init__(self, index: SearchIndex, replace: bool) -> None:
-        self.index, self.tables = index, index.tables
+    def __init__(self, index: SearchIndex, name: str, replace: bool) -> None:
+        self.index, self.name, self.tables = index, name, index.tables
         try:
-            self.table = self.tables.open(NAME, index.facts)
+            self.table = self.tables.open(name, index.facts)
         except StoreError as e:
             # Another embedder's, or damaged when looked at again: what cannot be read just now may be in order.
-            if not replace or (e.__cause__ is not None and self.tables.damage(NAME) is None):
+            if not replace or (e.__cause__ is not None and self.tables.damage(name) is None):
                 raise
-            self.tables.drop(NAME)
+            self.tables.drop(name)
             self.table = None
+        if self.table is not None:
+            self._index_words(self.table)
 
     def put(
         self, partition: str, rows: pl.DataFrame, vectors: Float32[np.ndarray, "rows dimension"], version: str
@@ -257,9 +280,11 @@ class _Writer:
             self._delete(f"partition = '{partition}'")
             return
         data = _arrow(rows.with_columns(version=pl.lit(version)), vectors)
+        self.table = self.tables.open(self.name, {**self.index.facts, "dimension": vectors.shape[1]})
         if self.table is None:
-            self.table = self.tables.create(NAME, data.schema, self.index.facts)
-        with self.tables.writing(NAME):
+            self.table = self.tables.create(self.name, data.schema, self.index.facts)
+            self._index_words(self.table)
+        with self.tables.writing(self.name):
             (
                 self.table.merge_insert("key")
                 .when_matched_update_all()
@@ -275,20 +300,23 @@ class _Writer:
 
     def _delete(self, where: str) -> None:
         if self.table is not None:
-            with self.tables.writing(NAME):
+            with self.tables.writing(self.name):
                 self.table.delete(where)
 
-    def finish(self) -> None:
-        """Makes the full-text index, or brings it up to the rows."""
+    def _index_words(self, table: Any) -> None:
+        """Makes the full-text index, if there is none, before any row: words of a table without one are found, too,
+        but by other rules, and a writer that is stopped would leave such a table."""
         from lancedb.index import FTS
 
-        if self.table is None:
-            return
-        with self.tables.writing(NAME):
-            if not any(index.columns == ["explanation"] for index in self.table.list_indices()):
+        with self.tables.writing(self.name):
+            if not any(index.columns == ["explanation"] for index in table.list_indices()):
                 # Stop words stay: explanations are at times about them.
-                self.table.create_index("explanation", config=FTS(remove_stop_words=False))
-        self.tables.compact(NAME, self.table)
+                table.create_index("explanation", config=FTS(remove_stop_words=False))
+
+    def finish(self) -> None:
+        """Brings the full-text index up to the rows."""
+        if self.table is not None:
+            self.tables.compact(self.name, self.table)
 
 
 def _arrow(rows: pl.DataFrame, vectors: Float32[np.ndarray, "rows dimension"]) -> Any:
@@ -328,46 +356,38 @@ def open_index(workspace: Workspace) -> tuple[SearchIndex, SentenceEmbedder]:
 
 
 def behind(workspace: Workspace, index: SearchIndex) -> list[str]:
-    """Models whose rows are not those of their current `search_index` version, sorted."""
-    there = index.versions()
-    wanted = {model: _current(workspace, model) for model in {*workspace.store.partitions(STAGE), *there}}
+    """Models whose rows are not those of their current `search_index` version, or not all of them, sorted."""
+    there = index.counts()
     found = []
-    for model, version in wanted.items():
-        none = version is None or not sum(version.json("index.json")["rows"].values())
-        if there.get(model, set()) != (set() if none or version is None else {version.manifest.fingerprint}):
+    for model in {*workspace.store.partitions(STAGE), *there}:
+        version = workspace.store.current(STAGE, model)
+        rows = {} if version is None else version.json("index.json")["rows"]
+        wanted = {(sae, version.manifest.fingerprint): n for sae, n in rows.items() if n and version is not None}
+        if there.get(model, {}) != wanted:
             found.append(model)
     return sorted(found)
 
 
-def rebuild(workspace: Workspace) -> tuple[dict[str, int], list[str]]:
-    """Makes the index anew from the current versions: (rows per SAE, other tables removed since they were damaged).
+def rebuild(workspace: Workspace) -> tuple[dict[str, int], dict[str, str]]:
+    """Makes the index anew from the current versions: (rows per SAE, why each table of vectors was removed).
 
-    Vectors that are missing are made. Raises MissingInput if no model has a `search_index`.
+    Removed are tables of vectors that nobody can use; vectors that are missing are made. Until all is written the
+    present index stays. Raises MissingInput if no model has a `search_index`, or if what one was made from is gone.
     """
-    removed = []
-    for name in sorted(path.stem for path in workspace.lance.root.glob("*.lance")):
-        if name != NAME and workspace.lance.exists(name) and workspace.lance.damage(name):
-            with workspace.lance.lock(name):
-                workspace.lance.drop(name)
-            removed.append(name)
-    versions = [v for model in workspace.store.partitions(STAGE) if (v := _current(workspace, model)) is not None]
+    removed = _remove_unusable(workspace)
+    store = workspace.store
+    versions = [v for model in store.partitions(STAGE) if (v := store.current(STAGE, model)) is not None]
     if not versions:
         raise MissingInput(
-            "no model has a search_index" + (f"; removed damaged tables: {', '.join(removed)}" if removed else ""),
+            "no model has a search_index" + (f"; removed unusable tables: {', '.join(removed)}" if removed else ""),
             todo="materialise it: `dagster asset materialize --select search_index --partition MODEL`",
         )
     index, _ = open_index(workspace)
     vectors = workspace.text_vectors(workspace.settings.search.embedder, "document")
     rows: dict[str, int] = {}
-    with workspace.lance.lock(NAME):
-        workspace.lance.drop(NAME)
-    with index.writing(replace=True) as table:
+    with index.rebuilding() as table:
         for version in versions:
-            pinned: dict[str, dict[str, Version]] = {}
-            for pin in version.manifest.inputs:
-                found = workspace.store.version(pin["stage"], pin["partition"], pin["fingerprint"])
-                if found is not None:
-                    pinned.setdefault(pin["partition"], {})[pin["stage"]] = found
+            pinned = _pinned(workspace, version)
             for partition in version.json("index.json")["rows"]:
                 frame = explanation_rows(partition, pinned[partition])
                 texts = frame["explanation"].to_list()
@@ -376,5 +396,30 @@ def rebuild(workspace: Workspace) -> tuple[dict[str, int], list[str]]:
     return rows, removed
 
 
-def _current(workspace: Workspace, model: str) -> Version | None:
-    return workspace.store.current(STAGE, model)
+def _remove_unusable(workspace: Workspace) -> dict[str, str]:
+    tables, removed = workspace.lance, {}
+    embedders = [workspace.embedder(name) for name in workspace.registry.embedders]
+    for name in tables.names():
+        if name.startswith(KINDS) and (error := refusal(tables, name, embedders)) is not None:
+            with tables.lock(name):
+                tables.drop(name)
+            removed[name] = error.found
+    return removed
+
+
+def _pinned(workspace: Workspace, version: Version) -> dict[str, dict[str, Version]]:
+    """Per SAE and stage the versions a `search_index` was made from. Raises MissingInput if one is gone."""
+    found: dict[str, dict[str, Version]] = {}
+    for pin in version.manifest.inputs:
+        stage, partition, model = pin["stage"], pin["partition"], version.manifest.partition
+        pinned = workspace.store.version(stage, partition, pin["fingerprint"])
+        if pinned is None:
+            raise MissingInput(
+                f"the search_index of {model} was made from {stage} of {partition}, version {pin['fingerprint']}, "
+                "which is gone",
+                expected="every version it was made from, in the store; the index that is there stays as it is",
+                todo=f"materialise it again: `dagster asset materialize --select search_index --partition {model}`; or "
+                f"delete {workspace.store.files.path(f'{STAGE}/{model}')} if that model is not wanted any more",
+            )
+        found.setdefault(partition, {})[stage] = pinned
+    return found

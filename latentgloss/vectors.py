@@ -7,6 +7,9 @@ What belongs here: one class over a LanceDB table of (key, vector), and the two 
 function of the embedder and of what is embedded, so tables belong to no corpus, SAE or run: a repeated window, another
 corpus of the same tokenizer and a null explanation (another latent's text) cost nothing. Vectors are no part of a
 recipe; the embedder's identity is. A table may be deleted at any time: what is needed of it is made again.
+
+A table is named by the hash of its facts, and compared with them when it is opened. The dimension, which only the
+loaded model knows, is compared as soon as it is loaded, and always before anything is written.
 """
 
 from __future__ import annotations
@@ -16,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from latentgloss.errors import EmbedderError
+from latentgloss.errors import EmbedderError, LatentglossError, StoreError
 from latentgloss.hashing import json_sha256
 from latentgloss.windows import text_hashes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import pyarrow as pa
     from jaxtyping import Float32, Integer, UInt32, UInt64
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int | None, str], None]
 
 FORMAT = "1"
+KINDS = ("contexts-", "texts-")
+"""How names of tables begin."""
 BATCH = 1024
 PIECES = 32
 """Writes after which a table's pieces are joined."""
@@ -45,15 +50,20 @@ TAKE = 16384
 class VectorTable:
     """(key, vector) rows of one embedder, each key once. Opened when first used."""
 
-    def __init__(self, tables: LanceTables, name: str, facts: dict[str, Any]) -> None:
-        """`facts`: what the vectors are, kept in the table and compared with it."""
-        self.tables, self.name = tables, name
+    def __init__(self, tables: LanceTables, name: str, facts: dict[str, Any], embedder: Embedder | None = None) -> None:
+        """`facts`: what the vectors are, kept in the table and compared with it. `embedder`: whose dimension it has."""
+        self.tables, self.name, self.embedder = tables, name, embedder
         self.facts = {**facts, "format": FORMAT}
         self._known: tuple[int, Keys, Keys] | None = None
 
     @property
     def _table(self) -> Any | None:
-        return self.tables.open(self.name, self.facts)
+        """Raises StoreError if the table is not of these facts, or of another dimension than the loaded embedder."""
+        loaded = self.embedder is not None and self.embedder.loaded
+        return self._open(self.embedder.dimension if self.embedder is not None and loaded else None)
+
+    def _open(self, dimension: int | None) -> Any | None:
+        return self.tables.open(self.name, self.facts | ({} if dimension is None else {"dimension": dimension}))
 
     @property
     def dimension(self) -> int | None:
@@ -73,23 +83,16 @@ class VectorTable:
     def add(self, keys: Keys, vectors: Float32[np.ndarray, "keys dimension"]) -> None:
         """Writes rows in one transaction; a key that is there already stays as it is.
 
-        Raises EmbedderError if the vectors are of another dimension than the table's, or not finite.
+        Raises StoreError if the vectors are of another dimension than the table's, EmbedderError if not finite.
         """
         if not np.isfinite(vectors).all():
             raise EmbedderError(
                 f"vectors for {self.name} are not finite", todo='set `dtype = "float32"` in the registry'
             )
         with self.tables.lock(self.name):
-            table = self._table
+            table = self._open(vectors.shape[1])
             if table is None:
                 table = self.tables.create(self.name, _schema(vectors.shape[1]), self.facts)
-            size = int(table.schema.field("vector").type.list_size)
-            if size != vectors.shape[1]:
-                raise EmbedderError(
-                    f"{self.tables.path(self.name)} holds vectors of {size} numbers, given were {vectors.shape[1]}",
-                    expected="vectors of one embedder",
-                    todo="delete the table; its vectors are made again when needed",
-                )
             with self.tables.writing(self.name):
                 table.merge_insert("key").when_not_matched_insert_all().execute(_rows(keys, vectors))
                 if table.version % PIECES == 0:
@@ -178,7 +181,7 @@ class ContextVectors(_Kept):
     ) -> None:
         """`tokenizer`: identity of what `decode` decodes with. `progress` is told of vectors that have to be made."""
         facts = {"what": "contexts", "embedder": embedder.identity(), "tokenizer": tokenizer, "length": length}
-        super().__init__(VectorTable(tables, f"contexts-{json_sha256(facts)[:16]}", facts), batch, progress)
+        super().__init__(VectorTable(tables, table_name(facts), facts, embedder), batch, progress)
         self.embedder, self.corpus, self.length, self.decode = embedder, corpus, length, decode
 
     def ensure(self, contexts: Integer[np.ndarray, " n"]) -> int:
@@ -225,7 +228,7 @@ class TextVectors(_Kept):
     ) -> None:
         """`prefix`: what the embedder puts before a text in this role. `progress` as for contexts."""
         facts = {"what": "texts", "embedder": embedder.identity()}
-        super().__init__(VectorTable(tables, f"texts-{json_sha256(facts)[:16]}", facts), batch, progress)
+        super().__init__(VectorTable(tables, table_name(facts), facts, embedder), batch, progress)
         self.embedder, self.prefix = embedder, prefix
         self._embed = embedder.queries if role == "query" else embedder.documents
 
@@ -247,6 +250,33 @@ class TextVectors(_Kept):
         """64 bits of the hash of prefix and text."""
         digests = (hashlib.sha256(f"{self.prefix}\0{text}".encode("utf-8", "surrogatepass")) for text in texts)
         return np.array([int.from_bytes(d.digest()[:8], "little") for d in digests], dtype=np.uint64)
+
+
+def table_name(facts: Mapping[str, Any]) -> str:
+    return f"{facts['what']}-{json_sha256(facts)[:16]}"
+
+
+def refusal(tables: LanceTables, name: str, embedders: Iterable[Embedder]) -> StoreError | None:
+    """Why nobody can use a table of vectors, or None: it cannot be read, or those who open it would refuse it.
+
+    Loads the models of those of `embedders` whose table it is; one that cannot be loaded decides nothing.
+    """
+    damage = tables.damage(name)
+    if damage is not None:
+        return damage
+    told = tables.told(name)
+    facts = {key: value for key, value in told.items() if key not in ("format", "dimension")}
+    if "what" not in facts or table_name(facts) != name or told.get("format") != FORMAT:
+        return StoreError(f"{tables.path(name)} does not say of itself what its name stands for")
+    for embedder in embedders:
+        try:
+            if embedder.identity() == facts.get("embedder"):
+                tables.open(name, {"dimension": embedder.dimension})
+        except StoreError as e:
+            return e
+        except LatentglossError:
+            continue
+    return None
 
 
 def _schema(dimension: int) -> pa.Schema:

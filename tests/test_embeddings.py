@@ -13,10 +13,19 @@ import pytest
 import tiny
 
 from latentgloss import schema
-from latentgloss.errors import ScorerError
+from latentgloss.errors import MissingInput, ScorerError
 from latentgloss.protocols import Question
 from latentgloss.scorers.cosine import cosine_judge
-from latentgloss.search import SearchIndex, behind, open_index, rebuild
+from latentgloss.search import (
+    BEGUN,
+    SearchIndex,
+    _pinned,
+    _Writer,
+    behind,
+    explanation_rows,
+    open_index,
+    rebuild,
+)
 from latentgloss.workspace import Workspace
 
 P = tiny.SPARSIFY
@@ -171,8 +180,83 @@ def test_rebuilding_gives_the_same_rows(own: Workspace) -> None:
     before = rows_of(own)
     shutil.rmtree(own.lance.root)
     rows, removed = rebuild(own)
-    assert (sum(rows.values()), removed) == (before.height, [])
+    assert (sum(rows.values()), removed) == (before.height, {})
     assert rows_of(own).equals(before)
+
+
+class Stopped(BaseException):
+    """A process that is stopped."""
+
+
+@pytest.fixture
+def stopped_after_one_sae(monkeypatch: pytest.MonkeyPatch) -> None:
+    put, done = _Writer.put, []
+
+    def once(self: _Writer, partition: str, *args: Any) -> None:
+        if done:
+            raise Stopped
+        done.append(partition)
+        put(self, partition, *args)
+
+    monkeypatch.setattr(_Writer, "put", once)
+
+
+@pytest.mark.usefixtures("stopped_after_one_sae")
+def test_a_rebuild_that_is_stopped_leaves_the_index_that_was_there(
+    own: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rows_of(own)
+    with pytest.raises(Stopped):
+        rebuild(own)
+    assert rows_of(own).equals(before)
+    monkeypatch.undo()
+    (own.lance.path(BEGUN) / "data").rename(own.lance.path(BEGUN) / "gone")
+    rebuild(own)
+    assert rows_of(own).equals(before)
+    assert BEGUN not in own.lance.names()
+
+
+@pytest.mark.usefixtures("stopped_after_one_sae")
+def test_an_index_whose_writer_was_stopped_is_behind_and_finds_words_by_the_same_rules(
+    own: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, _ = open_index(own)
+    whole = index.search("on", None, mode="text", limit=1000)
+    version = own.store.current("search_index", "tiny")
+    assert version is not None and whole
+    shutil.rmtree(own.lance.path("search"))
+
+    def write() -> None:
+        with index.writing(replace=True) as table:
+            for partition, pinned in sorted(_pinned(own, version).items()):
+                frame = explanation_rows(partition, pinned)
+                vectors = own.text_vectors("tiny", "document").get(frame["explanation"].to_list())
+                table.put(partition, frame, vectors, version.manifest.fingerprint)
+
+    with pytest.raises(Stopped):
+        write()
+    (there,) = index.counts()["tiny"]
+    assert there == (P, version.manifest.fingerprint)
+    assert behind(own, index) == ["tiny"]
+    # A stop word of English, which these explanations hold.
+    found = {hit.latent for hit in index.search("on", None, mode="text", limit=1000)}
+    assert found == {hit.latent for hit in whole if hit.partition == P}
+    monkeypatch.undo()
+    rebuild(own)
+    assert behind(own, index) == []
+    assert index.search("on", None, mode="text", limit=1000) == whole
+
+
+@pytest.mark.parametrize("stage", ["explanations", "activation_cache", "detection_scores"])
+def test_a_version_that_is_gone_is_named_and_the_index_stays(own: Workspace, stage: str) -> None:
+    before = rows_of(own)
+    version = own.store.current(stage, P)
+    assert version is not None
+    shutil.rmtree(own.store.files.path(version.key))
+    workspace = Workspace.open(own.settings.folder / "latentgloss.toml")
+    with pytest.raises(MissingInput, match=rf"made from {stage} of {P}, version {version.manifest.fingerprint}"):
+        rebuild(workspace)
+    assert rows_of(workspace).equals(before)
 
 
 def test_an_index_that_is_behind_is_told(own: Workspace) -> None:

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 from click.testing import CliRunner, Result
@@ -192,6 +194,14 @@ def test_an_interrupted_index_counts_as_none_and_is_rebuilt(own: Path) -> None:
     assert hits(own, WORD) != []
 
 
+def test_a_file_in_the_place_of_the_index_is_replaced(own: Path) -> None:
+    shutil.rmtree(own / "data/embeddings/search.lance")
+    (own / "data/embeddings/search.lance").write_bytes(b"")
+    assert "no search index" in run(own, "search", WORD).stderr
+    assert run(own, "index", "rebuild").exit_code == 0
+    assert hits(own, WORD) != []
+
+
 def test_rebuild_removes_damaged_vectors_and_makes_those_it_needs(own: Path) -> None:
     (texts,) = (own / "data/embeddings").glob("texts-*.lance")
     for path in (texts / "data").iterdir():
@@ -200,6 +210,48 @@ def test_rebuild_removes_damaged_vectors_and_makes_those_it_needs(own: Path) -> 
     assert result.exit_code == 0, result.stderr
     assert f"removed {texts.stem}" in result.stdout
     assert texts.is_dir()
+
+
+@pytest.mark.parametrize("wrong", ["dimension", "facts"])
+def test_one_command_mends_vectors_of_another_kind(own: Path, wrong: str) -> None:
+    tables = Workspace.open(own / "latentgloss.toml").lance
+    (name,) = (name for name in tables.names() if name.startswith("texts-"))
+    told = tables.told(name)
+    dimension = told.pop("dimension")
+    rows = tables.open(name, told).search().to_arrow()
+    if wrong == "dimension":
+        flat = pa.array(np.ones(len(rows) * (dimension - 1), np.float32))
+        rows = rows.set_column(1, "vector", pa.FixedSizeListArray.from_arrays(flat, dimension - 1))
+    tables.drop(name)
+    tables.create(name, rows.schema, told | ({"format": "0"} if wrong == "facts" else {})).add(rows)
+    before = hits(own, WORD)
+    result = run(own, "index", "rebuild")
+    assert result.exit_code == 0, result.stderr
+    assert f"removed {name} (" in result.stdout
+    assert hits(own, WORD) == before
+
+
+def test_an_index_of_another_dimension_is_refused_and_rebuilt(own: Path) -> None:
+    workspace = Workspace.open(own / "latentgloss.toml")
+    before = hits(own, WORD)
+    index, _ = open_index(workspace)
+    rows = index.table().search().to_arrow()
+    flat = pa.array(np.ones(len(rows) * 8, np.float32))
+    vectors = pa.FixedSizeListArray.from_arrays(flat, 8)
+    rows = rows.set_column(rows.schema.get_field_index("vector"), "vector", vectors)
+    workspace.lance.drop("search")
+    workspace.lance.create("search", rows.schema, index.facts).add(rows)
+    result = run(own, "search", WORD)
+    assert result.exit_code == 1
+    assert "was made with dimension 8. Expected: dimension 32. What to do: run `latentgloss index" in result.stderr
+    assert run(own, "index", "rebuild").exit_code == 0
+    assert hits(own, WORD) == before
+
+
+def test_a_query_that_finds_nothing_says_so(finished: Path) -> None:
+    result = run(finished, "search", "zzzzzz", "--mode", "text")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "no latent matches\n", "")
+    assert run(finished, "search", "zzzzzz", "--mode", "text", "--json").stdout == "[]\n"
 
 
 def test_an_index_that_is_behind_is_said_aloud(own: Path) -> None:
@@ -211,4 +263,4 @@ def test_an_index_that_is_behind_is_said_aloud(own: Path) -> None:
     tiny.run_all(Workspace.open(path))
     result = run(own, "search", WORD)
     assert result.exit_code == 0
-    assert "not of the current search_index of tiny" in result.stderr
+    assert "not wholly, of the current search_index of tiny" in result.stderr

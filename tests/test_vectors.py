@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from latentgloss import vectors
 from latentgloss.errors import EmbedderError, StoreError
 from latentgloss.lance import LanceTables
-from latentgloss.vectors import ContextVectors, TextVectors, VectorTable
+from latentgloss.vectors import ContextVectors, TextVectors, VectorTable, refusal
 
 D = 4
 
@@ -30,6 +30,7 @@ class Hashed:
 
     def __init__(self, dimension: int = D, prefix: str = "", version: str = "1") -> None:
         self.dimension, self.prefix, self.version = dimension, prefix, version
+        self.loaded = True
         self.asked: list[str] = []
 
     def identity(self) -> dict[str, Any]:
@@ -130,10 +131,41 @@ def test_a_table_of_another_embedder_or_dimension_is_refused_by_name(tmp_path: P
     for action in (lambda: other.missing(keys(1)), lambda: other.get(keys(1))):
         with pytest.raises(StoreError, match=r"t\.lance was made with embedder 'a'.*embedder 'b'.*index rebuild"):
             action()
-    with pytest.raises(EmbedderError, match=r"t\.lance holds vectors of 4 numbers, given were 5"):
+    with pytest.raises(StoreError, match=r"t\.lance was made with dimension 4.*dimension 5.*index rebuild"):
         table(tmp_path).add(keys(2), np.ones((1, 5), np.float32))
     with pytest.raises(EmbedderError, match="not finite"):
         table(tmp_path).add(keys(2), np.full((1, D), np.nan, np.float32))
+
+
+def test_what_is_there_is_refused_by_an_embedder_of_another_dimension(tmp_path: Path) -> None:
+    tables, wide = LanceTables(tmp_path), Hashed(5)
+    assert TextVectors(tables, Hashed(4), "document", "").get(["one"]).shape == (1, 4)
+    wrong = r"was made with dimension 4\. Expected: dimension 5\. What to do: run `latentgloss index rebuild`"
+    kept = TextVectors(tables, wide, "document", "")
+    for action in (lambda: kept.get(["one"]), lambda: kept.ensure(["one"]), lambda: kept.get(["two"])):
+        with pytest.raises(StoreError, match=wrong):
+            action()
+    assert wide.asked == []
+    # A model is not loaded to compare; it is before anything is written.
+    wide.loaded = False
+    assert kept.ensure(["one"]) == 0
+    with pytest.raises(StoreError, match=wrong):
+        kept.get(["two"])
+
+
+def test_tables_nobody_can_use_are_told_from_those_in_order(tmp_path: Path) -> None:
+    tables, embedder = LanceTables(tmp_path), Hashed()
+    kept = TextVectors(tables, embedder, "document", "")
+    kept.ensure(["one"])
+    name = kept.table.name
+    assert refusal(tables, name, [Hashed(version="2"), embedder]) is None
+    assert "was made with dimension 4" in str(refusal(tables, name, [Hashed(5)]))
+    for wrong in ({"format": "0"}, {"embedder": "another's"}):
+        tables.drop(name)
+        tables.create(name, vectors._schema(D), {**kept.table.facts, **wrong})
+        with pytest.raises(StoreError, match="was made with"):
+            kept.ensure(["one"])
+        assert "not say of itself" in str(refusal(tables, name, [embedder]))
 
 
 def test_a_folder_from_an_interrupted_creation_is_made_anew(tmp_path: Path) -> None:

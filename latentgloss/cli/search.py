@@ -101,10 +101,15 @@ def search(
         _explain_nothing(index, filters)
     late = behind(workspace, index)
     if late:
-        _note(f"the index is not of the current search_index of {', '.join(late)}: {REBUILD} mends that")
+        _note(
+            f"the index is not, or not wholly, of the current search_index of {', '.join(late)}: {REBUILD} mends that"
+        )
     labels = _profiles(workspace, {hit.partition for hit in hits})
     if as_json:
         print_json_rows({**hit.as_json(), "profile": labels.get(hit.partition, DEFAULT_PROFILE)} for hit in hits)
+        return
+    if not hits:
+        click.echo("no latent matches")
         return
     scorers = [name for name in SCORERS if any(name in hit.scores for hit in hits)]
     profile = ["PROFILE"] if labels else []
@@ -160,11 +165,12 @@ def index() -> None:
 @json_option
 @click.pass_context
 def rebuild(ctx: click.Context, as_json: bool) -> None:
-    """Makes the search index anew from the current explanations and scores, and removes damaged tables of vectors.
+    """Makes the search index anew from the current explanations and scores, and removes unusable tables of vectors.
 
     Nothing is lost by it: the index is derived, and vectors are made again when they are needed (those that are there
-    are not computed again). Run it when a command says that a table cannot be read, was made with another embedder, or
-    is behind. JSON: rows (per SAE) and removed (names of tables).
+    are not computed again). Until the new index is whole the present one stays. Run it when a command says that a table
+    cannot be read, was made with another embedder or dimension, or is behind. JSON: rows (per SAE) and removed (names
+    of tables).
 
     \b
     Example:
@@ -174,8 +180,8 @@ def rebuild(ctx: click.Context, as_json: bool) -> None:
 
     rows, removed = core.rebuild(open_workspace(ctx))
     if as_json:
-        print_json({"rows": rows, "removed": removed})
+        print_json({"rows": rows, "removed": list(removed)})
         return
     print_table(("PARTITION", "EXPLANATIONS"), list(rows.items()))
-    for name in removed:
-        click.echo(f"removed {name}: it could not be read; its vectors are made again when needed")
+    for name, why in removed.items():
+        click.echo(f"removed {name} ({why}); its vectors are made again when needed")
