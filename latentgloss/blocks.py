@@ -6,7 +6,7 @@ What belongs here: writing one, reading one, and what its files say of it. Which
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -31,6 +31,8 @@ class Block:
     recipe: str
     files: list[str]
     parts: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What is true of it whichever run takes it over, and no part of its content."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,12 @@ class Blocks:
     key: str
 
     def write(
-        self, name: str, recipe: Mapping[str, Any], tables: tuple[Table, ...], frames: Mapping[str, pl.DataFrame]
+        self,
+        name: str,
+        recipe: Mapping[str, Any],
+        tables: tuple[Table, ...],
+        frames: Mapping[str, pl.DataFrame],
+        facts: Mapping[str, Any] | None = None,
     ) -> Block:
         """Each table's file appears whole; the block counts once the draft has it (`Draft.add`)."""
         digest = json_sha256(recipe)
@@ -49,12 +56,13 @@ class Blocks:
         parts: dict[str, str] = {}
         for table in tables:
             parts |= parts_of(table, conformed[table.name])
-        footer = json.dumps({"block": digest, "parts": parts})
+        known = dict(facts or {})
+        footer = json.dumps({"block": digest, "parts": parts, **({"facts": known} if known else {})})
         files = [f"{table.name}/{name}.parquet" for table in tables]
         for table, file in zip(tables, files, strict=True):
             with self.files.writing(f"{self.key}/{file}") as path:
                 write_parquet(table, conformed[table.name], path, footer)
-        return Block(digest, files, parts)
+        return Block(digest, files, parts, known)
 
     def read(self, table: Table, block: str) -> pl.DataFrame:
         """One block that is there."""

@@ -78,6 +78,7 @@ def _explain(work: Work, pool: Executor | None) -> None:
     spent = taken.collect().row(0, named=True)
     if any(spent.values()):
         work.facts["spent"] = spent
+    work.note_unanswered(schema.EXPLANATIONS)
 
 
 def _put(work: Work, name: str, recipe: dict[str, Any], rows: pl.DataFrame | None) -> int:
@@ -130,7 +131,7 @@ def _explained_blocks(
             )
             due = _Due(block, recipe, evidence, asked)
             going.append(due)
-            if not work.draft.reuse(block_name(block, name), recipe, _TABLES):
+            if not work.reuse(block_name(block, name), recipe, _TABLES):
                 eligible = evidence.eligibility.filter(status="eligible")["latent"].to_list()
                 due.latents, due.rows = sorted(eligible if asked is None else asked), schema.EXPLANATIONS.empty()
                 yield from evidence.of(due.latents)

@@ -19,7 +19,7 @@ from latentgloss.ahead import BLOCKS, CONTEXTS, Threads, heeding
 from latentgloss.sampling import of_block, sampled
 from latentgloss.scorers import SCORERS
 from latentgloss.scorers.trials import ARM, TRIALS, Trials
-from latentgloss.scoring import Written, gather, spend
+from latentgloss.scoring import facts_of, gather, spend
 from latentgloss.work import one_by_one
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from latentgloss.blocks import Blocks
     from latentgloss.protocols import Judge, Task
     from latentgloss.scorers.base import Asked
-    from latentgloss.scoring import Spent
+    from latentgloss.scoring import Spent, Written
     from latentgloss.work import Work
 
 TASK: Task = "intruder"
@@ -70,8 +70,8 @@ def _intruder(work: Work) -> None:
                 },
             )
             name = f"{block}-{EXPLAINER}"
-            if work.draft.reuse(name, recipe, _TABLES):
-                yield 0, Written
+            if work.reuse(name, recipe, _TABLES):
+                yield 0, dict
                 continue
             eligibility, (table, asked) = contexts.read(schema.ELIGIBILITY, block), trials(block)
             yield (
@@ -103,10 +103,9 @@ def _written(
     judges: Sequence[Judge],
 ) -> Written:
     """Scores a block and writes it."""
-    done = Written()
-    found = score_block(eligibility, trials, asked, judges, done.spent)
-    done.blocks[name] = blocks.write(name, recipe, _TABLES, found)
-    return done
+    spent: Spent = {}
+    found = score_block(eligibility, trials, asked, judges, spent)
+    return {name: blocks.write(name, recipe, _TABLES, found, facts_of(spent))}
 
 
 def score_block(

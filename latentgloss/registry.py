@@ -161,6 +161,8 @@ class LanguageModelSpec(Strict):
             raise ValueError("base_url is like http://host:8000/v1, without user or password")
         if self.paid and self.prices is None:
             raise ValueError("a paid model needs [prices]")
+        if self.prices is not None and not self.paid:
+            raise ValueError("prices need paid = true: without it nothing is charged, and no budget asked for")
         of_vllm = [name for name in ("choice", "regex") if name in self.capabilities]
         if of_vllm and self.dialect != "vllm":
             raise ValueError(f'capability "{of_vllm[0]}" needs dialect = "vllm"')

@@ -22,7 +22,7 @@ from latentgloss.processes import with_processes
 from latentgloss.sampling import of_block, sampled, smaller
 from latentgloss.scorers import JUDGES, SCORERS, judge_named
 from latentgloss.scorers.detection import THRESHOLD_ARMS
-from latentgloss.scoring import Written, gather, spend
+from latentgloss.scoring import facts_of, gather, spend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from latentgloss.explainers.windows import Vocabulary
     from latentgloss.protocols import Judge
     from latentgloss.scorers.base import Asked, Scorer
-    from latentgloss.scoring import Spent
+    from latentgloss.scoring import Spent, Written
     from latentgloss.settings import ScorerSettings
     from latentgloss.work import Runner, Work
 
@@ -98,9 +98,9 @@ def _score(scorer: Scorer, work: Work, pool: Executor | None) -> None:
             mine.sort(key=lambda name: not explainer_of(name).startswith(NULL))
             nulls = {name: [null for null in mine if _is_null_of(null, name)] for name in mine}
             recipes = {name: recipe_of(block, name, nulls[name]) for name in mine}
-            due = [name for name in mine if not work.draft.reuse(name, recipes[name], TABLES)]
+            due = [name for name in mine if not work.reuse(name, recipes[name], TABLES)]
             if not due:
-                yield 0, Written
+                yield 0, dict
                 continue
             told = [
                 _Told(name, recipes[name], nulls[name], of_deciders(name), explanations.read(schema.EXPLANATIONS, name))
@@ -166,12 +166,13 @@ def _score_all(
     judges: Sequence[Judge],
 ) -> Written:
     """Scores and writes, one explainer after the other; nulls come first."""
-    done = Written()
+    done: Written = {}
     for one in told:
-        found = score_block(SCORERS[scorer], one.explanations, asked, arms, judges, chosen, one.of_deciders, done.spent)
+        spent: Spent = {}
+        found = score_block(SCORERS[scorer], one.explanations, asked, arms, judges, chosen, one.of_deciders, spent)
         theirs = [blocks.read(schema.SCORES, null) for null in one.nulls]
         found["scores"] = judgements.with_specificity(found["scores"], theirs)
-        done.blocks[one.name] = blocks.write(one.name, one.recipe, TABLES, found)
+        done[one.name] = blocks.write(one.name, one.recipe, TABLES, found, facts_of(spent))
     return done
 
 

@@ -7,9 +7,9 @@ and scorers that are run at the same time. What is asked and how answers become 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from latentgloss import schema
 from latentgloss.ahead import abreast, in_order
 
 if TYPE_CHECKING:
@@ -33,12 +33,8 @@ def spend(spent: Spent, judge: str, answers: Iterable[Answer]) -> None:
             taken[name] += getattr(answer, name)
 
 
-@dataclass(frozen=True)
-class Written:
-    """Blocks that were scored and lie in the draft's folder, by name, and what that took."""
-
-    blocks: dict[str, Block] = field(default_factory=dict)
-    spent: Spent = field(default_factory=dict)
+Written = dict[str, "Block"]
+"""Blocks that were scored and lie in the draft's folder, by name. Of their facts, `spent` is what judges took."""
 
 
 def gather(
@@ -51,18 +47,26 @@ def gather(
 ) -> None:
     """Has blocks scored, up to `most` at once (`ahead.in_order`), and counts each in the draft when it is.
 
-    What judges took becomes a fact of the version.
+    What judges took for it becomes a fact of the version, whichever run paid: blocks that were there already count.
     """
-    spent: Spent = {}
     for done, written in enumerate(in_order(begun, most, contexts), 1):
-        for name, block in written.blocks.items():
+        for name, block in written.items():
             work.draft.add(name, block)
-        for judge, taken in written.spent.items():
+        work.progress(done, total, "blocks of latents")
+    spent: Spent = {}
+    for block in work.draft.blocks.values():
+        for judge, taken in block.facts.get("spent", {}).items():
             before = spent.setdefault(judge, dict.fromkeys(TAKEN, 0))
             spent[judge] = {name: before[name] + taken[name] for name in TAKEN}
-        work.progress(done, total, "blocks of latents")
-    if any(any(taken.values()) for taken in spent.values()):
-        work.facts["spent"] = spent
+    if spent:
+        work.facts["spent"] = dict(sorted(spent.items()))
+    work.note_unanswered(schema.JUDGEMENTS)
+
+
+def facts_of(spent: Spent) -> dict[str, Any]:
+    """What a block's file says of what it took; nothing where nothing was."""
+    taken = {judge: of for judge, of in spent.items() if any(of.values())}
+    return {"spent": taken} if taken else {}
 
 
 def together(

@@ -302,6 +302,11 @@ class Draft:
         self.reused.append(name)
         return True
 
+    def drop(self, name: str) -> None:
+        """Does not count a block, whose files `put` is going to write anew."""
+        del self.blocks[name]
+        self.reused.remove(name)
+
     def put(
         self, name: str, recipe: Mapping[str, Any], tables: tuple[Table, ...], frames: Mapping[str, pl.DataFrame]
     ) -> None:
@@ -342,7 +347,8 @@ class Draft:
             except (OSError, pl.exceptions.PolarsError):
                 return None
         # What lay on the disk since the kill is believed only if it still is what was written.
-        return Block(digest, files, parts) if parts == footer["parts"] else None
+        whole = parts == footer["parts"]
+        return Block(digest, files, parts, footer.get("facts", {})) if whole else None
 
     def _take_over(self, name: str, digest: str, tables: tuple[Table, ...]) -> Block | None:
         """The same block from another version of this partition."""

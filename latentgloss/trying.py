@@ -20,6 +20,7 @@ from latentgloss.explainers import EXPLAINERS, block_name, explainer_of
 from latentgloss.explainers.llm import LlmExplainer
 from latentgloss.llm.models import capabilities_of
 from latentgloss.prompting import messages_sha256
+from latentgloss.recipes import Recipe
 from latentgloss.scorers import SCORERS
 from latentgloss.scorers.intruder import IntruderJudge
 from latentgloss.scorers.llm_judge import LlmJudge
@@ -27,7 +28,6 @@ from latentgloss.scorers.trials import Trials
 from latentgloss.settings import LLM
 from latentgloss.stages import STAGES
 from latentgloss.work import Work
-from latentgloss.workspace import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -17,13 +17,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from latentgloss.errors import LatentglossError, MissingInput
 from latentgloss.files import disk_full, is_disk_full
 from latentgloss.llm.ledger import charged_to
+from latentgloss.recipes import ATTEMPT, UNANSWERED
 from latentgloss.stages import among
 
 if TYPE_CHECKING:
+    import polars as pl
+
+    from latentgloss.recipes import Recipe
     from latentgloss.registry import ModelSpec, SaeSpec
+    from latentgloss.schema import Table
     from latentgloss.stages import Stage
     from latentgloss.store import Draft, Version
-    from latentgloss.workspace import Recipe, Workspace
+    from latentgloss.workspace import Workspace
 
 
 @dataclass
@@ -110,6 +115,22 @@ class Work:
             **consumed,
         }
 
+    def reuse(self, name: str, recipe: dict[str, Any], tables: tuple[Table, ...]) -> bool:
+        """As `Draft.reuse`, but for blocks of which replies are missing, when they are to be asked for again."""
+        draft = self.draft
+        if not draft.reuse(name, recipe, tables):
+            return False
+        if ATTEMPT not in self.recipe.content or not any(_unanswered(draft.own.read(t, name).lazy()) for t in tables):
+            return True
+        draft.drop(name)
+        return False
+
+    def note_unanswered(self, table: Table) -> None:
+        """Counts rows that a language model gave no reply for. They are rows, and the next run asks again."""
+        n = _unanswered(self.draft.scan(table)) if self.settings.asks(self.stage.name) else 0
+        if n:
+            self.facts[UNANSWERED] = n
+
     def attempt(self, action: Callable[[], None]) -> None:
         """Runs `action` for this partition. An error stays, whatever succeeds afterwards, in whichever thread."""
         error = attempt(action)
@@ -174,6 +195,15 @@ def attempt(action: Callable[[], None]) -> LatentglossError | None:
     except Exception as e:
         return as_error(e)
     return None
+
+
+def _unanswered(frame: pl.LazyFrame) -> int:
+    """Rows whose language model gave no reply."""
+    import polars as pl
+
+    if "status" not in frame.collect_schema():
+        return 0
+    return int(frame.filter(pl.col("status") == "llm_error").select(pl.len()).collect().item())
 
 
 def as_error(error: Exception) -> LatentglossError:

@@ -14,12 +14,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentgloss import settings as settings_module
-from latentgloss.errors import MissingInput
+from latentgloss.errors import MissingInput, StoreError
 from latentgloss.files import LocalFiles
 from latentgloss.hashing import DigestCache
+from latentgloss.recipes import ATTEMPT, UNANSWERED, Recipe, asked_again, differences
 from latentgloss.registry import Registry, SaeSpec
 from latentgloss.stages import NEIGHBOUR_VERSION, STAGES, Stage
-from latentgloss.store import Store, Version, fingerprint
+from latentgloss.store import Store, Version
 from latentgloss.work import Outcome, Runner, Work, as_error
 
 if TYPE_CHECKING:
@@ -41,19 +42,6 @@ if TYPE_CHECKING:
     from latentgloss.settings import Settings
     from latentgloss.subject import Subject
     from latentgloss.vectors import ContextVectors, Progress, TextVectors
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What decides the content of a stage for a partition, and the pinned versions it was derived from."""
-
-    content: dict[str, Any]
-    inputs: dict[str, dict[str, Version]]
-    """Per input stage, per partition."""
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(self.content)
 
 
 @dataclass(frozen=True)
@@ -326,7 +314,11 @@ class Workspace:
             "inputs": contents,
             "external": self._external(stage, partition),
         }
-        return Recipe(content, inputs)
+        try:
+            current = self.store.current(stage.name, partition) if self.settings.asks(stage.name) else None
+        except StoreError:  # damaged: it is made anew
+            current = None
+        return Recipe(asked_again(content, current), inputs)
 
     def _inputs(self, stage: Stage, upstream: Stage, partition: str) -> dict[str, Version]:
         if stage.grain == upstream.grain:
@@ -416,6 +408,8 @@ class Workspace:
         if current is None:
             return state("missing", "never materialised")
         changes = differences(current.manifest.recipe, recipe.content)
+        if changes and ATTEMPT in recipe.content:
+            return state("stale", f"{current.manifest.facts[UNANSWERED]:,} without a reply of the language model")
         if changes:
             return state("stale", "; ".join(changes))
         for upstream, versions in recipe.inputs.items():
@@ -466,21 +460,3 @@ class Workspace:
         finally:
             for work in works:
                 work.close()
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two recipes, in words: `settings.contexts.test: 100 -> 150`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(k for k in new if k not in old)]
-        found: list[str] = []
-        for key in keys:
-            found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        return found
-    if old == new:
-        return []
-    return [f"{path}: {_short(old)} -> {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:12]}…"

@@ -13,10 +13,10 @@ import torch
 from latentgloss import activations
 from latentgloss.beside import Beside
 from latentgloss.errors import InputError, LatentglossError
+from latentgloss.recipes import Recipe
 from latentgloss.stages import STAGES
 from latentgloss.store import Draft
 from latentgloss.work import Work, as_error, attempt
-from latentgloss.workspace import Recipe
 
 
 def test_a_full_gpu_says_what_to_lower() -> None:

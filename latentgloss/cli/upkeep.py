@@ -16,6 +16,7 @@ from latentgloss.cli.output import json_option, open_workspace, print_json, prin
 from latentgloss.errors import LatentglossError
 
 if TYPE_CHECKING:
+    from latentgloss.registry import LanguageModelSpec
     from latentgloss.workspace import Workspace
 
 PACKAGES = (
@@ -80,7 +81,7 @@ def gc(ctx: click.Context, dry_run: bool, broken: tuple[str, str] | None, as_jso
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Versions, devices, settings, registry and store; exit code 1 if something needs attention.
 
-    JSON: python, platform, packages, devices, settings, registry, store and problems.
+    JSON: python, platform, packages, devices, settings, registry (with its language models), store and problems.
 
     \b
     Example:
@@ -163,7 +164,15 @@ def _registry(workspace: Workspace, problems: list[str]) -> dict[str, Any]:
     registry = workspace.registry
     problems += [str(error) for error in registry.problems.values()]
     return {"root": str(registry.root), "models": len(registry.models), "saes": len(registry.saes),
+            "language_models": {name: _served(spec) for name, spec in sorted(registry.language_models.items())},
             "problems": [str(path) for path in registry.problems]}  # fmt: skip
+
+
+def _served(spec: LanguageModelSpec) -> str:
+    """What an entry says it is. What a server really serves cannot be seen from here."""
+    known = [spec.engine, spec.model, *(x for x in (spec.revision, spec.quantisation, spec.dtype) if x)]
+    unsaid = spec.engine == "openai_compatible" and spec.revision is None
+    return ", ".join([*known, *(["revision not declared: another model of this name would pass for it"] * unsaid)])
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -175,6 +184,7 @@ def _print(report: dict[str, Any]) -> None:
     if report.get("registry"):
         registry = report["registry"]
         rows.append(("registry", f"{registry['root']}: {registry['models']} models, {registry['saes']} SAEs"))
+        rows += [("language model", f"{name}: {served}") for name, served in registry["language_models"].items()]
     if report.get("store"):
         store = report["store"]
         state = "" if store["exists"] else ", not created yet"

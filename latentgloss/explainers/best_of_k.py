@@ -104,7 +104,7 @@ class BestOfKExplainer:
         """One explanation per latent, in order. A latent's samples are judged as soon as they are there."""
         sampled: deque[_Latent] = deque()  # in order, until judged
         truths: deque[Bool[np.ndarray, " contexts"]] = deque()  # of questions, until answered
-        values: deque[float] = deque()  # of the texts of `sampled`, in order
+        answers: deque[Answer] = deque()  # about the texts of `sampled`, in order
 
         def questions() -> Iterator[Question]:
             for latent in self._sampled(evidence):
@@ -114,12 +114,20 @@ class BestOfKExplainer:
                     yield replace(latent.question, explanation=text)
 
         def finished() -> Iterator[Explained]:
-            while sampled and len(values) >= len(sampled[0].texts):
+            while sampled and len(answers) >= len(sampled[0].texts):
                 latent = sampled.popleft()
-                yield latent.chosen({text: values.popleft() for text in latent.texts})
+                told = [answers.popleft() for _ in latent.texts]
+                values = [_balanced_accuracy(answer, truths.popleft()) for answer in told]
+                row = latent.chosen(dict(zip(latent.texts, values, strict=True)))
+                yield replace(
+                    row,
+                    prompt_tokens=row.prompt_tokens + sum(answer.prompt_tokens for answer in told),
+                    completion_tokens=row.completion_tokens + sum(answer.completion_tokens for answer in told),
+                    cost_usd=row.cost_usd + sum(answer.cost_usd for answer in told),
+                )
 
         for answer in self.judge.judge(questions()):
-            values.append(_balanced_accuracy(answer, truths.popleft()))
+            answers.append(answer)
             yield from finished()
         yield from finished()
 
