@@ -436,7 +436,7 @@ def test_doctor(bare: Path) -> None:
     assert set(found) == {"python", "platform", "packages", "devices", "settings", "registry", "store", "problems"}
     assert found["settings"] == str(bare / "latentgloss.toml")
     assert found["registry"] == {
-        "root": str(bare / "registry"), "models": 1, "saes": len(tiny.SAES), "problems": [],
+        "root": str(bare / "registry"), "models": 1, "saes": len(tiny.SAES), "language_models": {}, "problems": [],
     }  # fmt: skip
     assert found["store"]["writable"] is True
     assert found["store"]["free_bytes"] > 0
