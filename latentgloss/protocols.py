@@ -162,7 +162,8 @@ class Request:
 class TokenLogprobs:
     """One token of a reply. Natural logarithms, of the model before temperature.
 
-    With a choice they are relative to the tokens that lead to one. Some servers add the token that ended the reply.
+    Where the reply is held to something they are relative to the tokens that lead to it. Some servers add the token
+    that ended the reply.
     """
 
     token: str

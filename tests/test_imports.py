@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "transformers", "lancedb", "datasets")
+HEAVY = ("torch", "transformers", "lancedb", "datasets", "llguidance")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
-"""Models in this process: as transformers generates, the same whatever the batch, choices always among the choices."""
+"""Models in this process: as transformers generates, the same whatever the batch, held to what is demanded."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,12 @@ import tiny
 from transformers import AutoModelForCausalLM
 
 from latentgloss.errors import LanguageModelError
+from latentgloss.explainers.replies import LINE, read_line, read_object, schema
 from latentgloss.llm.transformers_engine import TransformersEngine, chat_tokens
 from latentgloss.protocols import Message, Reply, Request
 from latentgloss.registry import ModelSpec, Registry
+from latentgloss.scorers.llm_judge import _schema as verdicts
+from latentgloss.scorers.llm_judge import read_verdicts
 from latentgloss.settings import Settings
 from latentgloss.workspace import Workspace
 
@@ -41,6 +46,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(folder: Path, tmp_path: Path) -> TransformersEngine:
     spec = ModelSpec(name="m", source=f"path:{folder}", dtype="float32")
     return TransformersEngine(spec, tmp_path, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def spelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a tokenizer that can spell anything; some of the model's places stay without a token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    path = tmp_path_factory.mktemp("spelled")
+    tiny.write_model(path)
+    merges = [("E", "X"), ("a", "b"), ("Ġ", "1"), ("1", ","), ('"', ":"), ("Ã", "©"), ("EX", "P")]
+    names = ["<unk>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    config = path / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": TEMPLATE}))
+    return path
+
+
+@pytest.fixture
+def speller(spelled: Path, tmp_path: Path) -> TransformersEngine:
+    return TransformersEngine(ModelSpec(name="m", source=f"path:{spelled}", dtype="float32"), tmp_path, device="cpu")
 
 
 def ask(text: str, **given: Any) -> Request:
@@ -158,9 +187,116 @@ def test_a_model_of_the_registry_answers_from_the_workspace(folder: Path, tmp_pa
     assert {reply.status for reply in replies} <= {"ok", "truncated"}
     assert [r.from_cache for r in model.complete(requests)] == [True] * 30
     assert model.count_tokens(requests) == [reply.prompt_tokens for reply in replies]
-    assert next(model.complete([ask("x", json_schema={"type": "object"})])).status == "unsupported"
     model.close()
     workspace.replies.database.close()
+
+
+HOT = 100.0
+"""Temperature at which any token is as likely as any other: what is demanded must hold for any logits."""
+
+
+@pytest.mark.parametrize(
+    "regex",
+    ["yes|no", "a{2,5}", r"[0-9]{3}-[a-f]{1,4}", r"é[ßüé]{2,4}\.", r'(ab)*/"[^"\n/]{0,3}"', r"EXPLANATION: [a-z ]+\."],
+)
+def test_replies_match_an_expression_for_any_logits(speller: TransformersEngine, regex: str) -> None:
+    asked = [ask("x", regex=regex, temperature=HOT, seed=seed, max_tokens=60) for seed in range(7)]
+    asked.append(ask("x", regex=regex, max_tokens=60))
+    replies: list[Reply] = answers(speller, asked)
+    whole = [reply.text for reply in replies if reply.status == "ok"]
+    assert all(re.fullmatch(regex, text) for text in whole), whole
+    assert len(set(whole)) > 1 and len(whole) > 4
+
+
+def test_replies_fit_a_schema_for_any_logits(speller: TransformersEngine) -> None:
+    entries: dict[str, Any] = {
+        "kind": {"enum": ["a", "é"]},
+        "n": {"type": "integer", "minimum": 0, "maximum": 99},
+        "words": {"type": "array", "items": {"type": "string", "maxLength": 2}, "minItems": 1, "maxItems": 2},
+    }
+    short = {"type": "object", "properties": entries, "required": list(entries), "additionalProperties": False}
+    asked = [ask("x", json_schema=short, temperature=HOT, seed=seed, max_tokens=90) for seed in range(8)]
+    for reply in answers(speller, asked):
+        found = json.loads(reply.text)
+        assert list(found) == list(entries) and found["kind"] in ("a", "é") and found["n"] in range(100)
+        assert len(found["words"]) in (1, 2) and all(len(word) <= 2 for word in found["words"])
+    (cut,) = answers(speller, [ask("x", json_schema=schema(), max_tokens=40)])
+    assert cut.text.startswith('{"explanation": "')  # no white space without end
+
+
+def test_verdicts_on_more_contexts_than_a_list_of_choices_holds_are_read(speller: TransformersEngine) -> None:
+    asked = [ask("x", json_schema=verdicts(7), temperature=HOT, seed=s, max_tokens=60, logprobs=5) for s in range(8)]
+    found = [read_verdicts(reply, 7, schema=True) for reply in answers(speller, asked)]
+    assert len({tuple(one.active) for one in found}) > 4
+    for one in found:
+        assert one.probability is not None and len(one.probability) == 7
+        assert all(math.isnan(p) or 0 <= p <= 1 for p in one.probability)  # NaN: an improbable token was drawn
+
+
+def test_held_replies_do_not_depend_on_company_or_order(speller: TransformersEngine) -> None:
+    chance = random.Random(0)
+    demands: list[dict[str, Any]] = [
+        {},
+        {"regex": LINE},
+        {"regex": "(ab|é)+"},
+        {"json_schema": schema()},
+        {"choice": ("a", "ab")},
+    ]
+    requests = [
+        ask(
+            "xyz" * chance.randrange(1, 30),
+            max_tokens=chance.randrange(1, 24),
+            temperature=chance.choice([0.0, WARM]),
+            top_p=chance.choice([1.0, 0.5]),
+            seed=seed,
+            logprobs=2,
+            **demands[seed % len(demands)],
+        )
+        for seed in range(15)
+    ]
+    together = answers(speller, requests)
+    order = random.Random(1).sample(range(15), 15)
+    shuffled = answers(speller, [requests[i] for i in order])
+    assert [shuffled[order.index(i)] for i in range(15)] == together
+    assert [answers(speller, [request])[0] for request in requests] == together
+
+
+def test_a_reply_ends_where_the_match_is_complete_and_is_cut_where_it_is_not(speller: TransformersEngine) -> None:
+    asked = [ask("x", regex="c{3}", max_tokens=n) for n in (2, 3, 9)]
+    assert [(r.status, r.text) for r in answers(speller, asked)] == [("truncated", "cc"), ("ok", "ccc"), ("ok", "ccc")]
+
+
+def test_probabilities_are_among_what_is_allowed(speller: TransformersEngine) -> None:
+    (reply,) = answers(speller, [ask("x", regex="[cd]e", logprobs=5)])
+    first, second = reply.logprobs
+    assert {token for token, _ in first.top} == {"c", "d"}
+    assert sum(math.exp(p) for _, p in first.top) == pytest.approx(1)
+    assert second.top == (("e", 0.0),)
+
+
+def test_what_cannot_be_held_to_fails_alone(speller: TransformersEngine) -> None:
+    """An expression that is none, one that looks ahead, a schema with what the library does not know."""
+    schemas: list[dict[str, Any]] = [{"type": "strange"}, {"not": {"type": "string"}}]
+    refused = [*(ask("x", regex=regex) for regex in ("(a", "(?=a)a")), *(ask("x", json_schema=s) for s in schemas)]
+    *failures, reply = answers(speller, [*refused, ask("x", regex="ok")])
+    assert [failure.kind for failure in failures] == ["rejected"] * 4
+    assert "unclosed group" in failures[0].reason and "strange" in failures[2].reason
+    assert reply.status == "ok" and reply.text == "ok"
+
+
+def test_a_tokenizer_that_cannot_be_held_is_refused_and_nothing_else_is(engine: TransformersEngine) -> None:
+    with pytest.raises(LanguageModelError, match="fast tokenizer whose tokens are bytes"):
+        answers(engine, [ask("x", regex="a")])
+    assert answers(engine, [ask("x", choice=(SIGNAL[0],))])[0].text == SIGNAL[0]
+
+
+def test_without_the_library_it_says_what_is_missing(
+    speller: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+    with pytest.raises(LanguageModelError, match="pip install llguidance"):
+        answers(speller, [ask("x", regex="a")])
+    assert answers(speller, [ask("x")])[0].completion_tokens == 10
 
 
 @pytest.mark.demo
@@ -179,3 +315,20 @@ def test_the_real_model_answers_and_keeps_to_choices_in_any_company(tmp_path: Pa
     company = answers(engine, [filler[0], drawn[2], *filler[1:], drawn[1], chosen, capital, drawn[0]])
     assert [company[-1], company[-4], company[1]] == [alone[2], alone[3], alone[4]]
     assert [company[-2], company[-3]] == [alone[0], alone[1]]
+
+
+@pytest.mark.demo
+def test_the_real_model_keeps_to_a_line_and_a_schema_in_any_company(tmp_path: Path) -> None:
+    """Although nothing in the prompts asks for either."""
+    spec = Registry.open(Path(__file__).parent.parent / "registry").language_model("smollm2-instruct")
+    engine = TransformersEngine(ModelSpec(name="m", source=spec.model), tmp_path, device="cpu")
+    line = ask("What is rain?", regex=LINE, max_tokens=100)
+    warm = ask("What is rain?", regex=LINE, max_tokens=100, temperature=0.8, seed=1)
+    said = ask("What is snow?", json_schema=schema(), max_tokens=100)
+    judged = ask("Which of them are words?", json_schema=verdicts(7), max_tokens=40, logprobs=5)
+    requests = [line, warm, said, judged]
+    alone = [answers(engine, [request])[0] for request in requests]
+    assert read_line(alone[0]) != read_line(alone[1])
+    assert read_object(alone[2]) and len(read_verdicts(alone[3], 7, schema=True).active) == 7
+    company = answers(engine, [judged, ask("What is ice?", max_tokens=3), *requests[::-1]])
+    assert [*company[:1:-1], company[0]] == [*alone, alone[3]]

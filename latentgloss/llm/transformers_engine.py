@@ -1,7 +1,7 @@
 """A small language model in this process, on transformers: no server, nothing to pay.
 
-What belongs here: prompts in the model's chat template, batched decoding, choices, log probabilities. Batching and
-threads are `engine.Batches`'.
+What belongs here: prompts in the model's chat template, batched decoding, choices, log probabilities. Which tokens
+lead to a match is `grammars.py`'s; batching and threads are `engine.Batches`'.
 
 **The same whatever the batch.** Prompts are padded on the left to a multiple of `STEP` tokens; those of one padded
 length are computed a fixed number at a time (`tile_rows`), the last tile filled up. Every product's shape then depends
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from latentgloss.errors import LanguageModelError, SubjectError
 from latentgloss.hashing import text_sha256
 from latentgloss.llm.engine import Failure
+from latentgloss.llm.grammars import Grammars
 from latentgloss.protocols import Capability, Reply, Request, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ if TYPE_CHECKING:
     from latentgloss.registry import ModelSpec
 
 VERSION = "2"
-"""Part of every identity: raise it when the same files can give other replies."""
+"""Part of every identity: raise it when the same files can give other replies to the same request.
 
-CAPABILITIES: frozenset[Capability] = frozenset({"choice", "logprobs", "seed"})
+A new capability is none: nothing that needs it was answered before, and who asks names in its recipe what it uses."""
+
+CAPABILITIES: frozenset[Capability] = frozenset({"choice", "json_schema", "regex", "logprobs", "seed"})
 
 STEP = 32
 TILE = {"cpu": 8}
@@ -102,24 +105,32 @@ class TransformersEngine:
         found = set(ids) if isinstance(ids, list) else {ids}
         return frozenset(int(i) for i in {*found, self.tokenizer.eos_token_id} if i is not None)
 
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self._ends)
+
     def answer_all(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
         """Replies tile by tile, the shortest prompts first."""
         prompts = [chat_tokens(self.tokenizer, request) for request in requests]
         most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 2**31
-        by_length: dict[int, list[int]] = {}
+        by_length: dict[int, list[tuple[int, _Decoding]]] = {}
         for place, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
             if len(prompt) + request.max_tokens > most:
                 reason = f"{len(prompt)} tokens of prompt and {request.max_tokens} of reply; the model takes {most}"
                 yield place, Failure("rejected", reason)
+                continue
+            try:
+                one = _Decoding(self, request, prompt)
+            except Failure as e:
+                yield place, e
             else:
-                by_length.setdefault(-(-len(prompt) // STEP) * STEP, []).append(place)
+                by_length.setdefault(-(-len(prompt) // STEP) * STEP, []).append((place, one))
         for length in sorted(by_length):
             same, rows = by_length[length], tile_rows(self._model.device.type, length)
             for first in range(0, len(same), rows):
                 tile = same[first : first + rows]
-                decoding = [_Decoding(self, requests[place], prompts[place]) for place in tile]
-                self._decode(decoding, length, rows)
-                for place, one in zip(tile, decoding, strict=True):
+                self._decode([one for _, one in tile], length, rows)
+                for place, one in tile:
                     yield place, one.reply()
 
     def _decode(self, tile: list[_Decoding], length: int, rows: int) -> None:
@@ -169,36 +180,55 @@ class _Decoding:
     """One reply in the making."""
 
     def __init__(self, engine: TransformersEngine, request: Request, prompt: list[int]) -> None:
+        """Raises Failure if the reply cannot be held to what the request demands."""
         self.engine, self.request, self.prompt = engine, request, prompt
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
         self.ended = ""
+        self.failure: Failure | None = None
         self._draws: Any = None
         self._choices: list[tuple[int, ...]] = []
         if request.choice is not None:
             end = min(engine._ends)
             for choice in request.choice:
                 self._choices.append((*engine.tokenizer(choice, add_special_tokens=False)["input_ids"], end))
+        held = request.choice is None and (request.json_schema is not None or request.regex is not None)
+        self._matcher = engine._grammars.matcher(request) if held else None
 
     def next(self, logits: Tensor) -> int:
         """Takes and returns the next token, from the model's logits over the vocabulary."""
-        if self.ended:
-            return min(self.engine._ends, default=0)
+        if not self.ended:
+            try:
+                return self._next(logits)
+            except Failure as e:
+                self.ended, self.failure = "failed", e
+        return min(self.engine._ends, default=0)
+
+    def _next(self, logits: Tensor) -> int:
         logits = self._allowed(logits)
         token = self._pick(logits)
         ends = token in self.engine._ends
         if not ends:
             self.tokens.append(token)
+            if self._matcher is not None:
+                self._matcher.take(token)
             if self.request.logprobs:
                 self.logprobs.append(self._logprobs(logits, token))
         if ends or self._stopped():
             self.ended = "stop"
         elif len(self.tokens) >= self.request.max_tokens:
-            complete = tuple(self.tokens) in {choice[:-1] for choice in self._choices}
-            self.ended = "stop" if complete else "length"
+            self.ended = "stop" if self._complete() else "length"
         return token
 
-    def reply(self) -> Reply:
+    def _complete(self) -> bool:
+        """Whether what is demanded is there, although the model has not ended the reply."""
+        if self._matcher is not None:
+            return self._matcher.complete
+        return tuple(self.tokens) in {choice[:-1] for choice in self._choices}
+
+    def reply(self) -> Reply | Failure:
+        if self.failure is not None:
+            return self.failure
         text = self._text()
         for stop in self.request.stop:
             text = text.partition(stop)[0]
@@ -214,9 +244,11 @@ class _Decoding:
         return bool(self.request.stop) and any(stop in self._text() for stop in self.request.stop)
 
     def _allowed(self, logits: Tensor) -> Tensor:
-        """With choices, minus infinity for tokens that lead to none of them."""
+        """Minus infinity for tokens that lead to none of the choices, or to no match."""
         import torch
 
+        if self._matcher is not None:
+            return logits.masked_fill(~torch.from_numpy(self._matcher.allowed(len(logits))), float("-inf"))
         if not self._choices:
             return logits
         at = len(self.tokens)
@@ -247,7 +279,7 @@ class _Decoding:
         return self._draws
 
     def _logprobs(self, logits: Tensor, token: int) -> TokenLogprobs:
-        """Before temperature and nucleus; with choices, among the tokens that lead to one (as vLLM gives them)."""
+        """Before temperature and nucleus; among what is allowed, where a reply is held to something (as vLLM does)."""
         import torch
 
         logprobs = torch.log_softmax(logits, dim=0)

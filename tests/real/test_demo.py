@@ -17,7 +17,9 @@ import pytest
 
 from latentgloss import schema
 from latentgloss.embeddings import embed_explanations, index_explanations
+from latentgloss.protocols import Request
 from latentgloss.stages import STAGES
+from latentgloss.trying import try_explainer
 from latentgloss.workspace import Workspace
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
@@ -151,6 +153,22 @@ def test_every_scorer_scored_every_sae(demo):
     assert set(rows.group_by("scorer").agg(pl.col("partition").n_unique())["partition"]) == {len(demo.registry.saes)}
     assert rows.filter(pl.col("n_scored") == 0).is_empty()
     assert rows.select("median", "median_low", "median_high").null_count().sum_horizontal().item() == 0
+
+
+def test_the_language_model_explained_a_latent_of_every_sae_at_the_first_attempt(demo):
+    """Held to a line, it needs no repair: what was taken is what is counted beforehand."""
+    model = demo.language_model("smollm2-instruct")
+    # By whomever it was asked first: the store may have been asked more, by other settings or `latentgloss try`.
+    single = "SELECT prompt_tokens FROM ledger WHERE state = 'answered' AND stage IN ('explanations', '')"
+    asked = {tokens for (tokens,) in demo.ledger.database.rows(single)}
+    for partition in demo.registry.saes:
+        rows = demo.store.current("explanations", partition).read(schema.EXPLANATIONS).filter(explainer="llm")
+        (row,) = rows.filter(pl.col("prompt_tokens") > 0).iter_rows(named=True)
+        assert row["status"] == "ok", row["reason"]
+        tried = try_explainer(demo, partition, row["latent"], "llm", dry=True)
+        assert tried.prompt_sha256 == row["prompt_sha256"]
+        assert model.count_tokens([Request(tried.messages, 1)]) == [row["prompt_tokens"]]
+        assert row["prompt_tokens"] in asked
 
 
 def test_search_finds_latents_by_meaning(demo):
