@@ -1,6 +1,6 @@
 """A real HTTP server that speaks chat completions and misbehaves as told. Standard library only.
 
-What belongs here: the server, its faults, and its count of requests by body. `Server(answer)` starts it in a thread;
+What belongs here: the server, its faults, and its count of requests. `Server(answer)` starts it in a thread;
 `answer(body)` says what to do with a request: a `Fault`, or the text to reply with.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -33,13 +35,16 @@ class Fault:
     hang: bool = False
     """Reads the request and says nothing more."""
     reset: bool = False
-    """Drops the connection."""
+    """Resets the connection; with `cut` in the middle of the answer's body."""
     cut: int | None = None
-    """Drops the connection after so many bytes of the answer's body."""
+    """Closes the connection after so many bytes of the answer's body."""
     raw: bytes | None = None
-    """The body of a 200, whatever it is."""
+    """The body of a 200 that is no answer."""
     trickle_s: float = 0.0
-    """Sends the body a byte at a time, at this pace."""
+    """Sends the body `piece` bytes at a time, at this pace."""
+    piece: int = 1
+    answer: dict[str, Any] | None = None
+    """What is cut, or sent slowly; None: `reply to …`."""
 
 
 @dataclass
@@ -47,11 +52,12 @@ class Server:
     """Serves until closed; a context manager. `base_url` is what a registry entry needs."""
 
     answer: Callable[[dict[str, Any]], str | dict[str, Any] | Fault]
+    name: Callable[[dict[str, Any]], Any] = lambda body: body["messages"][-1]["content"]
+    """What requests are counted by, from their bodies."""
     delay_s: float = 0.0
     port: int = 0
-    requests: Counter[str] = field(default_factory=Counter)
-    """By the last message."""
-    answered: Counter[str] = field(default_factory=Counter)
+    requests: Counter[Any] = field(default_factory=Counter)
+    answered: Counter[Any] = field(default_factory=Counter)
     """Of those, the ones whose answer was sent whole."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keep_bodies: bool = False
@@ -120,8 +126,8 @@ class Server:
         headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:])}
         self.keys.add(headers.get("authorization", ""))
         body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))))
-        last = body["messages"][-1]["content"]
-        self.requests[last] += 1
+        name = self.name(body)
+        self.requests[name] += 1
         if self.keep_bodies:
             self.bodies.append(body)
         self._now += 1
@@ -139,41 +145,49 @@ class Server:
             self.last = time.monotonic()
             self.request_seconds += self.last - began
         if done:
-            self.answered[last] += 1
+            self.answered[name] += 1
         return done is not None
 
     async def _respond(
         self, writer: asyncio.StreamWriter, body: dict[str, Any], said: str | dict[str, Any] | Fault
     ) -> bool | None:
-        """True: answered; False: refused; None: the connection is dropped."""
+        """True: answered; False: not; None: not, and the connection is dropped."""
         fault = said if isinstance(said, Fault) else Fault()
         if fault.hang:
             await asyncio.sleep(3600)
-        if fault.reset:
-            writer.transport.abort()
+        if fault.reset and fault.cut is None:
+            self._reset(writer)
             return None
         if fault.status != 200:
             content = {"error": {"message": fault.message, "type": "scripted", "code": fault.code}}
             self._write(writer, fault.status, json.dumps(content).encode(), fault.headers)
             return False
-        text = said if not isinstance(said, Fault) else f"reply to {body['messages'][-1]['content']}"
-        data = fault.raw if fault.raw is not None else json.dumps(text if isinstance(text, dict) else completion(text))
-        data = data if isinstance(data, bytes) else data.encode()
+        text = said if not isinstance(said, Fault) else fault.answer or f"reply to {body['messages'][-1]['content']}"
+        whole = json.dumps(text if isinstance(text, dict) else completion(text)).encode()
+        data = whole if fault.raw is None else fault.raw
         if fault.cut is not None:
             self._write(writer, 200, data[: fault.cut], (), length=len(data))
             await writer.drain()
+            if fault.reset:
+                self._reset(writer)
             writer.close()
             return None
         if fault.trickle_s:
             self._write(writer, 200, b"", (), length=len(data))
-            for i in range(len(data)):
-                writer.write(data[i : i + 1])
+            for i in range(0, len(data), fault.piece):
+                writer.write(data[i : i + fault.piece])
                 await writer.drain()
                 await asyncio.sleep(fault.trickle_s)
             return True
         self._write(writer, 200, data, fault.headers)
         await writer.drain()
-        return True
+        return fault.raw is None
+
+    @staticmethod
+    def _reset(writer: asyncio.StreamWriter) -> None:
+        """Without lingering the kernel sends a reset, where otherwise it takes leave."""
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
 
     @staticmethod
     def _write(

@@ -34,6 +34,8 @@ def is_repair(request):
 def reader(request):
     """What it answers."""
     text = asked_of(request)
+    if "Find the intruder." in request.messages[0].content:
+        return odd_one_out(passages_of(text))
     described = re.match(r"Description: ⟦(.*)⟧$", text.split("\n")[0])
     if described is None:
         active = text.split("\nSilent:")[0]
@@ -46,6 +48,13 @@ def reader(request):
         looked_at = " ".join(re.findall("<<(.*?)>>", passage)) if "<<" in passage else passage
         verdicts.append(int(bool(words & set(looked_at.lower().split()))))
     return str(verdicts)
+
+
+def odd_one_out(passages):
+    """Number of the first passage whose marked words are in the fewest others."""
+    marked = [{word.strip() for word in re.findall("<<(.*?)>>", passage)} for passage in passages]
+    alike = [sum(bool(one & other) for other in marked) for one in marked]
+    return str(int(np.argmin(alike)) + 1)
 
 
 class Scripted:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scripted_model import Scripted, asked_of, is_repair, passages_of
+from scripted_model import Scripted, asked_of, is_repair, odd_one_out, passages_of
 
 from latentgloss import estimate, intruders, lineage_checks, schema, statistics
 from latentgloss.cli import cli
@@ -520,14 +520,12 @@ TINY = (
 
 def answer(request):
     """The passage whose marked words are not those of another; some trials fail, some only at first."""
-    marked = [{w.strip() for w in re.findall("<<(.*?)>>", p)} for p in passages_of(asked_of(request))]
-    alike = [sum(bool(a & b) for b in marked) for a in marked]
     kind = sum(asked_of(request).encode()) % 20
     if kind == 0:
         return Reply("refused", "content filter")
     if kind == 1 or (kind == 2 and not is_repair(request)):
         return "Passage 3, I think."
-    return str(int(np.argmin(alike)) + 1)
+    return odd_one_out(passages_of(asked_of(request)))
 
 
 @pytest.fixture(scope="module")
