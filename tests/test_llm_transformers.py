@@ -15,7 +15,7 @@ import tiny
 from transformers import AutoModelForCausalLM
 
 from latentgloss.errors import LanguageModelError
-from latentgloss.explainers.replies import LINE, read_line, read_object, schema
+from latentgloss.explainers.replies import LINE, read_line, schema
 from latentgloss.llm.transformers_engine import TransformersEngine, chat_tokens
 from latentgloss.protocols import Message, Reply, Request
 from latentgloss.registry import ModelSpec, Registry
@@ -324,11 +324,14 @@ def test_the_real_model_keeps_to_a_line_and_a_schema_in_any_company(tmp_path: Pa
     engine = TransformersEngine(ModelSpec(name="m", source=spec.model), tmp_path, device="cpu")
     line = ask("What is rain?", regex=LINE, max_tokens=100)
     warm = ask("What is rain?", regex=LINE, max_tokens=100, temperature=0.8, seed=1)
-    said = ask("What is snow?", json_schema=schema(), max_tokens=100)
+    entries = {"white": {"type": "boolean"}, "like": {"type": "string", "maxLength": 30}}  # without a limit it goes on
+    short = {"type": "object", "properties": entries, "required": ["white", "like"], "additionalProperties": False}
+    said = ask("What is snow?", json_schema=short, max_tokens=60)
     judged = ask("Which of them are words?", json_schema=verdicts(7), max_tokens=40, logprobs=5)
     requests = [line, warm, said, judged]
     alone = [answers(engine, [request])[0] for request in requests]
     assert read_line(alone[0]) != read_line(alone[1])
-    assert read_object(alone[2]) and len(read_verdicts(alone[3], 7, schema=True).active) == 7
+    assert list(json.loads(alone[2].text)) == ["white", "like"]
+    assert len(read_verdicts(alone[3], 7, schema=True).active) == 7
     company = answers(engine, [judged, ask("What is ice?", max_tokens=3), *requests[::-1]])
     assert [*company[:1:-1], company[0]] == [*alone, alone[3]]
