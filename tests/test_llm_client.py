@@ -159,6 +159,21 @@ def test_a_request_that_always_fails_is_a_row_not_the_end(tmp_path: Path) -> Non
         assert "tried" in got[2].reason and server.requests["2"] >= 6
 
 
+@pytest.mark.parametrize("fault", [Fault(status=500), Fault(status=400), Fault(reset=True)])
+def test_where_only_what_always_fails_is_left_the_server_is_not_taken_for_gone(tmp_path: Path, fault: Fault) -> None:
+    """As in every run after the first, in which all others are in the cache."""
+
+    def answer(body: dict[str, Any]) -> str | Fault:
+        said = body["messages"][-1]["content"]
+        return fault if said.isdecimal() and int(said) >= 6 else echo(body)
+
+    for asked in (range(30), range(30), range(6, 30)):
+        with Server(answer) as server, client_of(server, tmp_path, patience_s=0.2) as client:
+            got = list(client.complete(ask(i) for i in asked))
+            assert [r.status for r in got] == ["ok" if i < 6 else "llm_error" for i in asked]
+            assert sum(n for text, n in server.answered.items() if not text.isdecimal()) <= 2, "and hardly asked else"
+
+
 @pytest.mark.parametrize("how", ["refused", "500", "reset", "401", "404", "quota", "all 400", "tomorrow"])
 def test_a_server_that_is_gone_ends_the_run_and_says_so(tmp_path: Path, how: str) -> None:
     gone = threading.Event()

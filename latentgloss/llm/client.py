@@ -9,8 +9,8 @@ What belongs here: one request's way from `complete` to its reply. An event loop
   is not sent.
 - **Retries.** Waits grow from `BACKOFF_S` twofold up to `BACKOFF_MOST_S`, each drawn from half to one and a half times.
   `busy` holds everybody back, as long as the server asks. A refused request is not repeated.
-- **Whose fault.** A request that failed `TRIES` times while the server answered others is a reply `llm_error`. If it
-  answered nobody, it is given `patience_s`, then the run ends with LanguageModelError.
+- **Whose fault.** A request that failed often while the server answers others is a reply `llm_error`; if it answers
+  nobody, the run ends with LanguageModelError (`health.py`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from latentgloss.errors import LanguageModelError, LatentglossError
 from latentgloss.hashing import json_sha256
 from latentgloss.llm.claims import Claims
 from latentgloss.llm.engine import BILLED, Failure
+from latentgloss.llm.health import Health, Tries
 from latentgloss.llm.ledger import Cost, purpose, run_of_now
 from latentgloss.llm.reply_cache import request_key
-from latentgloss.protocols import Capability, Reply, Request
+from latentgloss.protocols import Capability, Message, Reply, Request
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -46,22 +47,14 @@ if TYPE_CHECKING:
     from latentgloss.registry import LanguageModelSpec
 
 AHEAD = 4
-TRIES = 6
-WEIGHT = {"timeout": 3, "busy": 0}
-"""A time-out costs minutes and may be billed: two of them are enough. Being busy is no fault."""
-BUSY_TRIES = 60
 BACKOFF_S = 0.5
 BACKOFF_MOST_S = 30.0
-WAIT_MOST_S = 900.0
-"""A server that asks for a longer pause has a quota for the day: the run ends."""
-FEW = 3
-"""So many different requests must fail before the server is held to be gone, unless it cannot be reached at all."""
-ALL_REJECTED = 20
-"""So many refused requests, and none answered, are a mistake in the registry."""
 CLAIMED_S, CLAIMED_MOST_S = 0.02, 1.0
 """Between two looks at a request that another process has under way: at first, and at most."""
 HEED_S = 0.5
 """Between two looks at whether anybody still waits for the thread that waits for a reply."""
+PROBE = Request((Message("user", "Reply with the word: yes"),), max_tokens=8)
+"""What a server is asked that failed often, to see whether it answers anything."""
 GRACE_S = 10.0
 """How long an end, of `complete` before its time or of the client, waits for what is in flight: it is paid for."""
 
@@ -77,21 +70,6 @@ class _Job:
     sent: bool = False
     """An attempt is under way."""
     future: Future[Reply] = field(default_factory=Future)
-
-
-@dataclass
-class _Health:
-    """What the server has shown since the run began. Times are of the monotonic clock."""
-
-    last_good: float
-    ever_good: bool = False
-    failing: set[bytes] = field(default_factory=set)
-    """Requests that failed since it last answered one."""
-    rejected: int = 0
-
-    def good(self) -> None:
-        self.last_good, self.ever_good = time.monotonic(), True
-        self.failing.clear()
 
 
 class Client:
@@ -122,7 +100,7 @@ class Client:
         self._calls = 0
         self._asked_for: Hashable = None
         self._stopped: LanguageModelError | None = None
-        self._health = _Health(0.0)
+        self._health = Health(spec.patience_s)
         self._not_before = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -192,7 +170,7 @@ class Client:
             run = run_of_now()
             if self._calls == 0 and (run is None or run != self._asked_for):
                 # What stopped an earlier run may be mended by now; within one, no other partition finds out anew.
-                self._stopped, self._health, self._not_before = None, _Health(time.monotonic()), 0.0
+                self._stopped, self._health, self._not_before = None, Health(self.spec.patience_s), 0.0
             self._asked_for = run
             self._calls += 1
 
@@ -231,7 +209,7 @@ class Client:
             self._engine = self._engine or self._make_engine()
             self._loop = loop = asyncio.new_event_loop()
             self._slots = asyncio.Semaphore(self.spec.in_flight)
-            self._settled = asyncio.Event()
+            self._settled, self._probing = asyncio.Event(), asyncio.Lock()
             self._paying = 0
             self._thread = threading.Thread(target=_run, args=(loop,), name=f"requests to {self.name}", daemon=True)
             self._thread.start()
@@ -241,7 +219,11 @@ class Client:
     # -- in the loop's thread ----------------------------------------------------------------------------------
 
     def _launch(self, job: _Job) -> None:
-        task = asyncio.get_running_loop().create_task(self._run(job))
+        try:
+            task = asyncio.get_running_loop().create_task(self._run(job))
+        except Exception as e:  # whoever waits must hear of it
+            job.future.set_exception(e)
+            raise
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -285,8 +267,7 @@ class Client:
 
     async def _answered(self, job: _Job) -> Reply:
         """The reply, or `llm_error` with the reason. Raises LanguageModelError if the server is gone or money is."""
-        first = time.monotonic()
-        tries = busy = 0
+        tries = Tries()
         while True:
             while (pause := self._not_before - time.monotonic()) > 0:
                 await asyncio.sleep(pause * random.uniform(1.0, 1.1))
@@ -298,12 +279,15 @@ class Client:
                 reply = await self._attempt(job)
             except Failure as e:
                 job.sent = False
-                tries += WEIGHT.get(e.kind, 1)
-                busy += e.kind == "busy"
-                reason = self._verdict(e, job, first, tries=tries, busy=busy)
-                if reason is not None:
-                    return Reply("llm_error", reason)
-                pause = min(self._backoff_s * 2 ** (max(tries, busy) - 1), BACKOFF_MOST_S) * random.uniform(0.5, 1.5)
+                tries.count(e)
+                found = self._health.verdict(e, tries)
+                if found is not None and found.ends and not (found.doubtful and await self._answers(job)):
+                    if not found.again:
+                        raise self._end(found.ends, found.todo) from None
+                    found = None
+                if found is not None:
+                    return Reply("llm_error", found.reason)
+                pause = min(self._backoff_s * 2 ** (tries.most - 1), BACKOFF_MOST_S) * random.uniform(0.5, 1.5)
                 if e.kind == "busy":
                     self._not_before = max(self._not_before, time.monotonic() + (e.wait_s or 0.0))
                 await asyncio.sleep(max(pause, e.wait_s or 0.0))
@@ -320,32 +304,20 @@ class Client:
             self._jobs.pop(job.key, None)
             return True
 
-    def _verdict(self, failure: Failure, job: _Job, first: float, *, tries: int, busy: int) -> str | None:
-        """Why there is no reply to this request; None to try again. Raises LanguageModelError where nothing helps."""
-        kind, health = failure.kind, self._health
-        if kind == "forbidden" or kind == "misdeclared":
-            raise self._end(
-                f"refuses to answer ({failure.reason})", "correct the registry entry, the key or the account"
-            )
-        if kind == "rejected":
-            health.rejected += 1
-            if not health.ever_good and health.rejected >= ALL_REJECTED:
-                raise self._end(f"refuses every request ({failure.reason})", "correct the registry entry")
-            return failure.reason
-        if (failure.wait_s or 0.0) > WAIT_MOST_S:
-            raise self._end(f"asks for a pause of {failure.wait_s:,.0f} s", "wait")
-        health.failing.add(job.key)
-        reason = f"{failure.reason}, tried {max(tries, busy)} times"
-        if tries < TRIES and busy < BUSY_TRIES:
-            return None
-        if health.last_good > first:
-            return reason
-        silent = time.monotonic() - health.last_good
-        if health.ever_good and silent < self.spec.patience_s:
-            return None
-        if kind != "unreachable" and len(health.failing) < FEW:
-            return reason
-        raise self._end(f"has answered nobody for {silent:.0f} s ({failure.reason})", "see to the server")
+    async def _answers(self, job: _Job) -> bool:
+        """Whether the server answers anything: a short question that has nothing to do with what fails, asked once."""
+        since = time.monotonic()
+        async with self._probing:
+            if self._health.last_good > since:
+                return True
+            if self._stopped is not None:
+                raise self._stopped
+            try:
+                await self._attempt(_Job(request_key(self._model_sha256, PROBE), PROBE, job.charged))
+            except Failure:
+                return False
+            self._health.good()
+            return True
 
     def _end(self, what: str, todo: str) -> LanguageModelError:
         return LanguageModelError(
