@@ -23,7 +23,8 @@ from llm_server import Fault, Server
 
 from latentgloss import schema
 from latentgloss.llm import models
-from latentgloss.llm.client import TRIES, Client
+from latentgloss.llm.client import Client
+from latentgloss.llm.health import TRIES
 from latentgloss.scorers.llm_judge import prompt_number
 from latentgloss.workspace import Workspace
 
