@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import polars as pl
@@ -31,11 +32,21 @@ def declare(root, name, hookpoint, text):
     )
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Through every stage, once; who changes something takes a copy."""
+    folder = tmp_path_factory.mktemp("baselines")
+    tiny.tiny_workspace(folder)
+    declare(folder, "random", "layers.0", RANDOM)
+    declare(folder, "neurons", HOOKPOINT, NEURONS)
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    assert not [outcome for outcome in tiny.run_all(workspace) if outcome.error]
+    return workspace
+
+
 @pytest.fixture
-def workspace(tmp_path):
-    tiny.tiny_workspace(tmp_path)
-    declare(tmp_path, "random", "layers.0", RANDOM)
-    declare(tmp_path, "neurons", HOOKPOINT, NEURONS)
+def workspace(finished, tmp_path):
+    shutil.copytree(finished.settings.folder, tmp_path, dirs_exist_ok=True)
     return Workspace.open(tmp_path / "latentgloss.toml")
 
 
@@ -127,10 +138,9 @@ def test_a_wrong_width_is_found_before_anything_is_cached(workspace):
     assert "width 100; those at layers.1.mlp.down_proj@input have width 128" in done.output
 
 
-def test_baselines_go_through_every_stage_as_saes_do(workspace):
+def test_baselines_go_through_every_stage_as_saes_do(finished):
+    workspace = finished
     partitions = ["tiny/layers.0/random", f"tiny/{HOOKPOINT}/neurons"]
-    failed = [outcome for outcome in tiny.run_all(workspace) if outcome.error]
-    assert not failed
     assert all(state.state == "fresh" for state in workspace.states())
     for partition, k, n in zip(partitions, (6, 8), (300, tiny.D_MLP), strict=True):
         cache = workspace.store.current("activation_cache", partition)
@@ -153,7 +163,8 @@ def test_neurons_have_no_neighbours(workspace):
     path = workspace.settings.folder / "latentgloss.toml"
     path.write_text(path.read_text().replace("[negatives]\n", '[negatives]\nstrata = ["neighbour", "random"]\n'))
     workspace = Workspace.open(path)
-    assert not [outcome for outcome in tiny.run_all(workspace) if outcome.error]
+    stages = [stage for stage in tiny.RUNNERS if stage in ("sampled_negatives", "explanations", "detection_scores")]
+    assert not [outcome for outcome in tiny.run_all(workspace, stages) if outcome.error]
     for partition, some in ((f"tiny/{HOOKPOINT}/neurons", False), ("tiny/layers.0/random", True)):
         strata = workspace.store.current("sampled_negatives", partition).read(schema.STRATA_SHARES)
         assert bool(strata.filter(stratum="neighbour")["population"].sum()) is some
@@ -166,7 +177,6 @@ def test_neurons_have_no_neighbours(workspace):
 
 
 def test_another_seed_makes_only_that_baseline_stale(workspace):
-    tiny.run_all(workspace)
     declare(workspace.settings.folder, "random", "layers.0", RANDOM.replace("seed = 5", "seed = 6"))
     again = Workspace.open(workspace.settings.folder / "latentgloss.toml")
     states = [s for s in again.states() if s.state != "fresh"]
