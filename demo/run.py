@@ -213,14 +213,15 @@ def _bars() -> Bars:
 
 def _bar(bars: Bars, label: str) -> "Advance":
     task: TaskID | None = None
-    began, before, of = 0.0, 0, ""
+    began, before, last, of = 0.0, 0, 0, ""
 
     def advance(done: int, total: int | None, unit: str) -> None:
-        nonlocal task, began, before, of
+        nonlocal task, began, before, last, of
         if task is None:
             task = bars.add_task(label, total=total, rate="")
-        if unit != of:  # rates are those of what moves now
+        if unit != of or done < last:  # rates are those of what moves now
             began, before, of = time.monotonic(), done, unit
+        last = done
         for other in bars.task_ids:  # one at a time: the one that moves
             bars.update(other, visible=False)
         seconds = time.monotonic() - began

@@ -31,17 +31,18 @@ class Lines:
 
     def _begin(self, done: int, unit: str) -> None:
         self.began = self.last = time.monotonic()
-        self.before, self.unit = done, unit
+        self.before, self.done, self.unit = done, done, unit
 
     def __call__(self, done: int, total: int | None, unit: str) -> None:
         now = time.monotonic()
         if done == 0:  # a partition may have waited for others since it was announced
             self._begin(0, unit)
             return
-        if self.unit and unit != self.unit:  # other work within the same (texts to embed for blocks to score)
+        if self.unit and (unit != self.unit or done < self.done):
+            # Other work within the same: texts to embed for blocks to score, and then texts of another kind.
             self._begin(done, unit)
             return
-        self.unit = unit
+        self.done, self.unit = done, unit
         if now - self.last < SECONDS_BETWEEN_LINES:
             return
         self.last = now

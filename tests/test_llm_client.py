@@ -8,14 +8,17 @@ import random
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from llm_server import Fault, Server, completion
 
 from latentgloss.errors import LanguageModelError
+from latentgloss.llm import health
 from latentgloss.llm.client import Client
 from latentgloss.llm.database import Database
+from latentgloss.llm.engine import Failure
 from latentgloss.llm.ledger import Ledger, charged_to
 from latentgloss.llm.openai_compatible import OpenAICompatible
 from latentgloss.llm.reply_cache import ReplyCache
@@ -172,6 +175,18 @@ def test_where_only_what_always_fails_is_left_the_server_is_not_taken_for_gone(t
             got = list(client.complete(ask(i) for i in asked))
             assert [r.status for r in got] == ["ok" if i < 6 else "llm_error" for i in asked]
             assert sum(n for text, n in server.answered.items() if not text.isdecimal()) <= 2, "and hardly asked else"
+
+
+def test_a_server_nobody_asked_for_an_hour_gets_the_patience_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two SAEs a run may compute for long."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(health, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    server = health.Health(patience_s=180.0)
+    server.good()
+    tries = health.Tries(first=3600.0, failed=health.TRIES)
+    for clock.now, again in ((3610.0, True), (3779.0, True), (3781.0, False)):
+        found = server.verdict(Failure("failed", "status 500"), tries)
+        assert found is not None and found.doubtful and found.again is again
 
 
 @pytest.mark.parametrize("how", ["refused", "500", "reset", "401", "404", "quota", "all 400", "tomorrow"])

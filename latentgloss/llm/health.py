@@ -88,7 +88,7 @@ class Health:
         reason = f"{why}, tried {tries.most} times"
         if self.last_good > tries.first:
             return Verdict(reason)
-        silent = time.monotonic() - self.last_good
+        silent = time.monotonic() - tries.first  # before, perhaps nobody asked
         patient = self.ever_good and silent < self.patience_s
         if kind == "unreachable" and patient:
             return None
