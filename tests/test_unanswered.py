@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 import tiny
-from scripted_model import Scripted, reader
+from scripted_model import Scripted, asked_of, reader
 
 from latentgloss import schema
 from latentgloss.errors import LanguageModelError
@@ -53,7 +53,7 @@ class Server:
     """Answers as `reader`, but for one request of nine while it is `shaky`; after `left` more it is gone."""
 
     def __init__(self) -> None:
-        self.shaky, self.left = False, 10**9
+        self.shaky, self.judges, self.left = False, True, 10**9
 
     def __call__(self, request: Request) -> str | Reply:
         if self.left == 0:
@@ -61,6 +61,8 @@ class Server:
         self.left -= 1
         if self.shaky and int(text_sha256(request.messages[-1].content)[:4], 16) % 9 == 0:
             return Reply("llm_error", "no whole answer in 300 s, tried 2 times")
+        if not self.judges and asked_of(request).startswith("Description"):
+            return Reply("llm_error", "status 500, tried 6 times")
         said: str = reader(request)
         return said
 
@@ -171,3 +173,24 @@ def test_what_a_run_took_before_it_ended_counts_as_taken(
             ended += 1
             server.left = 100 * (ended + 1)
     assert ended > 2 and results(workspace) == calm
+
+
+def test_samples_that_nobody_judged_are_judged_by_the_next_run(made: Callable[[], tuple[Workspace, Server]]) -> None:
+    prepared, server = made()
+    config = prepared.settings.folder / "latentgloss.toml"
+    config.write_text(config.read_text().replace('["llm", "null:llm"]', '["best_of_k"]\nbest_of_k.k = 2'))
+    workspace = Workspace.open(config)
+    workspace._language_models["scripted"] = Scripted(server)
+    server.judges = False
+    run(workspace, "explanations")
+    version = workspace.store.current("explanations", tiny.SPARSIFY)
+    assert version is not None
+    rows = version.read(schema.EXPLANATIONS).filter(pl.col("prompt_tokens") > 0)
+    assert set(rows["status"]) == {"llm_error"} and rows["reason"].str.contains("judge").all()
+    assert set(stale(workspace)) >= {"explanations"}
+    server.judges = True
+    run(workspace, "explanations")
+    version = workspace.store.current("explanations", tiny.SPARSIFY)
+    assert version is not None
+    rows = version.read(schema.EXPLANATIONS).filter(pl.col("prompt_tokens") > 0)
+    assert set(rows["status"]) == {"ok"} and "explanations" not in stale(workspace)

@@ -119,6 +119,8 @@ class BestOfKExplainer:
                 told = [answers.popleft() for _ in latent.texts]
                 values = [_balanced_accuracy(answer, truths.popleft()) for answer in told]
                 row = latent.chosen(dict(zip(latent.texts, values, strict=True)))
+                if row.status == "failed" and any("llm_error" in (answer.status or ()) for answer in told):
+                    row = replace(row, status="llm_error", reason="the judge of its samples gave no reply")
                 yield replace(
                     row,
                     prompt_tokens=row.prompt_tokens + sum(answer.prompt_tokens for answer in told),
