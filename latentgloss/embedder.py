@@ -97,6 +97,7 @@ class SentenceEmbedder:
         import torch
         from sentence_transformers import SentenceTransformer
 
+        from latentgloss.linear import order_weights
         from latentgloss.subject_files import quiet
 
         if self.threads is not None:
@@ -117,6 +118,8 @@ class SentenceEmbedder:
                 expected="a sentence-transformers model with weights in safetensors",
                 todo="check `source` in the registry, or fetch the model again",
             ) from e
+        if device == "cpu" and self.spec.dtype == "bfloat16":
+            order_weights(model, dtype=torch.float32)
         return model.eval()
 
     @property

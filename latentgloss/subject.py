@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from latentgloss.attention import implementation
 from latentgloss.errors import SubjectError
+from latentgloss.linear import order_weights
 from latentgloss.memory import keep_freed_memory
 from latentgloss.registry import ModelSpec
 from latentgloss.subject_files import (
@@ -241,4 +242,5 @@ def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None)
     identity = model_identity(spec, cache_dir)
     if device == "cpu":
         keep_freed_memory()
+        order_weights(model.base_model)
     return Subject(model, tokenizer, identity, device)

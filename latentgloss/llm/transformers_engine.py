@@ -81,6 +81,7 @@ class TransformersEngine:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from latentgloss.linear import order_weights
         from latentgloss.subject_files import quiet, readable, ready_folder
 
         if self.threads is not None:
@@ -94,7 +95,9 @@ class TransformersEngine:
         except SubjectError as e:
             raise LanguageModelError(e.found, expected=e.expected, todo=e.todo) from e
         device: Any = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model.to(device).eval()
+        model.to(device).eval().requires_grad_(False)
+        if device == "cpu":
+            order_weights(model)
         return model
 
     @cached_property
