@@ -1,8 +1,8 @@
 """Activations: from tokens to every active (latent, position) pair of every stale SAE of a model.
 
-What belongs here: the bridge that says exactly what a SAE depends on (`resolve_saes`), the one forward pass that
-serves all SAEs of a model (`cache_activations`), and what is known of each latent afterwards. Reads the corpus, the
-registry and SAE files; writes `resolved.json` and the tables `activations`, `masked`, `latents`.
+What belongs here: the bridge that says exactly what a SAE depends on (`resolve_saes`), and the one forward pass that
+serves all SAEs of a model (`cache_activations`). Reads the corpus, the registry and SAE files; writes `resolved.json`
+and the tables `activations` and `masked`; `latents`, made of them at once, is written by `latents.py`.
 
 Memory is flat in the number of tokens: a shard of 65,536 positions is sorted and written as soon as it is full, and
 encoding goes from the activation to pairs without a dense [tokens, latents] array on the host. Where a GPU computes,
@@ -21,19 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
-from jaxtyping import Float, Float32, Float64, Int32, Int64, Shaped, UInt32
+from jaxtyping import Float, Float32, Int32, Int64
 from scipy import sparse
 
 from latentgloss import schema
 from latentgloss.beside import Beside
 from latentgloss.hashing import json_sha256
+from latentgloss.latents import write_latents
 from latentgloss.work import attempt, one_by_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
     import torch
 
@@ -54,14 +52,6 @@ QUALITY_SAMPLE = 4096
 
 SINK_SAMPLE = 16
 """Sequences at the start of the corpus, at most, over which the median norm is taken (sinks are relative to it)."""
-
-BINS = 20
-"""Bins of a latent's histogram."""
-
-STATISTICS_ROWS = 2**18
-"""Pairs held at once, about, while statistics of latents are made: memory stays flat in the number of tokens."""
-
-TOP_OUTPUTS, NEIGHBOURS, NEIGHBOURS_MAX, NEIGHBOUR_COSINE = 10, 10, 64, 0.5
 
 
 def _resolve(work: Work) -> None:
@@ -276,60 +266,10 @@ class _Pass:
             {"latent": latent, "position": columns.indices.astype(np.uint32) + np.uint32(offset), "activation": value}
         )
 
-    # -- after the pass ----------------------------------------------------------------------------------
-
     def _latents(self, work: Work) -> None:
-        """The `latents` table, a block of ids at a time, from the shards just written."""
-        import torch
-
-        coder = self.coders[work.partition]
-        masked = work.draft.scan(schema.MASKED).select("position").unique().collect()["position"].sort().to_numpy()
-        shards = work.draft.paths(schema.ACTIVATIONS)
-        assert len(shards) == self.n_shards  # or what is counted would not be all there is
-        rows = sum(pq.read_metadata(path).num_rows for path in shards)
-        step = max(1, min(schema.BLOCK, STATISTICS_ROWS * coder.n_latents // max(rows, 1)))
-        tokens = self.corpus.tokens.reshape(-1)
-        n_unmasked = tokens.shape[0] - len(masked)
-
-        consumed: dict[str, Any] = {
-            "resolved_saes": work.input("resolved_saes").content(("cache",)),
-            "shards": json_sha256({n: b.parts for n, b in work.draft.blocks.items() if n.startswith("shard-")}),
-        }
-        unit = torch.nn.functional.normalize(coder.W_dec, dim=-1)
-
-        def put(name: str, recipe: dict[str, Any], low: int, high: int, weights: list[pl.Series]) -> None:
-            statistics = pl.concat(
-                latent_statistics(_pairs_of(shards, a, b), a, b, tokens, masked, n_unmasked)
-                for a, b in ((a, min(a + step, high)) for a in range(low, high, step))
-            )
-            work.draft.put(name, recipe, (schema.LATENTS,), {"latents": statistics.with_columns(weights)})
-
-        with Beside(self.subject.device.type, work.settings.machine.workers) as beside:
-            for low in range(0, coder.n_latents, schema.BLOCK):
-                high = min(low + schema.BLOCK, coder.n_latents)
-                name = f"{low // schema.BLOCK:06d}"
-                recipe = work.block_recipe(**consumed, latents=[low, high])
-                if work.draft.reuse(name, recipe, (schema.LATENTS,)):
-                    continue
-                weights = [self._top_outputs(coder.W_dec[low:high]), *_neighbours(unit, low, high)]
-                beside.do(partial(put, name, recipe, low, high, weights))
-            beside.finish()
-        table = work.draft.scan(schema.LATENTS).select("count", "density").collect()
-        work.facts |= {
-            "tokens": int(tokens.shape[0]),
-            "unmasked_tokens": int(n_unmasked),
-            "dead": int((table["count"] == 0).sum()),
-            "median_density": table["density"].median(),
-            **self.quality[work.partition].facts(),
-        }
-
-    def _top_outputs(self, decoder: torch.Tensor) -> pl.Series:
-        """Tokens each direction raises most; none where directions are not of the residual stream's width."""
-        if decoder.shape[1] != self.subject.d_model:
-            found = np.empty((len(decoder), 0), dtype=np.uint32)
-        else:
-            found = self.subject.unembed_top(decoder, TOP_OUTPUTS)[0].astype(np.uint32)
-        return _lists(found.ravel(), np.full(len(found), found.shape[1])).alias("top_outputs")
+        assert len(work.draft.paths(schema.ACTIVATIONS)) == self.n_shards  # or not all there is would be counted
+        write_latents(work, self.coders[work.partition].W_dec, self.subject, self.corpus)
+        work.facts |= self.quality[work.partition].facts()
 
 
 @dataclass(frozen=True)
@@ -410,85 +350,3 @@ def _masked(static: dict[str, np.ndarray], sinks: np.ndarray, offset: int) -> pl
         for why, where in reasons.items()
     )
     return frame.sort("position")
-
-
-def _pairs_of(shards: list[Path], low: int, high: int) -> pl.DataFrame:
-    """Pairs of latents [low, high), one shard after the other: read together, all of them would be in memory."""
-    wanted = pl.col("latent").is_between(low, high - 1)
-    return pl.concat([pl.scan_parquet(path).filter(wanted).collect() for path in shards])
-
-
-def latent_statistics(
-    pairs: pl.DataFrame,
-    low: int,
-    high: int,
-    tokens: UInt32[np.ndarray, " positions"],
-    masked: UInt32[np.ndarray, " masked"],
-    n_unmasked: int,
-) -> pl.DataFrame:
-    """One row per latent in [low, high) with what its active, unmasked tokens tell.
-
-    `pairs` has the columns of `schema.ACTIVATIONS`; `masked` is ascending. Entropy is in nats, over token ids.
-    """
-    position = pairs["position"].to_numpy()
-    at = np.searchsorted(masked, position)
-    is_masked = np.zeros(len(position), dtype=bool)
-    inside = at < len(masked)
-    is_masked[inside] = masked[at[inside]] == position[inside]
-    kept = pairs.filter(~is_masked).with_columns(token=tokens[position[~is_masked]]).sort("latent", "activation")
-    # Sums over sorted arrays, not group_by: the order in which threads add floats would be part of the content.
-    latent = kept["latent"].to_numpy() - low
-    value = kept["activation"].to_numpy()
-    count = np.bincount(latent, minlength=high - low)
-    first = np.cumsum(count) - count
-    alive = count > 0
-    top, total = np.zeros(high - low, dtype=np.float32), np.zeros(high - low)
-    if len(value):
-        top[alive] = value[(first + count - 1)[alive]]
-        total[alive] = np.add.reduceat(value.astype(np.float64), first[alive])
-    edges = first[:, None] + np.rint(np.linspace(0, 1, 11) * np.maximum(count - 1, 0)[:, None]).astype(np.int64)
-    bins = np.minimum((value / top[latent] * BINS).astype(np.int64), BINS - 1)
-    histogram = np.bincount(latent * BINS + bins, minlength=(high - low) * BINS)
-    return pl.DataFrame(
-        {
-            "latent": np.arange(low, high, dtype=np.uint32),
-            "count": count.astype(np.uint64),
-            "density": count / max(n_unmasked, 1),
-            "max": top,
-            "mean": np.divide(total, count, out=np.zeros(high - low), where=alive),
-            "quantiles": _lists(value[edges[alive].ravel()], np.where(alive, edges.shape[1], 0)),
-            "histogram": _lists(histogram.astype(np.uint32), np.full(high - low, BINS)),
-            "token_entropy": _entropy(latent, kept["token"].to_numpy(), count),
-        }
-    )
-
-
-def _lists(values: Shaped[np.ndarray, " items"], sizes: Int64[np.ndarray, " rows"]) -> pl.Series:
-    """Lists of the next `sizes` values each. Of Python's lists, Polars looks at each value by itself."""
-    return pl.Series(pa.LargeListArray.from_arrays(np.append(0, np.cumsum(sizes)), pa.array(values)))
-
-
-def _entropy(
-    latent: UInt32[np.ndarray, " pairs"], token: UInt32[np.ndarray, " pairs"], count: Int64[np.ndarray, " latents"]
-) -> Float64[np.ndarray, " latents"]:
-    """Entropy (nats) of the token ids each latent is active on; 0 for a dead one."""
-    keys, times = np.unique(latent.astype(np.uint64) << np.uint64(32) | token, return_counts=True)
-    owner = (keys >> np.uint64(32)).astype(np.int64)
-    share = times / count[owner]
-    # bincount of nothing is int64, whatever its weights
-    return np.bincount(owner, weights=-share * np.log(share), minlength=len(count)).astype(np.float64)
-
-
-def _neighbours(unit: Float32[torch.Tensor, "latents d"], low: int, high: int) -> tuple[pl.Series, pl.Series]:
-    """Nearest other latents of [low, high) by decoder cosine, descending; `unit`: decoder rows of norm 1."""
-    import torch
-
-    cosine = unit[low:high] @ unit.T
-    rows = torch.arange(high - low)
-    cosine[rows, rows + low] = -2.0
-    k = min(NEIGHBOURS_MAX, unit.shape[0] - 1)
-    value, index = (found.cpu().numpy() for found in cosine.topk(k, dim=-1))
-    sizes = np.maximum((value >= NEIGHBOUR_COSINE).sum(-1), min(NEIGHBOURS, k))
-    kept = np.arange(k) < sizes[:, None]
-    ids, cosines = _lists(index[kept].astype(np.uint32), sizes), _lists(value[kept], sizes)
-    return ids.alias("neighbours"), cosines.alias("neighbour_cosines")

@@ -39,7 +39,7 @@ from latentgloss.subject_files import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["INPUT", "Subject", "load_subject", "load_tokenizer", "tokenizer_identity"]
+__all__ = ["INPUT", "LogitLens", "Subject", "load_subject", "load_tokenizer", "tokenizer_identity"]
 
 INPUT = "@input"
 
@@ -112,36 +112,15 @@ class Subject:
             raise self._unknown(missing[0], "is a module that the forward pass never runs")
         return {name: caught[name] for name in wanted}
 
-    def unembed_top(
-        self, directions: Float[Tensor, "n d"], k: int, *, block: int = 1024
-    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """Logit lens: the k tokens each direction of the residual stream raises most, and by how much.
+    def lens(self) -> LogitLens:
+        """The logit lens: what a direction of the residual stream says in tokens.
 
-        logits = (d ∘ g) W_Uᵀ with g the final norm's gain (a LayerNorm's centring included), as if the
-        norm's scale were 1. Returns token ids (int64) and logits (float32), highest first. Never holds more
-        than block × vocabulary logits. Raises SubjectError if the directions are not of width d_model.
+        Holds the unembedding in float32, vocabulary × d_model × 4 bytes. Raises SubjectError if there is no LM head.
         """
-        if directions.shape[1] != self.d_model:
-            raise SubjectError(
-                f"directions of width {directions.shape[1]}",
-                expected=f"the residual stream's width {self.d_model}",
-                todo="use the logit lens only at hookpoints that write to the residual stream",
-            )
         head: Any = self._model.get_output_embeddings()
         if head is None:
             raise SubjectError("the model has no LM head", expected="a causal language model")
-        gain, centred = self._final_norm()
-        ids, logits = [], []
-        with torch.inference_mode():
-            unembed = head.weight.float()
-            for part in torch.split(directions.to(self.device, torch.float32), block):
-                part = part - part.mean(1, keepdim=True) if centred else part
-                top = ((part * gain) @ unembed.T).topk(min(k, unembed.shape[0]), dim=1)
-                ids.append(top.indices.cpu())
-                logits.append(top.values.cpu())
-        if not ids:
-            return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
-        return torch.cat(ids).numpy(), torch.cat(logits).numpy()
+        return LogitLens(head.weight.float(), *self._final_norm())
 
     def _final_norm(self) -> tuple[Float[Tensor, " d"], bool]:
         """The final norm's gain, and whether it subtracts the mean.
@@ -200,6 +179,40 @@ class Subject:
         both = {name + suffix: m for name, m in self._modules.items() for suffix in ("", INPUT)}
         with torch.inference_mode(), _hooked(both, keep):
             self._base(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=self.device), use_cache=False)
+
+
+class LogitLens:
+    """Tokens that directions of the residual stream raise most. `Subject.lens` makes one.
+
+    logits = (d ∘ g) W_Uᵀ with g the final norm's gain (a LayerNorm's centring included), as if the norm's scale were 1.
+    """
+
+    def __init__(self, unembedding: Float[Tensor, "vocabulary d"], gain: Float[Tensor, " d"], centred: bool) -> None:
+        self._unembedding, self._gain, self._centred = unembedding, gain, centred
+
+    def top(
+        self, directions: Float[Tensor, "n d"], k: int, *, block: int = 1024
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        """The k tokens each direction raises most, and by how much.
+
+        Returns token ids (int64) and logits (float32), highest first. Never holds more than block × vocabulary logits.
+        Raises SubjectError if the directions are not of width d_model.
+        """
+        vocabulary, width = self._unembedding.shape
+        if directions.shape[1] != width:
+            raise SubjectError(
+                f"directions of width {directions.shape[1]}",
+                expected=f"the residual stream's width {width}",
+                todo="use the logit lens only at hookpoints that write to the residual stream",
+            )
+        ids, logits = [np.empty((0, k), np.int64)], [np.empty((0, k), np.float32)]
+        with torch.inference_mode():
+            for part in torch.split(directions.to(self._unembedding), block) if len(directions) else ():
+                part = part - part.mean(1, keepdim=True) if self._centred else part
+                top = ((part * self._gain) @ self._unembedding.T).topk(min(k, vocabulary), dim=1)
+                ids.append(top.indices.cpu().numpy())
+                logits.append(top.values.cpu().numpy())
+        return np.concatenate(ids[1:] or ids), np.concatenate(logits[1:] or logits)
 
 
 @contextlib.contextmanager

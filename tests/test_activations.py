@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from latentgloss import activations, schema
-from latentgloss.activations import latent_statistics, round_to_bfloat16
+from latentgloss import activations, latents, schema
+from latentgloss.activations import round_to_bfloat16
 from latentgloss.beside import Beside
+from latentgloss.latents import latent_statistics
 from latentgloss.stages import STAGES
 
 
@@ -99,7 +101,8 @@ def test_what_the_host_sorts_and_writes_beside_the_pass_is_the_same(tmp_path, mo
     monkeypatch.setattr(activations, "SHARD", 4096)
     found = []
     for device in ("cpu", "cuda"):
-        monkeypatch.setattr(activations, "Beside", lambda _, threads, device=device: Beside(device, 3))
+        for module in (activations, latents):
+            monkeypatch.setattr(module, "Beside", lambda _, threads, device=device: Beside(device, 3))
         folder = tmp_path / device
         folder.mkdir()
         workspace = tiny.tiny_workspace(folder)
@@ -114,14 +117,15 @@ def test_what_the_host_sorts_and_writes_beside_the_pass_is_the_same(tmp_path, mo
 def test_a_full_disk_beside_the_pass_is_one_failure_too(tmp_path, monkeypatch):
     workspace = tiny.tiny_workspace(tmp_path)
     tiny.run_all(workspace, ["tokenized_corpus", "resolved_saes"])
-    write = activations.pq.write_table
+    write = pq.write_table
 
     def full(data, path, *args, **kwargs):
         if "words" in str(path):
             raise OSError(28, "No space left on device")
         return write(data, path, *args, **kwargs)
 
-    monkeypatch.setattr(activations, "Beside", lambda _, threads: Beside("cuda", 3))
+    for module in (activations, latents):
+        monkeypatch.setattr(module, "Beside", lambda _, threads: Beside("cuda", 3))
     with monkeypatch.context() as patch:
         patch.setattr("latentgloss.blocks.pq.write_table", full)
         stage = STAGES["activation_cache"]

@@ -160,15 +160,16 @@ def test_widths_and_hookpoints(subject: Subject) -> None:
 
 def test_logit_lens(subject: Subject, reference: LlamaForCausalLM) -> None:
     directions = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(1))
-    ids, logits = subject.unembed_top(directions, 5, block=4)
+    lens = subject.lens()
+    ids, logits = lens.top(directions, 5, block=4)
     with torch.no_grad():
         full = (directions * reference.model.norm.weight) @ reference.lm_head.weight.T
     expected = full.topk(5)
     np.testing.assert_array_equal(ids, expected.indices.numpy())
     np.testing.assert_allclose(logits, expected.values.numpy(), rtol=1e-3, atol=1e-4)
-    assert subject.unembed_top(directions[:0], 5)[0].shape == (0, 5)
+    assert lens.top(directions[:0], 5)[0].shape == (0, 5)
     with pytest.raises(SubjectError, match="width 15"):
-        subject.unembed_top(directions[:, :15], 5)
+        lens.top(directions[:, :15], 5)
 
 
 def test_logit_lens_centres_for_layer_norm(folder: Path) -> None:
@@ -179,7 +180,7 @@ def test_logit_lens_centres_for_layer_norm(folder: Path) -> None:
         model.transformer.ln_f.bias.uniform_(-1, 1)
     subject = Subject(model, PreTrainedTokenizerFast.from_pretrained(folder), {})
     directions = torch.randn(4, WIDTH) + 2
-    _, logits = subject.unembed_top(directions, VOCABULARY)
+    _, logits = subject.lens().top(directions, VOCABULARY)
     centred = directions - directions.mean(1, keepdim=True)
     expected = (centred * model.transformer.ln_f.weight.detach()) @ model.lm_head.weight.detach().T
     np.testing.assert_allclose(logits, expected.sort(1, descending=True).values.numpy(), rtol=1e-3, atol=1e-4)
