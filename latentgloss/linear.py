@@ -6,6 +6,7 @@ otherwise puts the weights in order at every call. The results are the same bit 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,15 +39,27 @@ class OrderedLinear(nn.Module):
         return found
 
 
+@cache
+def _able() -> bool:
+    """Whether it works here: the operators are PyTorch's own business (its compiler uses them) and may change."""
+    operators: Any = torch.ops.mkldnn
+    try:
+        with torch.random.fork_rng(devices=[]):  # the first weights are drawn
+            plain = nn.Linear(32, 16, dtype=torch.bfloat16).requires_grad_(False)
+        x = torch.linspace(-1, 1, 64).view(2, 32).bfloat16()
+        return bool(operators._is_mkldnn_bf16_supported()) and torch.equal(OrderedLinear(plain)(x), plain(x))
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
 def order_weights(model: nn.Module, *, dtype: torch.dtype = torch.bfloat16) -> int:
     """Puts an `OrderedLinear` in place of each plain linear layer of weights in `dtype`, under its name.
 
     For a model on a CPU that is used without gradients; `dtype` is float32 where it runs under autocast to bfloat16.
     Weights that another module holds, too (a head tied to the embedding), stay as they are. Returns how many were
-    replaced: none where the processor has no products in bfloat16.
+    replaced: none where the processor has no products in bfloat16, or PyTorch other operators.
     """
-    operators: Any = torch.ops.mkldnn
-    if not (hasattr(operators, "_linear_pointwise") and operators._is_mkldnn_bf16_supported()):
+    if not _able():
         return 0
     holders: dict[int, int] = {}
     for module in model.modules():

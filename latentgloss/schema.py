@@ -8,6 +8,7 @@ generated from this file (`make docs`), so a column that is not described does n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -58,7 +59,7 @@ class Table:
     row_group: int = 2**20
     """Rows per Parquet row group; what a reader with a predicate must read at least."""
 
-    @property
+    @cached_property
     def schema(self) -> pl.Schema:
         return pl.Schema({c.name: c.dtype for c in self.columns})
 

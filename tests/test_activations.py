@@ -17,6 +17,8 @@ from latentgloss.beside import Beside
 from latentgloss.latents import latent_statistics
 from latentgloss.stages import STAGES
 
+UP_TO_CONTEXTS = ["tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts"]
+
 
 @given(hnp.arrays(np.float32, st.integers(0, 20), elements=st.floats(0, 2.0**100, width=32)))
 def test_rounding_to_bfloat16_is_that_of_torch(values):
@@ -147,12 +149,12 @@ def test_a_width_that_does_not_fit_fails_alone(tmp_path):
     workspace = tiny.tiny_workspace(tmp_path)
     tiny.write_saelens(tmp_path / "saes" / "mixed", d_in=32)
     workspace = type(workspace).open(tmp_path / "latentgloss.toml")
-    outcomes = {(o.stage, o.partition): o for o in tiny.run_all(workspace)}
+    outcomes = {(o.stage, o.partition): o for o in tiny.run_all(workspace, UP_TO_CONTEXTS)}
     failed = outcomes["activation_cache", tiny.SAELENS]
     assert failed.status == "failed"
     assert "width 32" in str(failed.error)
     assert "width 64" in str(failed.error)
-    assert outcomes["detection_scores", tiny.SPARSIFY].status == "computed"
+    assert outcomes["sampled_contexts", tiny.SPARSIFY].status == "computed"
 
 
 def test_a_missing_hookpoint_fails_alone_and_names_those_there_are(tmp_path):
@@ -160,7 +162,7 @@ def test_a_missing_hookpoint_fails_alone_and_names_those_there_are(tmp_path):
     path = tmp_path / "registry" / "saes" / "mixed.toml"
     path.write_text(path.read_text().replace("layers.1.mlp", "layers.7.mlp"))
     workspace = type(workspace).open(tmp_path / "latentgloss.toml")
-    outcomes = {o.partition: o for o in tiny.run_all(workspace) if o.stage == "activation_cache"}
+    outcomes = {o.partition: o for o in tiny.run_all(workspace, UP_TO_CONTEXTS[:-1]) if o.stage == "activation_cache"}
     failed = outcomes["tiny/layers.7.mlp/mixed"]
     assert failed.status == "failed"
     assert "layers.7.mlp" in str(failed.error)

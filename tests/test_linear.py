@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from latentgloss.linear import OrderedLinear, order_weights
+from latentgloss.linear import OrderedLinear, _able, order_weights
 
 pytestmark = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16 products"
@@ -70,3 +70,15 @@ def test_leaves_other_dtypes_alone() -> None:
     model = nn.Sequential(nn.Linear(3, 3))
     assert order_weights(model) == 0
     assert order_weights(model, dtype=torch.float32) == 1
+
+
+def test_without_the_operators_the_model_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(OrderedLinear, "forward", gone)
+    _able.cache_clear()
+    try:
+        assert order_weights(nn.Sequential(nn.Linear(3, 3)).bfloat16()) == 0
+    finally:
+        _able.cache_clear()
