@@ -1,7 +1,8 @@
 """Linear layers on a CPU in bfloat16, their weights put once into the order that products read them in.
 
 What belongs here: one module that stands in for `nn.Linear`, and where it does. oneDNN, which computes these products,
-otherwise puts the weights in order at every call. The results are the same bit for bit (tests/test_linear.py).
+otherwise puts the weights in order at every call. The results are the same bit for bit on processors with AVX-512
+(tests/test_linear.py).
 """
 
 from __future__ import annotations
