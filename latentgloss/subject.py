@@ -185,6 +185,7 @@ class LogitLens:
     """Tokens that directions of the residual stream raise most. `Subject.lens` makes one.
 
     logits = (d ∘ g) W_Uᵀ with g the final norm's gain (a LayerNorm's centring included), as if the norm's scale were 1.
+    Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
     """
 
     def __init__(self, unembedding: Float[Tensor, "vocabulary d"], gain: Float[Tensor, " d"], centred: bool) -> None:
@@ -195,8 +196,8 @@ class LogitLens:
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """The k tokens each direction raises most, and by how much.
 
-        Returns token ids (int64) and logits (float32), highest first. Never holds more than block × vocabulary logits.
-        Raises SubjectError if the directions are not of width d_model.
+        Returns token ids (int64) and logits (float32), highest first; of a smaller vocabulary than k, all of it. Never
+        holds more than block × vocabulary logits. Raises SubjectError if the directions are not of width d_model.
         """
         vocabulary, width = self._unembedding.shape
         if directions.shape[1] != width:
@@ -205,14 +206,14 @@ class LogitLens:
                 expected=f"the residual stream's width {width}",
                 todo="use the logit lens only at hookpoints that write to the residual stream",
             )
-        ids, logits = [np.empty((0, k), np.int64)], [np.empty((0, k), np.float32)]
+        ids, logits = [], []
         with torch.inference_mode():
-            for part in torch.split(directions.to(self._unembedding), block) if len(directions) else ():
+            for part in torch.split(directions.to(self._unembedding), block):
                 part = part - part.mean(1, keepdim=True) if self._centred else part
                 top = ((part * self._gain) @ self._unembedding.T).topk(min(k, vocabulary), dim=1)
-                ids.append(top.indices.cpu().numpy())
-                logits.append(top.values.cpu().numpy())
-        return np.concatenate(ids[1:] or ids), np.concatenate(logits[1:] or logits)
+                ids.append(top.indices.cpu())
+                logits.append(top.values.cpu())
+        return torch.cat(ids).numpy(), torch.cat(logits).numpy()
 
 
 @contextlib.contextmanager

@@ -8,11 +8,12 @@ from torch import nn
 
 from latentgloss.linear import OrderedLinear, _able, order_weights
 
-pytestmark = pytest.mark.skipif(
+needs_bfloat16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16 products"
 )
 
 
+@needs_bfloat16
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 99),
@@ -34,6 +35,7 @@ def test_equals_the_layer_it_replaces(
     assert torch.equal(found, expected)
 
 
+@needs_bfloat16
 def test_equals_it_for_a_batch_of_caching_and_an_input_that_is_a_view() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(576, 1536, bias=False).bfloat16().requires_grad_(False)
@@ -42,6 +44,7 @@ def test_equals_it_for_a_batch_of_caching_and_an_input_that_is_a_view() -> None:
         assert torch.equal(OrderedLinear(linear)(x), linear(x))
 
 
+@needs_bfloat16
 def test_replaces_plain_layers_under_their_names_and_leaves_what_is_shared() -> None:
     class Special(nn.Linear):
         pass
@@ -66,6 +69,7 @@ def test_replaces_plain_layers_under_their_names_and_leaves_what_is_shared() -> 
     assert order_weights(model) == 0  # nothing is left to do
 
 
+@needs_bfloat16
 def test_leaves_other_dtypes_alone() -> None:
     model = nn.Sequential(nn.Linear(3, 3))
     assert order_weights(model) == 0
