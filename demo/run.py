@@ -212,20 +212,19 @@ def _bars() -> Bars:
 
 
 def _bar(bars: Bars, label: str) -> "Advance":
+    from resources.progress import Rate
+
     task: TaskID | None = None
-    began, before, last, of = 0.0, 0, 0, ""
+    per_second = Rate()
 
     def advance(done: int, total: int | None, unit: str) -> None:
-        nonlocal task, began, before, last, of
+        nonlocal task
         if task is None:
             task = bars.add_task(label, total=total, rate="")
-        if unit != of or done < last:  # rates are those of what moves now
-            began, before, of = time.monotonic(), done, unit
-        last = done
+        found = per_second(done, unit)
         for other in bars.task_ids:  # one at a time: the one that moves
             bars.update(other, visible=False)
-        seconds = time.monotonic() - began
-        rate = f"{(done - before) / seconds:,.0f} {unit}/s" if seconds > 1 else unit
+        rate = f"{found:,.0f} {unit}/s" if time.monotonic() - per_second.began > 1 else unit
         bars.update(task, completed=done, total=total, rate=rate, visible=total is None or done < total)
 
     return advance

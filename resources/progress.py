@@ -22,31 +22,36 @@ class Progress(dg.ConfigurableResource):
         return lambda label: Lines(label, log.info)
 
 
-class Lines:
-    """At most a line every `SECONDS_BETWEEN_LINES`, with the rate since the work (of this unit) began."""
+class Rate:
+    """Units per second since the work of this unit began: texts may be embedded for blocks to score, and more after."""
 
-    def __init__(self, label: str, write: Callable[[str], None]) -> None:
-        self.label, self.write = label, write
+    def __init__(self) -> None:
         self._begin(0, "")
 
     def _begin(self, done: int, unit: str) -> None:
-        self.began = self.last = time.monotonic()
+        self.began = time.monotonic()
         self.before, self.done, self.unit = done, done, unit
 
-    def __call__(self, done: int, total: int | None, unit: str) -> None:
-        now = time.monotonic()
-        if done == 0:  # a partition may have waited for others since it was announced
-            self._begin(0, unit)
-            return
-        if self.unit and (unit != self.unit or done < self.done):
-            # Other work within the same: texts to embed for blocks to score, and then texts of another kind.
+    def __call__(self, done: int, unit: str) -> float:
+        # At nothing done: a partition may have waited for others since it was announced.
+        if done == 0 or (self.unit and (unit != self.unit or done < self.done)):
             self._begin(done, unit)
-            return
         self.done, self.unit = done, unit
-        if now - self.last < SECONDS_BETWEEN_LINES:
+        return (done - self.before) / max(time.monotonic() - self.began, 1e-9)
+
+
+class Lines:
+    """At most a line every `SECONDS_BETWEEN_LINES`, none before work (of this unit) has gone on for as long."""
+
+    def __init__(self, label: str, write: Callable[[str], None]) -> None:
+        self.label, self.write = label, write
+        self.rate, self.last = Rate(), -SECONDS_BETWEEN_LINES
+
+    def __call__(self, done: int, total: int | None, unit: str) -> None:
+        rate, now = self.rate(done, unit), time.monotonic()
+        if now - max(self.last, self.rate.began) < SECONDS_BETWEEN_LINES:
             return
         self.last = now
-        rate = (done - self.before) / max(now - self.began, 1e-9)
         share, left = "", ""
         if total:
             share = f" of {total:,} ({done / total:.0%})"

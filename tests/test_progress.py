@@ -30,3 +30,14 @@ def test_rates_are_those_of_the_unit_that_moves(monkeypatch: pytest.MonkeyPatch)
         "scores m/l/s: 67 of 90 (74%) texts, 3.0 texts/s, 8 s left",
         "scores m/l/s: 5 of 8 (62%) blocks, 0.1 blocks/s, 30 s left",
     ]
+
+
+def test_a_rate_begins_anew_with_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    rate = progress.Rate()
+    found = []
+    for done, unit in ((0, ""), (10, "texts"), (20, "texts"), (5, "texts"), (6, "texts"), (1, "blocks"), (3, "blocks")):
+        clock.now += 1
+        found.append(rate(done, unit))
+    assert found == [0, 10, 10, 0, 1, 0, 2]
