@@ -140,12 +140,17 @@ class _Pass:
         for number, start in enumerate(range(0, n_sequences, per_shard)):
             stop = min(start + per_shard, n_sequences)
             self._shard(f"shard-{number:06d}", start, stop)
-            self.works[0].progress(stop * length, n_sequences * length, "tokens")
+            self._tell(stop)
         self.beside.finish()
         seconds = round(time.monotonic() - began, 3)
         for work in self.active:
             work.facts["pass_seconds"] = seconds
             work.attempt(partial(self._latents, work))
+
+    def _tell(self, n_sequences: int) -> None:
+        """How far the pass is: a shard of a large model takes minutes."""
+        total, length = self.corpus.tokens.shape
+        self.works[0].progress(n_sequences * length, total * length, "tokens")
 
     def _open(self, work: Work) -> None:
         coder = work.workspace.sae(work.sae)
@@ -173,6 +178,7 @@ class _Pass:
         norms: dict[str, list[torch.Tensor]] = {work.sae.hookpoint: [] for work in due}
         for first in range(start, stop, self.batch):
             self._batch(due, pairs, norms, first, min(first + self.batch, stop), measure=first == start)
+            self._tell(min(first + self.batch, stop))
         over = self._sinks({hookpoint: _host(parts) for hookpoint, parts in norms.items()}, start)
         static = self._static_mask(start, stop)
         offset = start * self.corpus.tokens.shape[1]
