@@ -31,7 +31,7 @@ import polars as pl  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn  # noqa: E402
 from rich.progress import Progress as Bars  # noqa: E402
-from rich.table import Table  # noqa: E402
+from rich.table import Column, Table  # noqa: E402
 
 from latentgloss import schema  # noqa: E402
 from latentgloss.errors import LatentglossError  # noqa: E402
@@ -207,8 +207,10 @@ def _terminal_progress(bars: Bars) -> "Progress":
 
 
 def _bars() -> Bars:
-    columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    return Bars(*columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal)
+    # Where a line is too long the label gives way, numbers do not.
+    label = TextColumn("  {task.description}", table_column=Column(ratio=1, no_wrap=True))
+    columns = (label, BarColumn(10), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeElapsedColumn())
+    return Bars(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal)
 
 
 def _bar(bars: Bars, label: str) -> "Advance":
