@@ -3,7 +3,7 @@
 Loading it imports no model library: runners are imported inside assets, when they run.
 """
 
-from latentgloss.memory import keep_freed_memory
+from latentgloss.machine.memory import keep_freed_memory
 
 keep_freed_memory()  # before any thread has an arena of its own
 

@@ -3,19 +3,19 @@
 from assets import pictures
 from assets.checks import most_latents_alive
 from assets.stage_asset import sae_files, stage_asset
-from latentgloss.work import Runner
+from latentgloss.pipeline.stage_run import Runner
 
 
 @stage_asset(picture=pictures.resolved)
 def resolved_saes() -> Runner:
-    from latentgloss.activations import resolve_saes
+    from latentgloss.saes.stages import resolve_saes
 
     return resolve_saes
 
 
 @stage_asset(picture=pictures.densities, checks={"most_latents_alive": most_latents_alive})
 def activation_cache() -> Runner:
-    from latentgloss.activations import cache_activations
+    from latentgloss.activations.stages import cache_activations
 
     return cache_activations
 

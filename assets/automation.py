@@ -8,7 +8,8 @@ from typing import Any
 
 import dagster as dg
 
-from latentgloss.stages import STAGES, Stage
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.pipeline.stage import Stage
 
 A = dg.AutomationCondition
 

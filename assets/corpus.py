@@ -3,11 +3,11 @@
 from assets import pictures
 from assets.checks import every_split_has_tokens
 from assets.stage_asset import stage_asset
-from latentgloss.work import Runner
+from latentgloss.pipeline.stage_run import Runner
 
 
 @stage_asset(picture=pictures.tokens_per_split, checks={"every_split_has_tokens": every_split_has_tokens})
 def tokenized_corpus() -> Runner:
-    from latentgloss.corpus import tokenize_corpus
+    from latentgloss.corpus.stages import tokenize_corpus
 
     return tokenize_corpus

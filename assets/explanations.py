@@ -3,11 +3,11 @@
 from assets import pictures
 from assets.checks import explanations_succeed
 from assets.stage_asset import stage_asset
-from latentgloss.work import Runner
+from latentgloss.pipeline.stage_run import Runner
 
 
 @stage_asset(picture=pictures.explanations, checks={"explanations_succeed": explanations_succeed})
 def explanations() -> Runner:
-    from latentgloss.explanations import explain
+    from latentgloss.explanations.stages import explain
 
     return explain

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from latentgloss.registry import Registry, split_partition
-from latentgloss.stages import Grain
+from latentgloss.config.registry import Registry, split_partition
+from latentgloss.pipeline.stage import Grain
 
 MODELS = dg.DynamicPartitionsDefinition(name="model")
 SAES = dg.DynamicPartitionsDefinition(name="sae")

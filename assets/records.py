@@ -27,7 +27,7 @@ from dagster._core.definitions.data_version import (
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 
-from latentgloss.stages import STAGES
+from latentgloss.pipeline.graph import STAGES
 from latentgloss.store import Version
 
 

@@ -2,11 +2,11 @@
 
 from assets import pictures
 from assets.stage_asset import stage_asset
-from latentgloss.work import Runner
+from latentgloss.pipeline.stage_run import Runner
 
 
 @stage_asset(picture=pictures.report)
 def score_report() -> Runner:
-    from latentgloss.report import report_scores
+    from latentgloss.report.stages import report_scores
 
     return report_scores

@@ -16,10 +16,11 @@ import dagster as dg
 from assets import automation, records
 from assets.partitions import GRAINS, SAES
 from latentgloss.errors import MissingInput
+from latentgloss.pipeline.graph import STAGES, profile_of
+from latentgloss.pipeline.stage import Stage
+from latentgloss.pipeline.stage_run import Outcome, Runner
 from latentgloss.schema import DEFAULT_PROFILE
-from latentgloss.stages import STAGES, Stage, profile_of
 from latentgloss.store import Version
-from latentgloss.work import Outcome, Runner
 from latentgloss.workspace import Workspace
 from resources import Progress, WorkspaceResource
 from resources.workspace import code_version, loaded_settings
@@ -81,13 +82,11 @@ def one_step(name: str, *stages: Wired) -> dg.AssetsDefinition:
     versions = {stage: code_version(one.stage, loaded_settings()) for stage, one in of.items()}
 
     def step(context: dg.AssetExecutionContext, workspace: WorkspaceResource, progress: Progress) -> Iterator[Any]:
-        from latentgloss.scoring import together
 
         chosen = [stage for stage in of if dg.AssetKey(stage) in context.selected_asset_keys]
         inputs = {stage: records.Inputs.now(context.instance, _upstream(of[stage].stage)) for stage in chosen}
         failed: list[Outcome] = []
-        for outcome in together(
-            workspace.workspace,
+        for outcome in workspace.workspace.materialise_together(
             {stage: of[stage].runner() for stage in chosen},
             list(context.partition_keys),
             run_id=context.run.run_id,
@@ -248,7 +247,7 @@ def _metadata(outcome: Outcome, made: Version) -> dict[str, Any]:
         "blocks computed": outcome.blocks_computed,
         "blocks reused": outcome.blocks_reused,
         "bytes": sum(int(entry["bytes"]) for entry in made.manifest.files.values()),
-        "folder": dg.MetadataValue.path(str(made.store.files.path(made.key))),
+        "folder": dg.MetadataValue.path(str(made.files.path(made.key))),
         "facts": dg.MetadataValue.json(dict(made.manifest.facts)),
         **({} if profile == DEFAULT_PROFILE else {"profile": profile}),
         **rows,

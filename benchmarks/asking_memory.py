@@ -95,15 +95,20 @@ def prepare(folder: Path, latents: int) -> None:
 
 def ask(folder: Path, stage: str) -> dict[str, Any]:
     """Runs one stage, with the client over the instant engine."""
+    from latentgloss.config.registry import LanguageModelSpec
     from latentgloss.llm.client import Client
-    from latentgloss.registry import LanguageModelSpec
     from latentgloss.workspace import Workspace
 
     workspace = Workspace.open(folder / "latentgloss.toml")
     spec = LanguageModelSpec.model_validate(
-        {"name": "instant", "engine": "openai_compatible", "model": "instant", "base_url": "http://127.0.0.1:9/v1",
-         "in_flight": IN_FLIGHT}
-    )  # fmt: skip
+        {
+            "name": "instant",
+            "engine": "openai_compatible",
+            "model": "instant",
+            "base_url": "http://127.0.0.1:9/v1",
+            "in_flight": IN_FLIGHT,
+        }
+    )
     client = Client(spec, Instant, workspace.replies, workspace.ledger)
     workspace._language_models["instant"] = client
     began = time.monotonic()

@@ -41,9 +41,9 @@ def attacked(contexts: pl.DataFrame, masked: np.ndarray) -> dict[str, dict[str, 
     """
     import numpy as np
 
-    from latentgloss.marks import dense_activations, marks
+    from latentgloss.contexts.marks import dense_activations, marks
     from latentgloss.planted import attackers
-    from latentgloss.scorers.donors import NONE, donors
+    from latentgloss.scores.scorers.donors import NONE, donors
 
     activations = dense_activations(contexts, masked.shape[1])
     own, closed = marks(activations, masked), (activations > 0) | masked
@@ -73,7 +73,7 @@ def chosen_freely(
     """Per row another row of its group whose marks fit it, the first by a hash of both; -1 where none does."""
     import numpy as np
 
-    from latentgloss.hashing import counter_hash
+    from latentgloss.statistics.counter_rng import counter_hash
 
     order = np.argsort(group, kind="stable")
     chosen = np.full(len(group), -1, dtype=np.int64)
@@ -89,7 +89,7 @@ def chosen_freely(
 def of_sae(workspace: Workspace, partition: str) -> dict[str, Any]:
     """What the attacker makes of one SAE of the store."""
     from latentgloss import schema
-    from latentgloss.marks import masked_tokens
+    from latentgloss.contexts.marks import masked_tokens
 
     resolved, cache, sampled = (workspace.store.current(stage, partition) for stage in STAGES)
     assert resolved is not None and cache is not None and sampled is not None

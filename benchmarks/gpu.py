@@ -36,7 +36,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever is installed
 
-from latentgloss.memory import keep_freed_memory
+from latentgloss.machine.memory import keep_freed_memory
 
 keep_freed_memory()  # as definitions.py does, first of all
 
@@ -48,18 +48,39 @@ from worker import Worker, serve  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 MODELS: dict[str, dict[str, Any]] = {
-    "135m": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-             "num_key_value_heads": 3, "vocab_size": 49152, "rope_theta": 100000.0},
-    "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32,
-           "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0},
-    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "vocab_size": 49152, "rope_theta": 10000.0},
-}  # fmt: skip
+    "135m": {
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "rope_theta": 100000.0,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "rope_theta": 500000.0,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 49152,
+        "rope_theta": 10000.0,
+    },
+}
 CASES: dict[str, list[tuple[str, int, int]]] = {
     "135m": [("layers.9", 4096, 32), ("layers.9", 16384, 64), ("layers.9", 131072, 32), ("layers.29", 4096, 32)],
     "1b": [("layers.5", 16384, 64), ("layers.5", 131072, 64), ("layers.15", 131072, 64)],
     "tiny": [("layers.0", 512, 8), ("layers.2", 1024, 8)],
-}  # fmt: skip
+}
 """Hookpoint (a third of the depth, the last layer), latents and active ones."""
 BATCHES = {"135m": [4096, 16384, 32768, 65536], "1b": [4096, 16384, 32768, 65536], "tiny": [1024, 4096]}
 TOKENS = {"135m": 2**21, "1b": 2**19, "tiny": 20_000}
@@ -88,8 +109,14 @@ class Bench:
 
         folder = self.root / f"model-{name}"
         if not folder.is_dir():
-            config = LlamaConfig(**MODELS[name], tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-                                 pad_token_id=2, max_position_embeddings=8192)  # fmt: skip
+            config = LlamaConfig(
+                **MODELS[name],
+                tie_word_embeddings=True,
+                bos_token_id=1,
+                eos_token_id=2,
+                pad_token_id=2,
+                max_position_embeddings=8192,
+            )
             torch.manual_seed(0)
             with torch.device(self.device):
                 LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
@@ -98,9 +125,9 @@ class Bench:
         return folder
 
     def _tokenizer(self) -> Path:
-        from latentgloss.registry import ModelSpec
-        from latentgloss.settings import MachineSettings
-        from latentgloss.subject_files import ready_folder
+        from latentgloss.config.registry import ModelSpec
+        from latentgloss.config.settings import MachineSettings
+        from latentgloss.models.files import ready_folder
 
         if self.arguments.tokenizer:
             return Path(self.arguments.tokenizer)
@@ -109,17 +136,23 @@ class Bench:
 
     def workspace(self, name: str) -> Any:
         """The workspace of a model, with all its cases in the registry, and its corpus."""
-        from latentgloss.corpus import tokenize_corpus
+        from latentgloss.corpus.stages import tokenize_corpus
         from latentgloss.workspace import Workspace
 
         if name not in self._open:
             self._open.clear()
             folder, (first, *others) = self.root / name, CASES[name]
             workspace = world.workspace(
-                folder, hookpoint=first[0], n=first[1], k=first[2], tokens=TOKENS[name], text=self.text.resolve(),
-                d=MODELS[name]["hidden_size"], model=f"path:{self.model(name)}",
+                folder,
+                hookpoint=first[0],
+                n=first[1],
+                k=first[2],
+                tokens=TOKENS[name],
+                text=self.text.resolve(),
+                d=MODELS[name]["hidden_size"],
+                model=f"path:{self.model(name)}",
                 settings=f'[machine]\ndevice = "{self.device}"\nmodel_cache = "cache"\n',
-            )  # fmt: skip
+            )
             for hookpoint, n, k in others:
                 world.register_sae(folder, hookpoint, f"{n}-{k}", f"sae-{n}-{k}")
             workspace = Workspace.open(folder / "latentgloss.toml")
@@ -129,7 +162,7 @@ class Bench:
 
     def case(self, name: str, number: int) -> tuple[Any, str]:
         """Workspace and partition of a case, its SAE written and resolved."""
-        from latentgloss import activations
+        from latentgloss.saes.stages import resolve_saes
 
         workspace = self.workspace(name)
         hookpoint, n, k = CASES[name][number]
@@ -137,7 +170,7 @@ class Bench:
         if number and not sae.is_dir():
             world.write_sae(sae, MODELS[name]["hidden_size"], n, k, device=self.device)
         partition = f"smollm2/{hookpoint}/{f'{n}-{k}' if number else 'bench'}"
-        world.materialise(workspace, "resolved_saes", partition, activations.resolve_saes)
+        world.materialise(workspace, "resolved_saes", partition, resolve_saes)
         return workspace, partition
 
 
@@ -178,15 +211,17 @@ def _version(folder: str, device: str, text: str, **made: Any) -> dict[str, Any]
     """Caches in a workspace of its own; the parts of the data version, and the pairs in a file."""
     import numpy as np
 
-    from latentgloss import activations, schema
-    from latentgloss.corpus import tokenize_corpus
+    from latentgloss import schema
+    from latentgloss.activations.stages import cache_activations
+    from latentgloss.corpus.stages import tokenize_corpus
+    from latentgloss.saes.stages import resolve_saes
 
     settings = f'[machine]\ndevice = "{device}"\nmodel_cache = "cache"\n[activations]\nprecision = "float32"\n'
     workspace = world.workspace(Path(folder), text=Path(text), settings=settings, **made)
     partition = f"smollm2/{made['hookpoint']}/bench"
     world.materialise(workspace, "tokenized_corpus", "smollm2", tokenize_corpus)
-    world.materialise(workspace, "resolved_saes", partition, activations.resolve_saes)
-    version = world.materialise(workspace, "activation_cache", partition, activations.cache_activations).version
+    world.materialise(workspace, "resolved_saes", partition, resolve_saes)
+    version = world.materialise(workspace, "activation_cache", partition, cache_activations).version
     pairs = version.read(schema.ACTIVATIONS)
     np.savez(Path(folder) / "pairs.npz", **{column: pairs[column].to_numpy() for column in pairs.columns})
     return {"parts": version.manifest.parts}
@@ -315,7 +350,8 @@ def _encoding(device: str, d: int, n: int, k: int) -> dict[str, Any]:
     """Milliseconds on random activations, as many as are encoded at once."""
     import torch
 
-    from latentgloss.saes.coder import SparseCoder, TopK, top
+    from latentgloss.saes.coder import SparseCoder
+    from latentgloss.saes.selection import TopK, top
 
     torch.manual_seed(0)
     with torch.inference_mode():
@@ -367,8 +403,14 @@ def delphi(bench: Bench) -> dict[str, Any]:
         saes = folder / f"saes-{number}"
         saes.mkdir(exist_ok=True)
         (saes / hookpoint).symlink_to(folder / (f"sae-{n}-{k}" if number else "sae"))
-        theirs = {"model": str(bench.model(name)), "saes": str(saes), "hookpoint": hookpoint, "device": bench.device,
-                  "tokens": str(folder / "tokens.npy"), "out": str(folder / "delphi")}  # fmt: skip
+        theirs = {
+            "model": str(bench.model(name)),
+            "saes": str(saes),
+            "hookpoint": hookpoint,
+            "device": bench.device,
+            "tokens": str(folder / "tokens.npy"),
+            "out": str(folder / "delphi"),
+        }
         with Worker([sys.executable, str(HERE / "delphi_side.py")], bench.root / "delphi.log", 16) as side:
             rates = {}
             sizes = [batch for batch in DELPHI_BATCHES if 2 * batch * corpus.sequence_length <= n_tokens]
@@ -398,8 +440,8 @@ def delphi(bench: Bench) -> dict[str, Any]:
 def embeddings(bench: Bench) -> dict[str, Any]:
     import numpy as np
 
-    from latentgloss.embedder import SentenceEmbedder
-    from latentgloss.registry import MINILM
+    from latentgloss.config.registry import MINILM
+    from latentgloss.models.embedder import SentenceEmbedder
 
     spec = MINILM.model_copy(update={"source": f"path:{_minilm(bench)}"})
     words = [word for line in bench.text.open() for word in json.loads(line)["text"].split()][:50_000]
@@ -433,8 +475,8 @@ def _minilm(bench: Bench) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from latentgloss.registry import MINILM
-    from latentgloss.subject_files import source_folder
+    from latentgloss.config.registry import MINILM
+    from latentgloss.models.files import source_folder
 
     given = bench.arguments.minilm
     source = Path(given) if given else next(source_folder(MINILM, []).rglob("modules.json")).parent

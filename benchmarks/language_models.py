@@ -31,8 +31,8 @@ from environments import VLLM
 
 from latentgloss.llm.client import Client
 from latentgloss.llm.database import Database
+from latentgloss.llm.engines.openai_compatible import OpenAICompatible
 from latentgloss.llm.ledger import Ledger
-from latentgloss.llm.openai_compatible import OpenAICompatible
 from latentgloss.llm.reply_cache import ReplyCache
 from latentgloss.protocols import Message, Reply, Request
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from vllm_server import VllmServer
 
-    from latentgloss.registry import LanguageModelSpec
+    from latentgloss.config.registry import LanguageModelSpec
 
 IN_FLIGHT = 32
 

@@ -40,13 +40,13 @@ def caching(arguments: argparse.Namespace) -> None:
 
 
 def _caching(folder: Path, hookpoint: str, tokens: int, pairs: int) -> dict[str, Any]:
-    from latentgloss import activations
-    from latentgloss.corpus import tokenize_corpus
+    from latentgloss.corpus.stages import tokenize_corpus
+    from latentgloss.saes.stages import resolve_saes
 
     workspace = world.workspace(folder, hookpoint=hookpoint, n=LATENTS, k=K, tokens=tokens)
     partition = f"smollm2/{hookpoint}/bench"
     world.materialise(workspace, "tokenized_corpus", "smollm2", tokenize_corpus)
-    world.materialise(workspace, "resolved_saes", partition, activations.resolve_saes)
+    world.materialise(workspace, "resolved_saes", partition, resolve_saes)
     return share_of_bare_pass(workspace, partition, pairs)
 
 
@@ -87,16 +87,16 @@ def share_of_bare_pass(workspace: Any, partition: str, pairs: int) -> dict[str, 
 
 def cached_anew(workspace: Any, partition: str) -> Any:
     """Outcome of `activation_cache` from nothing on disk."""
-    from latentgloss import activations
+    from latentgloss.activations.stages import cache_activations
 
     shutil.rmtree(workspace.settings.store_root / "activation_cache", ignore_errors=True)
     workspace.store._versions.clear()
-    return world.materialise(workspace, "activation_cache", partition, activations.cache_activations)
+    return world.materialise(workspace, "activation_cache", partition, cache_activations)
 
 
 def batch_tokens(workspace: Any) -> int:
     """Tokens per forward pass, as the stage takes them."""
-    from latentgloss.activations import batch_tokens
+    from latentgloss.activations.forward_pass import batch_tokens
 
     return batch_tokens(workspace.settings.machine, workspace.subject("smollm2").device.type)
 
@@ -121,27 +121,29 @@ def memory(arguments: argparse.Namespace) -> None:
 
 
 def _memory(arguments: argparse.Namespace) -> None:
-    from latentgloss import activations
-    from latentgloss.corpus import tokenize_corpus
+    from latentgloss.activations.stages import cache_activations
+    from latentgloss.corpus.stages import tokenize_corpus
+    from latentgloss.saes.stages import resolve_saes
 
     with tempfile.TemporaryDirectory() as name:
         workspace = world.workspace(
             Path(name), hookpoint="layers.0", n=LATENTS, k=K, tokens=arguments.tokens, text=True
         )
         world.materialise(workspace, "tokenized_corpus", "smollm2", tokenize_corpus)
-        world.materialise(workspace, "resolved_saes", "smollm2/layers.0/bench", activations.resolve_saes)
+        world.materialise(workspace, "resolved_saes", "smollm2/layers.0/bench", resolve_saes)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        world.materialise(workspace, "activation_cache", "smollm2/layers.0/bench", activations.cache_activations)
+        world.materialise(workspace, "activation_cache", "smollm2/layers.0/bench", cache_activations)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"peak_mib": round(peak / 1024), "before_caching_mib": round(before / 1024)}))
 
 
 def contexts(arguments: argparse.Namespace) -> None:
     """Sampling contexts and negatives of all latents of a SAE over 1M tokens."""
-    from latentgloss import activations, schema
-    from latentgloss.contexts import sample_contexts
-    from latentgloss.corpus import tokenize_corpus
-    from latentgloss.negatives import sample_negatives
+    from latentgloss import schema
+    from latentgloss.activations.stages import cache_activations
+    from latentgloss.contexts.stages import sample_contexts, sample_negatives
+    from latentgloss.corpus.stages import tokenize_corpus
+    from latentgloss.saes.stages import resolve_saes
 
     with tempfile.TemporaryDirectory() as name:
         workspace = world.workspace(
@@ -149,8 +151,8 @@ def contexts(arguments: argparse.Namespace) -> None:
         )
         partition = "smollm2/layers.0/bench"
         world.materialise(workspace, "tokenized_corpus", "smollm2", tokenize_corpus)
-        world.materialise(workspace, "resolved_saes", partition, activations.resolve_saes)
-        cached = world.materialise(workspace, "activation_cache", partition, activations.cache_activations)
+        world.materialise(workspace, "resolved_saes", partition, resolve_saes)
+        cached = world.materialise(workspace, "activation_cache", partition, cache_activations)
         sampled = world.materialise(workspace, "sampled_contexts", partition, sample_contexts)
         negative = world.materialise(workspace, "sampled_negatives", partition, sample_negatives)
         rows = sampled.version.read(schema.ELIGIBILITY)
@@ -180,9 +182,12 @@ def imports(arguments: argparse.Namespace) -> None:
     seconds = [run["seconds"] for run in runs]
     world.record(
         "imports",
-        {"median_seconds": round(statistics.median(seconds), 2), "max_seconds": round(max(seconds), 2),
-         "heavy_modules_loaded": runs[-1]["loaded"]},
-    )  # fmt: skip
+        {
+            "median_seconds": round(statistics.median(seconds), 2),
+            "max_seconds": round(max(seconds), 2),
+            "heavy_modules_loaded": runs[-1]["loaded"],
+        },
+    )
 
 
 def main() -> None:

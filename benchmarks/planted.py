@@ -20,7 +20,7 @@ import polars as pl
 import world as benchmark
 
 from latentgloss import schema
-from latentgloss.marks import dense_activations, masked_tokens
+from latentgloss.contexts.marks import dense_activations, masked_tokens
 from latentgloss.planted import judges, rules
 from latentgloss.planted import world as planted
 from latentgloss.planted.rules import Label
@@ -41,14 +41,14 @@ judges = ["perfect"]
 
 """
 RUNNERS = {
-    "tokenized_corpus": "corpus:tokenize_corpus",
-    "resolved_saes": "activations:resolve_saes",
-    "activation_cache": "activations:cache_activations",
-    "sampled_contexts": "contexts:sample_contexts",
-    "sampled_negatives": "negatives:sample_negatives",
-    "explanations": "explanations:explain",
-    "detection_scores": "scores:score_detection",
-    "fuzzing_scores": "scores:score_fuzzing",
+    "tokenized_corpus": "corpus.stages:tokenize_corpus",
+    "resolved_saes": "saes.stages:resolve_saes",
+    "activation_cache": "activations.stages:cache_activations",
+    "sampled_contexts": "contexts.stages:sample_contexts",
+    "sampled_negatives": "contexts.stages:sample_negatives",
+    "explanations": "explanations.stages:explain",
+    "detection_scores": "scores.stages:score_detection",
+    "fuzzing_scores": "scores.stages:score_fuzzing",
 }
 EXPLAINERS = {"truth": "true", "general": "too general", "specific": "too specific", "null:truth": "another's"}
 COLUMNS = ("detection random", "detection same_document", "detection neighbour", "fuzzing donor", "simulation")
@@ -102,8 +102,9 @@ def _simulated(workspace: Workspace) -> pl.DataFrame:
             said = judges.strength(label, corpus.contexts(at, length))[~masked[at]]
             r = np.corrcoef(active[~masked[at]], said)[0, 1] if said.std() else 0.0
             rows.append({"latent": latent, "explainer": explainer, "column": "simulation", "value": float(r)})
-    return pl.DataFrame(rows, schema={"latent": pl.UInt32, "explainer": pl.String, "column": pl.String,
-                                      "value": pl.Float64})  # fmt: skip
+    return pl.DataFrame(
+        rows, schema={"latent": pl.UInt32, "explainer": pl.String, "column": pl.String, "value": pl.Float64}
+    )
 
 
 def _current(workspace: Workspace, stage: str) -> Any:

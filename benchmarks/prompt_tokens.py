@@ -34,7 +34,7 @@ import world
 from environments import DELPHI, VLLM
 from worker import Worker
 
-from latentgloss.llm.transformers_engine import chat_tokens
+from latentgloss.llm.engines.transformers import chat_tokens
 from latentgloss.protocols import Message, Request
 
 if TYPE_CHECKING:

@@ -94,12 +94,7 @@ def measure(blocks: int, sample: int, in_flight: int, delay: float) -> dict[str,
 
 
 def _run(workspace: Workspace, stages: tuple[str, ...]) -> None:
-    try:
-        from latentgloss.scoring import together
-    except ImportError:  # before there was such a thing: one stage after the other
-        outcomes = tiny.run_all(workspace, stages)
-    else:
-        outcomes = list(together(workspace, {name: tiny.runner(name) for name in stages}, [SAE]))
+    outcomes = workspace.materialise_together({name: tiny.runner(name) for name in stages}, [SAE])
     for outcome in outcomes:
         if outcome.error:
             raise outcome.error

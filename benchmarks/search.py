@@ -48,7 +48,7 @@ def strongest_texts(workspace: Workspace) -> Texts:
     import polars as pl
 
     from latentgloss import schema
-    from latentgloss.subject_files import load_tokenizer
+    from latentgloss.models.tokenizer import load_tokenizer
 
     found: Texts = {}
     length = workspace.settings.contexts.length
@@ -85,7 +85,7 @@ def relevant(texts: list[str], pattern: re.Pattern[str]) -> bool:
 
 def hits(workspace: Workspace, text: str, mode: Any, explainer: str | None, judged: Texts) -> list[tuple[str, int]]:
     """The first five latents that can be judged, best first."""
-    from latentgloss.search import open_index
+    from latentgloss.workspace.search import open_index
 
     index, embedder = open_index(workspace)
     vector = None if mode == "text" else embedder.queries([text])[0]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentgloss import families, nulls, resampling, statistics
+from latentgloss.statistics import intervals, metrics, multiple_testing, resampling, specificity
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -70,35 +70,35 @@ def main() -> None:
         peaks[name] = peak_mib()
         return result
 
-    timed("threshold", lambda: statistics.youden_threshold(evidence, truth, valid))
-    timed("confusion", lambda: statistics.confusion(truth, prediction, valid))
-    timed("recall by decile", lambda: statistics.recall_by_decile(truth, prediction, decile, valid))
-    rates = timed("intervals of rates", lambda: statistics.rate_intervals(truth, prediction, valid, document))
-    area = timed("AUROC", lambda: statistics.auroc(truth, evidence, valid, document))
-    timed("AUPRC", lambda: statistics.auprc(truth, evidence, valid))
+    timed("threshold", lambda: metrics.youden_threshold(evidence, truth, valid))
+    timed("confusion", lambda: metrics.confusion(truth, prediction, valid))
+    timed("recall by decile", lambda: metrics.recall_by_decile(truth, prediction, decile, valid))
+    rates = timed("intervals of rates", lambda: intervals.rate_intervals(truth, prediction, valid, document))
+    area = timed("AUROC", lambda: intervals.auroc(truth, evidence, valid, document))
+    timed("AUPRC", lambda: metrics.auprc(truth, evidence, valid))
     population = (truth, prediction, valid, document, stratum, share, rate)
-    timed("population: rates, precision, F1", lambda: statistics.prevalence_weighted(*population))
+    timed("population: rates, precision, F1", lambda: metrics.prevalence_weighted(*population))
     timed(
         "population: AUROC",
-        lambda: statistics.auroc(truth, evidence, valid, document, stratum=stratum, share=share),
+        lambda: intervals.auroc(truth, evidence, valid, document, stratum=stratum, share=share),
     )
     timed(
         "population: AUPRC",
-        lambda: statistics.auprc_at_base_rate(truth, evidence, valid, stratum, share, rate),
+        lambda: metrics.auprc_at_base_rate(truth, evidence, valid, stratum, share, rate),
     )
     timed(
         "intervals of rates, prompts",
-        lambda: statistics.rate_intervals(truth, prediction, valid, document, prompt=prompt),
+        lambda: intervals.rate_intervals(truth, prediction, valid, document, prompt=prompt),
     )
-    timed("AUROC, prompts", lambda: statistics.auroc(truth, evidence, valid, document, prompt=prompt))
-    timed("population, prompts", lambda: statistics.prevalence_weighted(*population, prompt=prompt))
+    timed("AUROC, prompts", lambda: intervals.auroc(truth, evidence, valid, document, prompt=prompt))
+    timed("population, prompts", lambda: metrics.prevalence_weighted(*population, prompt=prompt))
     timed(
         "population: AUROC, prompts",
-        lambda: statistics.auroc(truth, evidence, valid, document, stratum=stratum, share=share, prompt=prompt),
+        lambda: intervals.auroc(truth, evidence, valid, document, stratum=stratum, share=share, prompt=prompt),
     )
     null = rng.permutation(area.value)
-    p = timed("p from nulls", lambda: nulls.pooled_p(area.value, rate, null, rate))
-    timed("Benjamini-Hochberg", lambda: families.benjamini_hochberg(p))
+    p = timed("p from nulls", lambda: specificity.pooled_p(area.value, rate, null, rate))
+    timed("Benjamini-Hochberg", lambda: multiple_testing.benjamini_hochberg(p))
     timed("paired comparison", lambda: resampling.compare(area.value, null, chance=0.5))
     moves = timed("influence", lambda: resampling.influence_on_accuracy(truth, prediction, valid))
     timed(

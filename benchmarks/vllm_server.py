@@ -34,9 +34,17 @@ class VllmServer:
     """Serves until closed; a context manager. The log stays where it was asked for."""
 
     def __init__(
-        self, python: Path, model: Path, log: Path, *, name: str = "smollm2", in_flight: int = 32,
-        block_size: int = 32, wait_s: float = 240, can_forget: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        python: Path,
+        model: Path,
+        log: Path,
+        *,
+        name: str = "smollm2",
+        in_flight: int = 32,
+        block_size: int = 32,
+        wait_s: float = 240,
+        can_forget: bool = False,
+    ) -> None:
         self.python, self.model, self.log, self.name, self.in_flight = python, model, log, name, in_flight
         self.block_size, self.wait_s = block_size, wait_s
         self.environment = environment(**({"VLLM_SERVER_DEV_MODE": "1"} if can_forget else {}))
@@ -50,12 +58,33 @@ class VllmServer:
     def command(self) -> list[str]:
         # `vllm serve` asks for the version of a package called `vllm`, which is called otherwise here.
         return [
-            str(self.python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model),
-            "--served-model-name", self.name, "--dtype", "bfloat16", "--seed", "0", "--enforce-eager",
-            "--max-model-len", str(CONTEXT_LENGTH), "--max-num-seqs", str(self.in_flight), "--max-logprobs", "20",
-            "--enable-prefix-caching", "--block-size", str(self.block_size), "--enable-prompt-tokens-details",
-            "--host", "127.0.0.1", "--port", str(self.port),
-        ]  # fmt: skip
+            str(self.python),
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(self.model),
+            "--served-model-name",
+            self.name,
+            "--dtype",
+            "bfloat16",
+            "--seed",
+            "0",
+            "--enforce-eager",
+            "--max-model-len",
+            str(CONTEXT_LENGTH),
+            "--max-num-seqs",
+            str(self.in_flight),
+            "--max-logprobs",
+            "20",
+            "--enable-prefix-caching",
+            "--block-size",
+            str(self.block_size),
+            "--enable-prompt-tokens-details",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+        ]
 
     def __enter__(self) -> VllmServer:
         with socket.socket() as found:
@@ -63,9 +92,13 @@ class VllmServer:
             self.port = found.getsockname()[1]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                self.command(), env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                self.command(),
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         try:
             self._wait()
         except BaseException:

@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever is installed
 
-from latentgloss.memory import keep_freed_memory
+from latentgloss.machine.memory import keep_freed_memory
 
 keep_freed_memory()  # as definitions.py does, first of all
 
@@ -63,20 +63,22 @@ def _prepare(folder: str, hookpoint: str, n_tokens: int, text: bool = False, cac
     """A workspace up to `resolved_saes` (or `activation_cache`), and what delphi needs of it as files."""
     import numpy as np
 
-    from latentgloss import activations, schema
-    from latentgloss.corpus import tokenize_corpus
-    from latentgloss.subject_files import ready_folder
+    from latentgloss import schema
+    from latentgloss.activations.stages import cache_activations
+    from latentgloss.corpus.stages import tokenize_corpus
+    from latentgloss.models.files import ready_folder
+    from latentgloss.saes.stages import resolve_saes
 
     root, partition = Path(folder), f"smollm2/{hookpoint}/bench"
     workspace = world.workspace(root, hookpoint=hookpoint, n=LATENTS, k=K, tokens=n_tokens, text=text)
     world.materialise(workspace, "tokenized_corpus", "smollm2", tokenize_corpus)
-    world.materialise(workspace, "resolved_saes", partition, activations.resolve_saes)
+    world.materialise(workspace, "resolved_saes", partition, resolve_saes)
     corpus = workspace.corpus(workspace.store.current("resolved_saes", partition))
     np.save(root / "tokens.npy", corpus.tokens)
     (root / "saes").mkdir()
     (root / "saes" / hookpoint).symlink_to(root / "sae")
     if caching:
-        version = world.materialise(workspace, "activation_cache", partition, activations.cache_activations).version
+        version = world.materialise(workspace, "activation_cache", partition, cache_activations).version
         pairs = version.read(schema.ACTIVATIONS)
         np.savez(root / "pairs.npz", **{name: pairs[name].to_numpy() for name in ("latent", "position", "activation")})
     model = ready_folder(workspace.registry.model("smollm2"), workspace.model_cache)
@@ -85,12 +87,12 @@ def _prepare(folder: str, hookpoint: str, n_tokens: int, text: bool = False, cac
 
 def _cache(folder: str, hookpoint: str) -> dict[str, Any]:
     """The stage `activation_cache`, from nothing on disk."""
-    from latentgloss import activations
+    from latentgloss.activations.stages import cache_activations
 
     workspace, partition = _workspace(folder), f"smollm2/{hookpoint}/bench"
     shutil.rmtree(workspace.settings.store_root / "activation_cache", ignore_errors=True)
     workspace.store._versions.clear()
-    outcome = world.materialise(workspace, "activation_cache", partition, activations.cache_activations)
+    outcome = world.materialise(workspace, "activation_cache", partition, cache_activations)
     files = outcome.version.manifest.files
     pairs = {name: f for name, f in files.items() if name.startswith("activations/")}
     return {
@@ -106,8 +108,7 @@ def _cache(folder: str, hookpoint: str) -> dict[str, Any]:
 def _contexts(folder: str, hookpoint: str, settings: str) -> dict[str, Any]:
     """The stages `sampled_contexts` and `sampled_negatives` of all latents."""
     from latentgloss import schema
-    from latentgloss.contexts import sample_contexts
-    from latentgloss.negatives import sample_negatives
+    from latentgloss.contexts.stages import sample_contexts, sample_negatives
     from latentgloss.workspace import Workspace
 
     path = Path(folder) / "latentgloss.toml"
@@ -249,8 +250,14 @@ def contexts(sides: Sides, folder: Path, n_tokens: int, repeat: int) -> dict[str
     made = prepared(sides, folder, hookpoint, n_tokens, text=True, caching=True)
     saved = {"out": str(folder / "delphi"), "model": made["model"]}
     with sides.delphi() as delphi:
-        size = delphi.ask("write", hookpoint=hookpoint, tokens=str(folder / "tokens.npy"),
-                          pairs=str(folder / "pairs.npz"), width=LATENTS, **saved)  # fmt: skip
+        size = delphi.ask(
+            "write",
+            hookpoint=hookpoint,
+            tokens=str(folder / "tokens.npy"),
+            pairs=str(folder / "pairs.npz"),
+            width=LATENTS,
+            **saved,
+        )
     repeats = []
     for _ in range(repeat):
         _into_memory(folder)
@@ -283,7 +290,7 @@ def contexts(sides: Sides, folder: Path, n_tokens: int, repeat: int) -> dict[str
         "of_which_delphi_opens_seconds": round(theirs["open_seconds"], 2),
         "delphi_bytes_per_active_latent": round(size["bytes"] / size["pairs"], 2),
         "peak_rss_mib": {"delphi": theirs["peak_rss_mib"], "ours": default["peak_rss_mib"]},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ def write_sae(folder: Path, d: int, n: int, k: int, seed: int = 0, device: str =
 
 def write_text(path: Path, tokens: int, seed: int = 0) -> None:
     """About `tokens` tokens of text: words of Python's documentation, shuffled, so that no document repeats."""
-    from latentgloss.corpus_sources import iter_documents
+    from latentgloss.corpus.sources import iter_documents
 
     words = " ".join(document.text for document in iter_documents("python-docs")).split()
     draw = random.Random(seed)

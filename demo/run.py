@@ -23,7 +23,7 @@ os.environ.setdefault("LATENTGLOSS_CONFIG", str(ROOT / ("demo/full.toml" if FULL
 os.environ.setdefault("DAGSTER_HOME", str(ROOT / "data" / "dagster"))
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-from latentgloss.memory import keep_freed_memory  # noqa: E402
+from latentgloss.machine.memory import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()  # before any thread has an arena of its own
 
@@ -34,9 +34,9 @@ from rich.progress import Progress as Bars  # noqa: E402
 from rich.table import Column, Table  # noqa: E402
 
 from latentgloss import schema  # noqa: E402
+from latentgloss.config.registry import BASELINES  # noqa: E402
 from latentgloss.errors import LatentglossError  # noqa: E402
-from latentgloss.registry import BASELINES  # noqa: E402
-from latentgloss.stages import Stage  # noqa: E402
+from latentgloss.pipeline.stage import Stage  # noqa: E402
 from latentgloss.workspace import State, Workspace  # noqa: E402
 
 if TYPE_CHECKING:
@@ -262,13 +262,19 @@ def _print_report(workspace: Workspace) -> None:
                 if tuple(row[name] for name in key) in never:
                     continue
                 table.add_row(
-                    scorer, row["negatives"], explainer,
+                    scorer,
+                    row["negatives"],
+                    explainer,
                     f"{row['n_scored']:,}" + ("" if row["n_asked"] == row["n_eligible"] else f" of {row['n_asked']:,}"),
                     "" if row["n_judged"] is None else f"{row['n_judged']:.0f}",
-                    _short(row["coverage"]), _interval(row, "median"), _short(row["corrected"]),
-                    _interval(row, "specificity"), _interval(by.get(f"{NULL}{explainer}"), "median"),
-                    _interval(by.get(BASELINE), "median"), _interval(gain.get(explainer), "gain"),
-                )  # fmt: skip
+                    _short(row["coverage"]),
+                    _interval(row, "median"),
+                    _short(row["corrected"]),
+                    _interval(row, "specificity"),
+                    _interval(by.get(f"{NULL}{explainer}"), "median"),
+                    _interval(by.get(BASELINE), "median"),
+                    _interval(gain.get(explainer), "gain"),
+                )
         console.print(table)
     console.print(
         "Score: balanced accuracy unless AUROC is named. Medians over scored latents, 95 % intervals over latents.\n"
@@ -299,9 +305,19 @@ def _print_sentences(workspace: Workspace) -> None:
 
 
 COLUMNS = (
-    ("scorer", 9), ("negatives", 9), ("explainer", 9), ("scored", 6), ("n", 3), ("coverage", 8), ("score", 17),
-    ("corrected", 9), ("specificity", 17), ("null", 17), (BASELINE, 17), (f"{GAIN_METRIC} gain", 17),
-)  # fmt: skip
+    ("scorer", 9),
+    ("negatives", 9),
+    ("explainer", 9),
+    ("scored", 6),
+    ("n", 3),
+    ("coverage", 8),
+    ("score", 17),
+    ("corrected", 9),
+    ("specificity", 17),
+    ("null", 17),
+    (BASELINE, 17),
+    (f"{GAIN_METRIC} gain", 17),
+)
 
 
 WORDS = ("scorer", "negatives", "explainer")

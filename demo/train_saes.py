@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 from text import documents  # demo/text.py
 from torch import Tensor
 
-from latentgloss.registry import ModelSpec
-from latentgloss.subject import load_subject, load_tokenizer
+from latentgloss.config.registry import ModelSpec
+from latentgloss.models.subject import load_subject
+from latentgloss.models.tokenizer import load_tokenizer
 
 HERE = Path(__file__).parent
 SEQUENCE, WIDTH = 256, 576

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from latentgloss.pipeline.graph import STAGES
 from latentgloss.schema import TABLES, Column, Table
-from latentgloss.stages import STAGES
 
 PAGE = Path(__file__).with_suffix(".md")
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from assets.stage_asset import is_bridge
-from latentgloss.stages import STAGES, Stage
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition

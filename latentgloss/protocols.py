@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Bool, Float32, Int64, UInt32
 
+
 Task = Literal["detection", "fuzzing", "intruder", "embedding"]
 
 

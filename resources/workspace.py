@@ -10,10 +10,10 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field, PrivateAttr
 
-from latentgloss import settings
-from latentgloss.hashing import json_sha256
-from latentgloss.settings import Settings
-from latentgloss.stages import STAGES, Stage
+from latentgloss.config import Settings, settings
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.pipeline.stage import Stage
+from latentgloss.store.digests import json_sha256
 from latentgloss.workspace import Workspace
 
 

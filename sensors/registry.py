@@ -12,9 +12,9 @@ import dagster as dg
 
 from assets import partitions, records
 from assets.stage_asset import SAE_FILES
+from latentgloss.config.registry import Registry, SaeSpec
 from latentgloss.errors import LatentglossError
-from latentgloss.hashing import json_sha256
-from latentgloss.registry import Registry, SaeSpec
+from latentgloss.store.digests import json_sha256
 from latentgloss.workspace import Workspace
 from resources import WorkspaceResource
 from resources.workspace import changed_since_loaded
@@ -85,7 +85,7 @@ def versions(
 
 
 def _version(workspace: Workspace, sae: SaeSpec) -> str:
-    from latentgloss.saes import sae_digest
+    from latentgloss.saes.opening import sae_digest
 
     identity = sae_digest(sae, workspace.digests.sha256)
     return json_sha256({"declared": sae.declared(), "weights": identity})

@@ -37,11 +37,17 @@ def contexts(seed: int, latents: list[int], n: int = 40, split: str = "test") ->
             offsets = np.flatnonzero(active)
             rows.append(
                 {
-                    "latent": number, "split": split, "context": context, "order": order, "decile": int(d),
-                    "max_activation": float((active * ~mask).max()), "document": context,
-                    "offsets": offsets.tolist(), "activations": active[offsets].tolist(),
+                    "latent": number,
+                    "split": split,
+                    "context": context,
+                    "order": order,
+                    "decile": int(d),
+                    "max_activation": float((active * ~mask).max()),
+                    "document": context,
+                    "offsets": offsets.tolist(),
+                    "activations": active[offsets].tolist(),
                 }
-            )  # fmt: skip
+            )
             masks.append(mask)
     return schema.CONTEXTS.frame(rows), np.array(masks)
 

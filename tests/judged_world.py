@@ -21,9 +21,8 @@ from scripted_model import is_repair, reader
 
 from latentgloss.llm.database import Database
 from latentgloss.llm.reply_cache import decoded
+from latentgloss.pipeline.graph import STAGES
 from latentgloss.protocols import Message, Request
-from latentgloss.scoring import together
-from latentgloss.stages import STAGES
 from latentgloss.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -123,7 +122,7 @@ def explain_and_judge(workspace: Workspace, scorers: Sequence[str]) -> list[Exce
     """Runs the stages that ask, the scorers side by side as the assets run them. What failed."""
     partitions = workspace.partitions(STAGES["explanations"])
     for stages in (("explanations",), scorers):
-        outcomes = list(together(workspace, {stage: tiny.runner(stage) for stage in stages}, partitions))
+        outcomes = list(workspace.materialise_together({stage: tiny.runner(stage) for stage in stages}, partitions))
         if errors := [outcome.error for outcome in outcomes if outcome.error]:
             return errors
     return []

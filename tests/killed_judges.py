@@ -42,11 +42,21 @@ DELAY_S = 0.02
 _FORK = multiprocessing.get_context("forkserver")
 # All that a run imports, so that starting it again costs a fork.
 _FORK.set_forkserver_preload(
-    ["latentgloss.explanations", "latentgloss.scores", "latentgloss.llm.models", "latentgloss.llm.openai_compatible",
-     "latentgloss.subject_files", "openai.resources.chat.completions", "httpx2", "polars",
-     "transformers.models.auto.tokenization_auto", "transformers.models.llama.configuration_llama",
-     "transformers.tokenization_python", "killed_judges"]
-)  # fmt: skip
+    [
+        "latentgloss.explanations.stages",
+        "latentgloss.scores.stages",
+        "latentgloss.llm.opening",
+        "latentgloss.llm.engines.openai_compatible",
+        "latentgloss.models.files",
+        "openai.resources.chat.completions",
+        "httpx2",
+        "polars",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.llama.configuration_llama",
+        "transformers.tokenization_python",
+        "killed_judges",
+    ]
+)
 
 
 class Counting(judged_world.Counting):

@@ -19,8 +19,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WORDS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests",
-         500: "Internal Server Error", 503: "Service Unavailable"}  # fmt: skip
+WORDS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
 
 
 @dataclass(frozen=True)
@@ -191,21 +198,32 @@ class Server:
 
     @staticmethod
     def _write(
-        writer: asyncio.StreamWriter, status: int, data: bytes, headers: tuple[tuple[str, str], ...],
+        writer: asyncio.StreamWriter,
+        status: int,
+        data: bytes,
+        headers: tuple[tuple[str, str], ...],
         length: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         size = len(data) if length is None else length
         lines = [f"HTTP/1.1 {status} {WORDS[status]}", "content-type: application/json", f"content-length: {size}"]
         lines += [f"{name}: {value}" for name, value in headers]
         writer.write("\r\n".join([*lines, "", ""]).encode() + data)
 
 
-def completion(text: str | None, *, ended: str = "stop", prompt: int = 100, cached: int = 0, completion: int = 10,
-               **message: Any) -> dict[str, Any]:  # fmt: skip
+def completion(
+    text: str | None, *, ended: str = "stop", prompt: int = 100, cached: int = 0, completion: int = 10, **message: Any
+) -> dict[str, Any]:
     """A well-formed answer."""
     return {
-        "id": "c", "object": "chat.completion", "created": 0, "model": "m",
+        "id": "c",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
         "choices": [{"index": 0, "finish_reason": ended, "message": {"role": "assistant", "content": text, **message}}],
-        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-                  "prompt_tokens_details": {"cached_tokens": cached}},
-    }  # fmt: skip
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        },
+    }

@@ -13,12 +13,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from repository import ROOT
 
 pytestmark = [  # Dagster's own calls
     pytest.mark.filterwarnings("ignore:The `__fields__` attribute is deprecated"),
     pytest.mark.filterwarnings("ignore:Parameter `include_sources` of function"),
 ]
-ROOT = Path(__file__).resolve().parents[1]
 SNAPSHOT = Path(__file__).with_name("definitions.json")
 HEAVY = ("torch", "transformers", "lancedb", "datasets", "matplotlib")
 
@@ -71,7 +71,7 @@ def test_the_graph_is_the_one_we_agreed_on() -> None:
 
 
 def test_every_stage_is_an_asset_and_every_asset_is_described() -> None:
-    from latentgloss.stages import NOUNS, STAGES
+    from latentgloss.pipeline.graph import NOUNS, STAGES
 
     graph = definitions().resolve_asset_graph()
     keys = {key.to_user_string() for key in graph.get_all_asset_keys()}
@@ -86,8 +86,8 @@ def test_every_stage_is_an_asset_and_every_asset_is_described() -> None:
 
 
 def test_code_versions_change_with_exactly_the_settings_a_stage_uses() -> None:
-    from latentgloss.settings import Settings
-    from latentgloss.stages import STAGES
+    from latentgloss.config import Settings
+    from latentgloss.pipeline.graph import STAGES
     from resources.workspace import code_version
 
     before = Settings()
@@ -106,9 +106,13 @@ def test_loading_is_quick_and_loads_no_model_library() -> None:
     for _ in range(3):  # the machine may be busy; the quickest of three is what loading costs
         began = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True,
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
             env={**os.environ, "LATENTGLOSS_CONFIG": str(ROOT / "latentgloss.toml")},
-        )  # fmt: skip
+        )
         took, heavy = done.stdout.strip().split(" ", 1)
         assert heavy == "[]"
         best = min(best, float(took))

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentgloss.stages import STAGES
-from latentgloss.work import Outcome, Runner
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.pipeline.stage_run import Outcome, Runner
 from latentgloss.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ DENSE = 2
 """The latent that is always active."""
 
 RUNNERS = {
-    "tokenized_corpus": "latentgloss.corpus:tokenize_corpus",
-    "resolved_saes": "latentgloss.activations:resolve_saes",
-    "activation_cache": "latentgloss.activations:cache_activations",
-    "sampled_contexts": "latentgloss.contexts:sample_contexts",
-    "sampled_negatives": "latentgloss.negatives:sample_negatives",
-    "explanations": "latentgloss.explanations:explain",
-    "detection_scores": "latentgloss.scores:score_detection",
-    "fuzzing_scores": "latentgloss.scores:score_fuzzing",
-    "intruder_scores": "latentgloss.intruders:score_intruder",
-    "embedding_scores": "latentgloss.scores:score_embedding",
-    "context_embeddings": "latentgloss.embeddings:embed_contexts",
-    "explanation_embeddings": "latentgloss.embeddings:embed_explanations",
-    "search_index": "latentgloss.embeddings:index_explanations",
-    "score_report": "latentgloss.report:report_scores",
+    "tokenized_corpus": "latentgloss.corpus.stages:tokenize_corpus",
+    "resolved_saes": "latentgloss.saes.stages:resolve_saes",
+    "activation_cache": "latentgloss.activations.stages:cache_activations",
+    "sampled_contexts": "latentgloss.contexts.stages:sample_contexts",
+    "sampled_negatives": "latentgloss.contexts.stages:sample_negatives",
+    "explanations": "latentgloss.explanations.stages:explain",
+    "detection_scores": "latentgloss.scores.stages:score_detection",
+    "fuzzing_scores": "latentgloss.scores.stages:score_fuzzing",
+    "intruder_scores": "latentgloss.scores.intruder_stage:score_intruder",
+    "embedding_scores": "latentgloss.scores.stages:score_embedding",
+    "context_embeddings": "latentgloss.embeddings.stages:embed_contexts",
+    "explanation_embeddings": "latentgloss.embeddings.stages:embed_explanations",
+    "search_index": "latentgloss.embeddings.stages:index_explanations",
+    "score_report": "latentgloss.report.stages:report_scores",
 }
 """Runner of each stage, as module:function."""
 
@@ -268,9 +268,17 @@ def write_embedder(folder: Path, d: int = 32, seed: int = 4) -> None:
     shape = {"hidden_size": d, "intermediate_size": d, "num_hidden_layers": 1, "num_attention_heads": 2}
     _json(
         folder / "config.json",
-        {"architectures": ["BertModel"], "model_type": "bert", "vocab_size": len(vocabulary), **shape,
-         "max_position_embeddings": 128, "type_vocab_size": 2, "pad_token_id": 0, "dtype": "float32"},
-    )  # fmt: skip
+        {
+            "architectures": ["BertModel"],
+            "model_type": "bert",
+            "vocab_size": len(vocabulary),
+            **shape,
+            "max_position_embeddings": 128,
+            "type_vocab_size": 2,
+            "pad_token_id": 0,
+            "dtype": "float32",
+        },
+    )
     rng = np.random.default_rng(seed)
 
     def draw(*size: int, scale: float = 0.02) -> np.ndarray:
@@ -282,8 +290,14 @@ def write_embedder(folder: Path, d: int = 32, seed: int = 4) -> None:
         "embeddings.token_type_embeddings.weight": draw(2, d),
     }
     layer = "encoder.layer.0"
-    for name in ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-                 "intermediate.dense", "output.dense"):  # fmt: skip
+    for name in (
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ):
         tensors |= {f"{layer}.{name}.weight": draw(d, d), f"{layer}.{name}.bias": np.zeros(d, np.float32)}
     tensors |= {"pooler.dense.weight": draw(d, d), "pooler.dense.bias": np.zeros(d, np.float32)}
     for name in ("embeddings", f"{layer}.attention.output", f"{layer}.output"):
@@ -381,10 +395,14 @@ def write_wide(folder: Path, partition: str, latents: int) -> None:
     config = {"d_in": D_MODEL, "num_latents": width, "k": width // n, "activation": "topk", "expansion_factor": 1}
     _json(where / "cfg.json", config)
     save_file(
-        {"encoder.weight": encoder, "encoder.bias": np.zeros(width, np.float32), "W_dec": encoder.copy(),
-         "b_dec": np.zeros(D_MODEL, np.float32)},
+        {
+            "encoder.weight": encoder,
+            "encoder.bias": np.zeros(width, np.float32),
+            "W_dec": encoder.copy(),
+            "b_dec": np.zeros(D_MODEL, np.float32),
+        },
         where / "sae.safetensors",
-    )  # fmt: skip
+    )
     register(folder, partition, "sparsify", extra=f"latents = {{start = 0, stop = {latents}}}\n")
 
 

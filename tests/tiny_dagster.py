@@ -15,10 +15,11 @@ from pydantic import PrivateAttr
 from assets.partitions import apply, changes
 from assets.stage_asset import is_bridge, one_step, sae_files, wired
 from latentgloss.errors import SaeError
-from latentgloss.hashing import json_sha256
-from latentgloss.stages import STAGES, Stage
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.pipeline.stage import Stage
+from latentgloss.pipeline.stage_run import Runner, StageRun, one_by_one
 from latentgloss.store import Version
-from latentgloss.work import Runner, Work, one_by_one
+from latentgloss.store.digests import json_sha256
 from latentgloss.workspace import Workspace
 from resources import Progress, WorkspaceResource
 from resources.workspace import loaded_settings
@@ -29,7 +30,7 @@ JUDGED = ("intruder_scores", "detection_scores", "fuzzing_scores")
 
 
 class TinyWorkspace(Workspace):
-    def _external(self, stage: Stage, partition: str) -> dict[str, Any]:
+    def external(self, stage: Stage, partition: str) -> dict[str, Any]:
         known = json.loads((self.settings.folder / "external.json").read_text())
         return {"value": known.get(partition, 0)} if stage.name in ("tokenized_corpus", "resolved_saes") else {}
 
@@ -120,14 +121,12 @@ class Tiny:
             assert self.run(job, keys[0], keys[-1]).success
 
     def _runner(self, stage: Stage) -> Callable[[], Runner]:
-        def compute(work: Work) -> None:
-            self.ran.append((stage.name, work.partition))
-            if (stage.name, work.partition) in self.broken:
+        def compute(run: StageRun) -> None:
+            self.ran.append((stage.name, run.partition))
+            if (stage.name, run.partition) in self.broken:
                 raise SaeError("weights are cut short", expected="whole weights", todo="copy them again")
             for part in _parts(stage.name):
-                work.draft.part(
-                    part, json_sha256([part, work.recipe.content["inputs"], work.recipe.content["external"]])
-                )
+                run.draft.part(part, json_sha256([part, run.recipe.content["inputs"], run.recipe.content["external"]]))
 
         def runner() -> Runner:
             return one_by_one(compute)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tiny
+from repository import ROOT
 
 from latentgloss.workspace import Workspace
 
 if TYPE_CHECKING:
-    from latentgloss.work import Outcome
+    from latentgloss.pipeline.stage_run import Outcome
 
-ROOT = Path(__file__).resolve().parents[1]
 SAE = "smollm2/layers.9/topk2048"
 ASKED = 16
 """Latents explained, eligible or not."""

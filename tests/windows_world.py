@@ -10,11 +10,14 @@ import numpy as np
 import polars as pl
 
 from latentgloss import schema
-from latentgloss.corpus import Corpus
-from latentgloss.hashing import counter_hash, frame_sha256, json_sha256
-from latentgloss.pairs import Shards
+from latentgloss.activations.reader import ActivationReader
+from latentgloss.contexts.blocks import Source
+from latentgloss.contexts.firing import Cells
+from latentgloss.contexts.windows import Windows, text_hashes
+from latentgloss.corpus.reader import Corpus
 from latentgloss.schema import GRAM
-from latentgloss.windows import Cells, Source, Windows, text_hashes
+from latentgloss.statistics.counter_rng import counter_hash
+from latentgloss.store.digests import frame_sha256, json_sha256
 from latentgloss.workspace import Workspace
 
 LENGTH, SEQUENCE = 16, 64
@@ -74,7 +77,7 @@ class World:
     @property
     def source(self) -> Source:
         """Hands out cells of this world, one block after the other."""
-        return _Whole(self.corpus, self.windows, self.masked, Shards([]), [], 1, self)
+        return _Whole(self.corpus, self.windows, self.masked, ActivationReader([]), [], 1, self)
 
     @property
     def neighbours(self) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from latentgloss import __version__
-from latentgloss.cli import forecast, saes, search, show, trace, tryout, upkeep
+from latentgloss.cli import estimate, lineage, maintenance, saes, search, show, try_latent
 from latentgloss.errors import LatentglossError
 
 __all__ = ["cli", "main"]
@@ -61,15 +61,15 @@ for command in (
     show.status,
     show.explanations,
     show.scores,
-    forecast.estimate,
-    forecast.spent,
-    trace.lineage,
-    tryout.try_,
+    estimate.estimate,
+    estimate.spent,
+    lineage.lineage,
+    try_latent.try_,
     search.search,
     search.index,
     saes.saes,
-    upkeep.gc,
-    upkeep.doctor,
+    maintenance.gc,
+    maintenance.doctor,
 ):
     cli.add_command(command)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Command = Callable[..., Any]
 
+
 CELL = 60
 """Widest cell of a column that is not the last."""
 
@@ -47,7 +48,7 @@ def unknown(what: str, name: str, known: Iterable[str], todo: str = "") -> Input
 
 def known_sae(workspace: Workspace, partition: str, stages: Iterable[str]) -> str:
     """`partition`, if the registry declares it or one of the stages has it. Raises InputError with near names."""
-    from latentgloss.registry import split_partition
+    from latentgloss.config.registry import split_partition
 
     if partition in workspace.registry.saes:
         return partition

@@ -9,8 +9,8 @@ import click
 from latentgloss.cli.output import json_option, known_sae, open_workspace, print_json, print_table
 
 if TYPE_CHECKING:
+    from latentgloss.config.registry import SaeSpec
     from latentgloss.errors import LatentglossError
-    from latentgloss.registry import SaeSpec
     from latentgloss.workspace import Workspace
 
 
@@ -91,8 +91,8 @@ def check(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> Non
 
 def _checked(workspace: Workspace, sae: SaeSpec) -> dict[str, Any]:
     """Reads one SAE and holds it against its model. Every part is tried, whatever the others say."""
+    from latentgloss.contexts.latent_sample import selected_latents
     from latentgloss.errors import LatentglossError
-    from latentgloss.windows import selected_latents
 
     found: list[LatentglossError] = []
     coder = width = None

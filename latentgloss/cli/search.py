@@ -10,8 +10,9 @@ from latentgloss.cli.output import json_option, open_workspace, print_json, prin
 from latentgloss.errors import InputError
 
 if TYPE_CHECKING:
-    from latentgloss.search import SearchIndex
+    from latentgloss.embeddings.search_index import SearchIndex
     from latentgloss.workspace import Workspace
+
 
 REBUILD = "`latentgloss index rebuild`"
 
@@ -65,8 +66,9 @@ def search(
       latentgloss search "raising an error" --min-score 0.8
       latentgloss search "file path" --mode hybrid --hookpoint layers.9 --explainer pattern --json
     """
+    from latentgloss.embeddings.search_index import SCORERS, checked_query
     from latentgloss.schema import DEFAULT_PROFILE
-    from latentgloss.search import SCORERS, behind, checked_query, open_index
+    from latentgloss.workspace.search import behind, open_index
 
     workspace = open_workspace(ctx)
     text = checked_query(text)
@@ -119,12 +121,17 @@ def search(
         columns,
         (
             [
-                h.partition, h.latent, h.explainer, h.similarity, *(h.scores.get(s) for s in scorers),
-                *(labels.get(h.partition, DEFAULT_PROFILE) for _ in profile), h.explanation,
+                h.partition,
+                h.latent,
+                h.explainer,
+                h.similarity,
+                *(h.scores.get(s) for s in scorers),
+                *(labels.get(h.partition, DEFAULT_PROFILE) for _ in profile),
+                h.explanation,
             ]
             for h in hits
         ),
-    )  # fmt: skip
+    )
 
 
 def _explain_nothing(index: SearchIndex, filters: dict[str, str]) -> None:
@@ -137,9 +144,9 @@ def _explain_nothing(index: SearchIndex, filters: dict[str, str]) -> None:
 
 def _profiles(workspace: Workspace, partitions: set[str]) -> dict[str, str]:
     """Of these SAEs, those whose scores in the index are of another profile than the default, and of which."""
-    from latentgloss.registry import split_partition
+    from latentgloss.config.registry import split_partition
+    from latentgloss.pipeline.graph import STAGES, profile_of
     from latentgloss.schema import DEFAULT_PROFILE
-    from latentgloss.stages import STAGES, profile_of
 
     found = {}
     for model in {split_partition(partition)[0] for partition in partitions}:
@@ -176,7 +183,7 @@ def rebuild(ctx: click.Context, as_json: bool) -> None:
     Example:
       latentgloss index rebuild
     """
-    from latentgloss import search as core
+    from latentgloss.workspace import search as core
 
     rows, removed = core.rebuild(open_workspace(ctx))
     if as_json:

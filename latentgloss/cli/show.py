@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentgloss.cli.output import (
-    json_option,
-    known_sae,
-    open_workspace,
-    print_json_rows,
-    print_table,
-    unknown,
-)
+from latentgloss.cli.output import json_option, known_sae, open_workspace, print_json_rows, print_table, unknown
 from latentgloss.errors import InputError, MissingInput
 
 if TYPE_CHECKING:
@@ -26,14 +19,39 @@ if TYPE_CHECKING:
     from latentgloss.store import Version
     from latentgloss.workspace import Workspace
 
+
 EXPLANATION_KEYS = (
-    "partition", "latent", "explainer", "explanation", "status", "reason", "context_ids", "prompt_sha256", "model",
-    "prompt_tokens", "completion_tokens", "cost_usd",
-)  # fmt: skip
+    "partition",
+    "latent",
+    "explainer",
+    "explanation",
+    "status",
+    "reason",
+    "context_ids",
+    "prompt_sha256",
+    "model",
+    "prompt_tokens",
+    "completion_tokens",
+    "cost_usd",
+)
 SCORE_KEYS = (
-    "partition", "latent", "explainer", "scorer", "judge", "negatives", "profile", "score", "corrected",
-    "specificity", "ci_low", "ci_high", "n", "coverage", "status", "reason",
-)  # fmt: skip
+    "partition",
+    "latent",
+    "explainer",
+    "scorer",
+    "judge",
+    "negatives",
+    "profile",
+    "score",
+    "corrected",
+    "specificity",
+    "ci_low",
+    "ci_high",
+    "n",
+    "coverage",
+    "status",
+    "reason",
+)
 NOT_METRICS = ("embedder", "split", "metric", "threshold")
 """Columns of the score table that are neither keys of the JSON nor metrics."""
 
@@ -133,7 +151,7 @@ def scores(
       latentgloss scores smollm2/layers.9/resid --scorer detection --explainer pattern
     """
     from latentgloss import schema
-    from latentgloss.stages import STAGES, profile_of
+    from latentgloss.pipeline.graph import STAGES, profile_of
 
     workspace = open_workspace(ctx)
     stages = score_stages(scorer)
@@ -160,9 +178,20 @@ def scores(
         return
     labelled = any(profile_of(version) != schema.DEFAULT_PROFILE for version in versions)
     columns = (
-        "latent", "explainer", "scorer", "judge", "negatives", *(["profile"] if labelled else []),
-        "score", "ci_low", "ci_high", "corrected", "specificity", "n", "coverage",
-    )  # fmt: skip
+        "latent",
+        "explainer",
+        "scorer",
+        "judge",
+        "negatives",
+        *(["profile"] if labelled else []),
+        "score",
+        "ci_low",
+        "ci_high",
+        "corrected",
+        "specificity",
+        "n",
+        "coverage",
+    )
     print_table(
         (*(c.upper() for c in columns), "STATUS"),
         ([*(r[c] for c in columns), r["status"] + (f": {r['reason']}" if r["reason"] else "")] for r in rows),
@@ -171,7 +200,7 @@ def scores(
 
 def score_stages(scorer: str | None = None) -> list[str]:
     """Names of the stages that score; of one scorer if named. Raises InputError if there is no such scorer."""
-    from latentgloss.stages import STAGES
+    from latentgloss.pipeline.graph import STAGES
 
     stages = {name.removesuffix("_scores"): name for name, stage in STAGES.items() if stage.noun == "scores"}
     if scorer is not None and scorer not in stages:
@@ -195,7 +224,7 @@ def _frames(
     """Rows of a latent-wise table, 256 latents at a time, sorted by its key. Raises InputError if there are none."""
     import polars as pl
 
-    from latentgloss.lineage import check_latent
+    from latentgloss.lineage.trace import check_latent
     from latentgloss.schema import BLOCK
 
     if latent is not None:

@@ -28,23 +28,25 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from latentgloss.ahead import heed
 from latentgloss.errors import LanguageModelError, LatentglossError
-from latentgloss.hashing import json_sha256
 from latentgloss.llm.claims import Claims
-from latentgloss.llm.engine import BILLED, Failure
+from latentgloss.llm.engines.base import BILLED, Failure
 from latentgloss.llm.health import Health, Tries
-from latentgloss.llm.ledger import Cost, purpose, run_of_now
+from latentgloss.llm.ledger import Cost
 from latentgloss.llm.reply_cache import request_key
+from latentgloss.machine.concurrency import check_abandoned
+from latentgloss.pipeline.accounting import purpose, run_of_now
 from latentgloss.protocols import Capability, Message, Reply, Request
+from latentgloss.store.digests import json_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from latentgloss.llm.engine import Engine
+    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.llm.engines.base import Engine
     from latentgloss.llm.ledger import Ledger
     from latentgloss.llm.reply_cache import ReplyCache
-    from latentgloss.registry import LanguageModelSpec
+
 
 AHEAD = 4
 BACKOFF_S = 0.5
@@ -392,8 +394,9 @@ class Client:
             return reply
         if reply.prompt_tokens == 0:  # the server did not say
             most = self._most(job.request)
-            return replace(reply, prompt_tokens=most.prompt_tokens, completion_tokens=most.completion_tokens,
-                           cost_usd=most.usd)  # fmt: skip
+            return replace(
+                reply, prompt_tokens=most.prompt_tokens, completion_tokens=most.completion_tokens, cost_usd=most.usd
+            )
         cost = Cost.of(self.spec.prices, reply.prompt_tokens, reply.cached_prompt_tokens, reply.completion_tokens)
         return replace(reply, cost_usd=cost.usd)
 
@@ -415,7 +418,7 @@ def _waited_for(job: _Job) -> Reply:
     """Its reply. Raises what it failed with, or Abandoned if nobody waits for this thread any more."""
     while not job.future.done():
         wait([job.future], timeout=HEED_S)
-        heed()
+        check_abandoned()
     return job.future.result()
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import StoreError
-from latentgloss.files import LocalFiles, disk_full, is_disk_full
+from latentgloss.store.local import LocalFiles, disk_full, is_disk_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
 
 FOLDER, FILE = "language_models", "replies.sqlite"
 """Below the store's root."""

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from latentgloss.llm.engine import Failure
+    from latentgloss.llm.engines.base import Failure
+
 
 TRIES = 6
 WEIGHT = {"timeout": 3, "busy": 0}

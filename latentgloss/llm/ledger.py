@@ -7,49 +7,21 @@ share one budget, and what was in flight when a process was killed stays counted
 
 from __future__ import annotations
 
-import contextlib
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Sequence
 
+    from latentgloss.config.registry import Prices
     from latentgloss.llm.database import Database
     from latentgloss.protocols import Reply
-    from latentgloss.registry import Prices
+
 
 GROUPS = ("model", "stage", "partition")
 """What entries can be added up by."""
-
-_purpose: ContextVar[tuple[str, str]] = ContextVar("purpose", default=("", ""))
-_run: ContextVar[Hashable] = ContextVar("run", default=None)
-
-
-@contextlib.contextmanager
-def charged_to(stage: str, partition: str, run: Hashable = None) -> Iterator[None]:
-    """Requests begun in here (in this thread) are entered in the ledger under this stage and partition.
-
-    `run` tells what is asked for together: where one partition has found the server gone, the next does not try.
-    """
-    tokens = _purpose.set((stage, partition)), _run.set(run)
-    try:
-        yield
-    finally:
-        _purpose.reset(tokens[0])
-        _run.reset(tokens[1])
-
-
-def purpose() -> tuple[str, str]:
-    """Stage and partition that requests are charged to now; empty where nobody said."""
-    return _purpose.get()
-
-
-def run_of_now() -> Hashable:
-    """What requests are asked for together with; None where nobody said."""
-    return _run.get()
 
 
 @dataclass(frozen=True)
@@ -139,8 +111,16 @@ class Ledger:
             f"sum(prompt_tokens), sum(cached_prompt_tokens), sum(completion_tokens), sum(usd) FROM ledger "
             f"GROUP BY {groups} ORDER BY {groups}"
         )
-        names = (*(name for name in GROUPS if name in by), "paid", "answered", "unanswered",
-                 "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "usd")  # fmt: skip
+        names = (
+            *(name for name in GROUPS if name in by),
+            "paid",
+            "answered",
+            "unanswered",
+            "prompt_tokens",
+            "cached_prompt_tokens",
+            "completion_tokens",
+            "usd",
+        )
         rows = [dict(zip(names, row, strict=True)) for row in found]
         return [{**row, "paid": bool(row["paid"])} for row in rows]
 
@@ -157,7 +137,16 @@ class Ledger:
         cursor = transaction.execute(
             "INSERT INTO ledger (at, model, stage, partition, paid, state, prompt_tokens, cached_prompt_tokens, "
             "completion_tokens, usd) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (time.time(), model, *charged, paid, state, cost.prompt_tokens, cost.cached_prompt_tokens,
-             cost.completion_tokens, cost.usd),
-        )  # fmt: skip
+            (
+                time.time(),
+                model,
+                *charged,
+                paid,
+                state,
+                cost.prompt_tokens,
+                cost.cached_prompt_tokens,
+                cost.completion_tokens,
+                cost.usd,
+            ),
+        )
         return int(cursor.lastrowid or 0)

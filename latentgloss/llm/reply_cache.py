@@ -13,13 +13,14 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import StoreError
-from latentgloss.hashing import canonical, text_sha256
 from latentgloss.protocols import Reply, Request, TokenLogprobs
+from latentgloss.store.digests import canonical, text_sha256
 
 if TYPE_CHECKING:
     import sqlite3
 
     from latentgloss.llm.database import Database
+
 
 KEPT = frozenset({"ok", "truncated", "refused"})
 """Statuses that a model's answer has."""

@@ -19,18 +19,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt32
 
-from latentgloss.explainers import EXPLAINERS, Evidence, Explained, Explainer, Tools
-from latentgloss.hashing import canonical, counter_hash, json_sha256, text_sha256
+from latentgloss.explanations.explainers import EXPLAINERS
+from latentgloss.explanations.explainers.base import Evidence, Explained, Explainer, Tools
 from latentgloss.planted.rules import ANYTHING, Label, Rule, Seen, ids, labels, rules, vocabulary
 from latentgloss.protocols import Answer, Question
 from latentgloss.schema import GRAM
-from latentgloss.scorers import JUDGES, JUDGES_OF_TRIALS
-from latentgloss.scorers.intruder import named
+from latentgloss.scores.judges.intruder import named
+from latentgloss.scores.judges.opening import JUDGES, JUDGES_OF_TRIALS
+from latentgloss.statistics.counter_rng import counter_hash
+from latentgloss.store.digests import canonical, json_sha256, text_sha256
 
 if TYPE_CHECKING:
-    from latentgloss.explainers.base import Need
-    from latentgloss.explainers.windows import Vocabulary
-    from latentgloss.settings import ExplanationSettings
+    from latentgloss.config.settings import ExplanationSettings
+    from latentgloss.explanations.explainers.base import Need
+    from latentgloss.models.vocabulary import Vocabulary
+
 
 SHOWN = 40
 """Contexts that the memoriser is shown."""
@@ -246,9 +249,6 @@ def shifted(base: type[_Judge]) -> type[_Judge]:
             return answer
 
     return Shifted
-
-
-# Explainers -------------------------------------------------------------------------------------------------
 
 
 def explainer(name: str, label_of: Callable[[Rule], Label | None]) -> type[Explainer]:

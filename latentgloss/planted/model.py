@@ -164,9 +164,16 @@ def write_model(folder: Path, seed: int = 2) -> None:
     _json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
     _json(
         folder / "config.json",
-        {"architectures": ["PlantedModel"], "model_type": "planted", "vocab_size": len(vocabulary()),
-         "hidden_size": D_MODEL, "rules_version": RULES_VERSION, "tie_word_embeddings": False, "dtype": "float32"},
-    )  # fmt: skip
+        {
+            "architectures": ["PlantedModel"],
+            "model_type": "planted",
+            "vocab_size": len(vocabulary()),
+            "hidden_size": D_MODEL,
+            "rules_version": RULES_VERSION,
+            "tie_word_embeddings": False,
+            "dtype": "float32",
+        },
+    )
 
 
 def write_sae(folder: Path) -> None:
@@ -181,9 +188,15 @@ def write_sae(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     _json(
         folder / "cfg.json",
-        {"architecture": "jumprelu", "d_in": D_MODEL, "d_sae": n_latents(), "dtype": "float32",
-         "apply_b_dec_to_input": True, "normalize_activations": "none"},
-    )  # fmt: skip
+        {
+            "architecture": "jumprelu",
+            "d_in": D_MODEL,
+            "d_sae": n_latents(),
+            "dtype": "float32",
+            "apply_b_dec_to_input": True,
+            "normalize_activations": "none",
+        },
+    )
     threshold = np.full(n_latents(), THRESHOLD)
     _save(
         folder / "sae_weights.safetensors",
@@ -210,8 +223,10 @@ def _toggled(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
 
 
 MUTATIONS: dict[str, Callable[[dict[str, Tensor], dict[str, Any]], None]] = {
-    "scale": _scaled, "transpose": _transposed, "b_dec": _toggled
-}  # fmt: skip
+    "scale": _scaled,
+    "transpose": _transposed,
+    "b_dec": _toggled,
+}
 """Damage to a SAE that leaves its files readable. A wrong layer is the registry's: `layers.0` or `layers.2`."""
 
 

@@ -17,7 +17,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool, Float32, Integer
 
-from latentgloss.hashing import counter_hash
+from latentgloss.statistics.counter_rng import counter_hash
 
 Text = Callable[["Seen"], Float32[np.ndarray, "n length"]]
 
@@ -169,8 +169,13 @@ def _or_common(label: Label) -> Label:
 def _token(w: _Words) -> Iterator[Rule]:
     (x,) = w(1, capitals=True)
     true = Label(f"The word {x}, capitalised or not.", lambda s: s.of(x, x.capitalize()))
-    yield Rule("token", true, _or_common(true), Label(f"The word {x}, not capitalised.", lambda s: s.of(x)),
-               {(x,): 0.7, (x.capitalize(),): 0.7})  # fmt: skip
+    yield Rule(
+        "token",
+        true,
+        _or_common(true),
+        Label(f"The word {x}, not capitalised.", lambda s: s.of(x)),
+        {(x,): 0.7, (x.capitalize(),): 0.7},
+    )
 
 
 def _twins(w: _Words) -> Iterator[Rule]:
@@ -240,11 +245,13 @@ def _quotes(w: _Words) -> Iterator[Rule]:
     yield Rule(
         "quotes",
         Label(f"Any word between {opening} and {closing}.", lambda s: s.between(opening, closing)),
-        Label(f"Any word between {opening} and {closing}, or between {left} and {right}.",
-              lambda s: np.maximum(s.between(opening, closing), s.between(left, right))),
+        Label(
+            f"Any word between {opening} and {closing}, or between {left} and {right}.",
+            lambda s: np.maximum(s.between(opening, closing), s.between(left, right)),
+        ),
         Label(f"The first word after {opening}.", first),
         {(opening, *inner, closing): 1.4, (left, *inner, right): 4},
-    )  # fmt: skip
+    )
 
 
 def _list(w: _Words) -> Iterator[Rule]:
@@ -256,7 +263,7 @@ def _list(w: _Words) -> Iterator[Rule]:
         back, ahead = 2 * number - 1, 9 - 2 * number
         return lambda s: np.where(
             (s.at >= back) | (not s.cut), s.before(s.of(*heads), back), s.after(s.of(end), ahead)
-        ).astype(np.float32)  # fmt: skip
+        ).astype(np.float32)
 
     def every(s: Seen) -> Float32[np.ndarray, "n length"]:
         found: Float32[np.ndarray, "n length"] = np.max([item(n, *heads)(s) for n in range(1, 5)], axis=0)
@@ -289,23 +296,32 @@ def _topic(w: _Words) -> Iterator[Rule]:
 def _polysemantic(w: _Words) -> Iterator[Rule]:
     a, b = w(2)
     true = Label(f"The word {a}, and the unrelated word {b}.", lambda s: s.of(a, b))
-    yield Rule("polysemantic", true, _or_common(true), Label(f"Only the word {a}.", lambda s: s.of(a)),
-               {(a,): 0.7, (b,): 0.7})  # fmt: skip
+    yield Rule(
+        "polysemantic", true, _or_common(true), Label(f"Only the word {a}.", lambda s: s.of(a)), {(a,): 0.7, (b,): 0.7}
+    )
 
 
 def _top_deciles(w: _Words) -> Iterator[Rule]:
     x, *weak = w(4)
     true = Label(f"Strongly the word {x}; weakly any of {_all(weak)}.", lambda s: 3 * s.of(x) + s.of(*weak))
-    yield Rule("top deciles", true, _or_common(true), Label(f"The word {x} and nothing else.", lambda s: s.of(x)),
-               {(x,): 0.45, **{(y,): 0.35 for y in weak}})  # fmt: skip
+    yield Rule(
+        "top deciles",
+        true,
+        _or_common(true),
+        Label(f"The word {x} and nothing else.", lambda s: s.of(x)),
+        {(x,): 0.45, **{(y,): 0.35 for y in weak}},
+    )
 
 
 def _distant(w: _Words) -> Iterator[Rule]:
     t, u = w(2)
-    true = Label(f"The word {t} if {u} stands more than 32 words before it.",
-                 lambda s: s.of(t) * s.beyond(s.of(u), 32))  # fmt: skip
-    yield Rule("distant", true, Label(f"The word {t} with or without a reason.", lambda s: s.of(t)),
-               pieces={(t,): 2.8, (u,): 8})  # fmt: skip
+    true = Label(f"The word {t} if {u} stands more than 32 words before it.", lambda s: s.of(t) * s.beyond(s.of(u), 32))
+    yield Rule(
+        "distant",
+        true,
+        Label(f"The word {t} with or without a reason.", lambda s: s.of(t)),
+        pieces={(t,): 2.8, (u,): 8},
+    )
 
 
 def _common(w: _Words) -> Iterator[Rule]:

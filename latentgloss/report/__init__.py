@@ -1,5 +1,5 @@
-"""Report: what the scores of a model's SAEs say together."""
+"""report: what the scores of a model's SAEs say together.
 
-from latentgloss.report.summary import report_scores
-
-__all__ = ["report_scores"]
+- `stages`   the stage `score_report`
+- `summary`  medians, intervals and tests per SAE and explainer
+"""

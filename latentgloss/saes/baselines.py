@@ -17,14 +17,16 @@ import torch
 from scipy.special import ndtri
 
 from latentgloss.errors import SaeError
-from latentgloss.hashing import counter_hash
-from latentgloss.saes.coder import SparseCoder, TopK
+from latentgloss.saes.coder import SparseCoder
+from latentgloss.saes.selection import TopK
+from latentgloss.statistics.counter_rng import counter_hash
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from latentgloss.registry import SaeSpec
+    from latentgloss.config.registry import SaeSpec
+
 
 _ROWS = 4096
 

@@ -13,6 +13,11 @@ and the choice between latents of nearly equal strength, are lost in bfloat16.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from latentgloss.saes.selection import Activation, Sparse
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,43 +29,11 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from latentgloss.errors import SaeError
+from latentgloss.saes.selection import _GROUPS, GroupMax, JumpRelu, Relu, TopK, top
 
 _LAYER_NORM_EPS = 1e-5
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Pre-activations held at once: on a CPU about what its caches hold; a GPU wants large products."""
-_GROUPS = {"cuda": 32}
-"""Latents of which only the largest is looked at first, where the k largest are sought among many."""
-
-
-@dataclass(frozen=True)
-class Relu:
-    """f = max(pre, 0)."""
-
-
-@dataclass(frozen=True)
-class JumpRelu:
-    """f = pre where pre > threshold, else 0 (Rajamanoharan et al. 2024). BatchTopK infers in this way too."""
-
-    threshold: Float[Tensor, " n"]
-
-
-@dataclass(frozen=True)
-class TopK:
-    """f = the k largest pre, where positive (Gao et al. 2024)."""
-
-    k: int
-
-
-@dataclass(frozen=True)
-class GroupMax:
-    """f = the largest pre of each of k groups of n/k consecutive latents, where positive."""
-
-    k: int
-
-
-Activation = Relu | JumpRelu | TopK | GroupMax
-Sparse = tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]
-"""token index (int64, ascending), latent (int64), value (float32, > 0)."""
 
 
 @dataclass(frozen=True)
@@ -206,25 +179,6 @@ class SparseCoder:
                 return token, latent, pre[token, latent]
         token, column = (value > 0).nonzero(as_tuple=True)
         return token, latent[token, column], value[token, column]
-
-
-def top(
-    pre: Float[Tensor, "tokens n"], k: int, group: int
-) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
-    """The k largest of each row and where they are, in any order; of equal ones at the k-th place, any.
-
-    They lie in the k groups of latents with the largest maxima. A GPU's `topk` reads its input a dozen times, this
-    once, and then no more than `group` times k. On a CPU that gained nothing.
-    """
-    n = pre.shape[1]
-    stride = n // group
-    if group == 1 or n % group or stride < 4 * k:
-        value, latent = pre.topk(k, dim=1, sorted=False)
-        return value, latent
-    best = pre.view(-1, group, stride).amax(1).topk(k, dim=1, sorted=False).indices
-    members = (best[:, None] + torch.arange(0, n, stride, device=pre.device)[:, None]).flatten(1)
-    value, place = pre.gather(1, members).topk(k, dim=1, sorted=False)
-    return value, members.gather(1, place)
 
 
 def _has_mixed_products(device: torch.device) -> bool:

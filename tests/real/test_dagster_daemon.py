@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
-from latentgloss.stages import STAGES
+from latentgloss.pipeline.graph import STAGES
 from latentgloss.workspace import Workspace
 
 pytestmark = [pytest.mark.dagster, pytest.mark.timeout(900)]
-ROOT = Path(__file__).resolve().parents[2]
 MODEL, OLD, NEW = "smollm2", "smollm2/layers.9/topk2048", "smollm2/layers.9/sixth"
 SAE_STAGES = [stage.name for stage in STAGES.values() if stage.grain == "sae"]
 TOKENS = 20_000

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from repository import ROOT
 
 from latentgloss import schema
-from latentgloss.embeddings import embed_explanations, index_explanations
+from latentgloss.embeddings.stages import embed_explanations, index_explanations
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.preview.one_latent import try_explainer
 from latentgloss.protocols import Request
-from latentgloss.stages import STAGES
-from latentgloss.trying import try_explainer
 from latentgloss.workspace import Workspace
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
-ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 SAE = "smollm2/layers.9/topk2048"
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 import tiny
+from repository import REGISTRY
 
-from latentgloss import estimate as core
 from latentgloss import schema
-from latentgloss.llm.transformers_engine import TransformersEngine
-from latentgloss.stages import STAGES
+from latentgloss.llm.engines.transformers import TransformersEngine
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.preview import estimate as core
 from latentgloss.workspace import Workspace
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(600)]
-REGISTRY = Path(__file__).resolve().parents[2] / "registry"
 SAE = "smollm2/layers.0/random"
 CONTEXTS = ["tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts", "sampled_negatives"]
 SETTINGS = """

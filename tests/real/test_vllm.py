@@ -19,9 +19,9 @@ import vllm_world as world
 from benchmarks import vllm_server
 from benchmarks.environments import VLLM
 from latentgloss import schema
-from latentgloss.llm.models import model_of
+from latentgloss.llm.opening import model_of
+from latentgloss.models.files import ready_folder
 from latentgloss.protocols import Message, Request
-from latentgloss.subject_files import ready_folder
 from latentgloss.workspace import Workspace
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]  # a quarter of an hour where others use the cores
@@ -50,9 +50,12 @@ def inside(python: Path, prepared: Path) -> Workspace:
     paths = os.pathsep.join(map(str, (world.ROOT, world.ROOT / "tests")))
     done = subprocess.run(
         [str(python), str(world.ROOT / "tests" / "vllm_world.py"), str(folder)],
-        env=vllm_server.environment(PYTHONPATH=paths), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env=vllm_server.environment(PYTHONPATH=paths),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
         timeout=1200,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     print(done.stdout[-2000:])
     return Workspace.open(folder / "latentgloss.toml")
@@ -142,23 +145,31 @@ def test_both_ways_ask_the_same_and_are_told_much_the_same(served: Workspace, in
     same = (a.filter(asked)["reply"] == b.filter(asked)["reply"]).mean()
 
     key = ["latent", "explainer", "scorer", "negatives", "split", "context", "stratum"]
-    rows = [judgements(w).filter(BY_MODEL, pl.col("explainer") == "pattern", pl.col("status") == "ok")
-            for w in (served, inside)]  # fmt: skip
+    rows = [
+        judgements(w).filter(BY_MODEL, pl.col("explainer") == "pattern", pl.col("status") == "ok")
+        for w in (served, inside)
+    ]
     both = rows[0].join(rows[1], on=key, how="full", suffix="_inside")
     assert both.height == rows[0].height == rows[1].height > 100
     assert both["prompt"].to_list() == both["prompt_inside"].to_list()
     agree = (both["prediction"] == both["prediction_inside"]).mean()
     apart = (both["probability"] - both["probability_inside"]).abs().drop_nulls().drop_nans()
-    print(f"same explanations {same:.3f}; same verdicts {agree:.4f} of {both.height}; "
-          f"probabilities apart: median {apart.median():.2g}, most {apart.max():.2g}")  # fmt: skip
+    print(
+        f"same explanations {same:.3f}; same verdicts {agree:.4f} of {both.height}; "
+        f"probabilities apart: median {apart.median():.2g}, most {apart.max():.2g}"
+    )
     assert agree > 0.9
     assert apart.median() < 0.02
 
 
 def test_the_server_does_what_its_entry_declares(served: Workspace) -> None:
     """JSON, choices, seeds, log probabilities, stops; and a prompt that is too long fails alone."""
-    schema_ = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"],
-               "additionalProperties": False}  # fmt: skip
+    schema_ = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 20}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
 
     def ask(text: str, **given: object) -> Request:
         return Request((Message("user", text),), **{"max_tokens": 40} | given)  # type: ignore[arg-type]
@@ -166,11 +177,18 @@ def test_the_server_does_what_its_entry_declares(served: Workspace) -> None:
     story = [ask("Tell me a story.", temperature=1.0, seed=seed) for seed in (1, 2)]
     model = served.language_model("smol")
     try:
-        replies = list(model.complete([
-            ask("Name a city as JSON.", json_schema=schema_),
-            ask("Is Paris in France?", choice=("Yes", "No"), logprobs=3),
-            ask("Say: one, two, three", stop=(",",)), *story, ask("x " * 4000), ask("And now?"),
-        ]))  # fmt: skip
+        replies = list(
+            model.complete(
+                [
+                    ask("Name a city as JSON.", json_schema=schema_),
+                    ask("Is Paris in France?", choice=("Yes", "No"), logprobs=3),
+                    ask("Say: one, two, three", stop=(",",)),
+                    *story,
+                    ask("x " * 4000),
+                    ask("And now?"),
+                ]
+            )
+        )
     finally:
         model.close()
     described, chosen, stopped, one, two, too_long, after = replies

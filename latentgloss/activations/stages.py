@@ -1,0 +1,71 @@
+"""The stage `activation_cache`: one forward pass per model serves every stale SAE of it.
+
+What belongs here: which runs share a pass. Reads the corpus and SAE files; writes the tables `activations`, `masked`
+and `latents`. The pass itself is in `forward_pass.py`.
+Method: Paulo et al., arXiv 2410.13928, section 3 (collecting activations).
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol
+
+from latentgloss.activations.forward_pass import ForwardPass
+from latentgloss.pipeline.failures import attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from latentgloss.config.registry import SaeSpec
+    from latentgloss.corpus.reader import Corpus
+    from latentgloss.models.subject import Subject
+    from latentgloss.pipeline.stage_run import StageRun
+    from latentgloss.saes.coder import SparseCoder
+    from latentgloss.store import Version
+
+
+class ActivationNeeds(Protocol):
+    """What this stage needs that is not in the store."""
+
+    def corpus(self, resolved: Version) -> Corpus: ...
+
+    def subject(self, model: str) -> Subject: ...
+
+    def sae(self, spec: SaeSpec) -> SparseCoder: ...
+
+    def check_resolved(self, resolved: Version) -> None: ...
+
+
+def cache_activations(runs: Sequence[StageRun[ActivationNeeds]]) -> Iterator[StageRun[Any]]:
+    """Runner of `activation_cache`: one forward pass serves all runs of one model and corpus.
+
+    A run whose SAE fails (a width that does not fit, a full disk) leaves the pass; the others go on.
+    """
+    keys: dict[str, tuple[str, str]] = {}
+    for run in runs:
+        run.error = attempt(lambda run=run: keys.update({run.partition: _model_and_corpus(run)}))  # type: ignore[misc]
+        if run.error:
+            yield run
+    ready = [run for run in runs if run.partition in keys]
+    for _, group in groupby(sorted(ready, key=lambda run: keys[run.partition]), key=lambda run: keys[run.partition]):
+        together = list(group)
+        error = attempt(lambda together=together: _pass(together))  # type: ignore[misc]
+        for run in together:
+            run.error = run.error or error
+            yield run
+
+
+def _model_and_corpus(run: StageRun[ActivationNeeds]) -> tuple[str, str]:
+    return run.model.name, run.input("resolved_saes").json("resolved.json")["corpus"]["fingerprint"]
+
+
+def _pass(runs: list[StageRun[ActivationNeeds]]) -> None:
+    first = runs[0]
+    corpus, subject = first.resources.corpus(first.input("resolved_saes")), first.resources.subject(first.model.name)
+    ForwardPass(runs, corpus, subject, _open_sae).run()
+
+
+def _open_sae(run: StageRun[ActivationNeeds]) -> SparseCoder:
+    coder = run.resources.sae(run.sae)
+    run.resources.check_resolved(run.input("resolved_saes"))
+    return coder

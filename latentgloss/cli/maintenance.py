@@ -1,0 +1,207 @@
+"""`gc` and `doctor`: what can go, and whether everything is in place."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import tempfile
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from latentgloss.cli.output import json_option, open_workspace, print_json, print_table, size, unknown
+from latentgloss.errors import LatentglossError
+
+if TYPE_CHECKING:
+    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.workspace import Workspace
+
+
+PACKAGES = (
+    "latentgloss",
+    "numpy",
+    "scipy",
+    "polars",
+    "pyarrow",
+    "pydantic",
+    "torch",
+    "transformers",
+    "safetensors",
+    "lancedb",
+    "sentence-transformers",
+    "dagster",
+)
+OPTIONAL = ("dagster",)
+
+
+@click.command()
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option(
+    "--broken",
+    nargs=2,
+    metavar="STAGE PARTITION",
+    help="Instead: drop the versions of this partition that do not verify, so that they are computed again.",
+)
+@json_option
+@click.pass_context
+def gc(ctx: click.Context, dry_run: bool, broken: tuple[str, str] | None, as_json: bool) -> None:
+    """Removes complete versions that nothing refers to: no pointer, and no lineage from one.
+
+    Run it while no run is going on: a run refers to versions that no pointer names yet. JSON: removed (stage,
+    partition, fingerprint, bytes, why, keep), bytes and dry_run.
+
+    \b
+    Example:
+      latentgloss gc --dry-run
+    """
+    from latentgloss.pipeline import gc as core
+    from latentgloss.pipeline.graph import STAGES
+
+    workspace = open_workspace(ctx)
+    store = workspace.store
+    if broken:
+        stage, partition = broken
+        if stage not in STAGES:
+            raise unknown("stage", stage, STAGES)
+        stored = core.stored_partitions(store, stage)
+        if partition not in stored:
+            raise unknown(f"partition of {stage}", partition, stored)
+        found = core.broken(store, stage, partition)
+    else:
+        found = core.unused(store)
+    freed = sum(item.bytes for item in found)
+    if not dry_run:
+        for item in found:
+            core.remove(store, item)
+    if as_json:
+        print_json({"removed": [vars(item) for item in found], "bytes": freed, "dry_run": dry_run})
+        return
+    print_table(
+        ("STAGE", "PARTITION", "FINGERPRINT", "SIZE", "WHY"),
+        ([i.stage, i.partition, i.fingerprint, size(i.bytes), i.why] for i in found),
+    )
+    click.echo(f"{len(found)} versions, {size(freed)}: " + ("would be removed" if dry_run else "removed"))
+
+
+@click.command()
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Versions, devices, settings, registry and store; exit code 1 if something needs attention.
+
+    JSON: python, platform, packages, devices, settings, registry (with its language models), store and problems.
+
+    \b
+    Example:
+      latentgloss doctor
+    """
+    problems: list[str] = []
+    report: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    report["packages"] = {name: _version(name) for name in PACKAGES}
+    problems += [
+        f"package {name} is not installed"
+        for name, v in report["packages"].items()
+        if v is None and name not in OPTIONAL
+    ]
+    report["devices"] = _devices()
+    try:
+        workspace = open_workspace(ctx)
+        report |= {"settings": _settings_file(ctx), "registry": None, "store": _store(workspace, problems)}
+        report["registry"] = _registry(workspace, problems)
+    except LatentglossError as e:
+        problems.append(str(e))
+    report["problems"] = problems
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+    if problems:
+        raise click.ClickException(f"{len(problems)} things need attention:\n  " + "\n  ".join(problems))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        # A checkout on the path works without being installed.
+        return "not installed, on the path" if importlib.util.find_spec(name) else None
+
+
+def _devices() -> list[str]:
+    """Devices torch can use. A torch that is absent or does not start is a fact to report, never a crash."""
+    found = [f"cpu ({os.cpu_count()} cores)"]
+    try:
+        import torch
+
+        found += [
+            f"cuda:{i} ({torch.cuda.get_device_name(i)}, {size(torch.cuda.get_device_properties(i).total_memory)})"
+            for i in range(torch.cuda.device_count())
+        ]
+        if torch.backends.mps.is_available():
+            found.append("mps")
+    except (ImportError, OSError, RuntimeError) as e:
+        found.append(f"others unknown: torch cannot be used ({type(e).__name__}: {e})")
+    return found
+
+
+def _settings_file(ctx: click.Context) -> str:
+    from latentgloss.config.settings import find
+
+    return str(ctx.obj.resolve() if ctx.obj else find())
+
+
+def _store(workspace: Workspace, problems: list[str]) -> dict[str, Any]:
+    root = workspace.settings.store_root
+    existing = root
+    while not existing.exists():
+        existing = existing.parent
+    writable = True
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as e:
+        writable = False
+        problems.append(f"the store {root} cannot be written ({e.strerror})")
+    free = shutil.disk_usage(existing).free
+    if free < 2**30:
+        problems.append(f"the store {root} has {size(free)} left")
+    return {"root": str(root), "exists": root.is_dir(), "writable": writable, "free_bytes": free}
+
+
+def _registry(workspace: Workspace, problems: list[str]) -> dict[str, Any]:
+    registry = workspace.registry
+    problems += [str(error) for error in registry.problems.values()]
+    return {
+        "root": str(registry.root),
+        "models": len(registry.models),
+        "saes": len(registry.saes),
+        "language_models": {name: _served(spec) for name, spec in sorted(registry.language_models.items())},
+        "problems": [str(path) for path in registry.problems],
+    }
+
+
+def _served(spec: LanguageModelSpec) -> str:
+    """What an entry says it is. What a server really serves cannot be seen from here."""
+    known = [spec.engine, spec.model, *(x for x in (spec.revision, spec.quantisation, spec.dtype) if x)]
+    unsaid = spec.engine == "openai_compatible" and spec.revision is None
+    return ", ".join([*known, *(["revision not declared: another model of this name would pass for it"] * unsaid)])
+
+
+def _print(report: dict[str, Any]) -> None:
+    rows: list[tuple[str, str]] = [("python", f"{report['python']} on {report['platform']}")]
+    rows += [(name, version or "not installed") for name, version in report["packages"].items()]
+    rows += [("device", device) for device in report["devices"]]
+    if "settings" in report:
+        rows.append(("settings", report["settings"]))
+    if report.get("registry"):
+        registry = report["registry"]
+        rows.append(("registry", f"{registry['root']}: {registry['models']} models, {registry['saes']} SAEs"))
+        rows += [("language model", f"{name}: {served}") for name, served in registry["language_models"].items()]
+    if report.get("store"):
+        store = report["store"]
+        state = "" if store["exists"] else ", not created yet"
+        rows.append(("store", f"{store['root']}: {size(store['free_bytes'])} free{state}"))
+    print_table(("WHAT", "FOUND"), rows)

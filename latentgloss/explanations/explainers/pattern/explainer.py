@@ -1,0 +1,44 @@
+"""The explainer `pattern`: learns rules from examples and states them in one sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latentgloss.errors import ExplainerError
+from latentgloss.explanations.explainers.base import Explained
+from latentgloss.explanations.explainers.pattern.rules import VERSION
+from latentgloss.explanations.explainers.pattern.sentence import text
+from latentgloss.models.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from latentgloss.config.settings import ExplanationSettings
+    from latentgloss.explanations.explainers.base import Evidence, Need, Tools
+
+
+class PatternExplainer:
+    """Explains each latent by the pattern learnt from all its explain contexts."""
+
+    computes = True
+    asks = False
+    needs: frozenset[Need] = frozenset()
+
+    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
+        self.settings, self.vocabulary = settings.pattern, vocabulary
+
+    @staticmethod
+    def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
+        return {"explainer": "pattern", "version": VERSION, **settings.pattern.model_dump(mode="json")}
+
+    def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
+        """One explanation per latent, in order."""
+        from latentgloss.explanations.explainers.pattern.learning import learn_pattern
+
+        for one in evidence:
+            try:
+                pattern = learn_pattern(one.windows, self.vocabulary, self.settings.rules)
+            except ExplainerError as e:
+                yield Explained(one.latent, "failed", str(e), context_ids=tuple(one.context_ids))
+                continue
+            yield Explained(one.latent, "ok", "", text(pattern), pattern.to_json(), context_ids=tuple(one.context_ids))

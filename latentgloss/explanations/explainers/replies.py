@@ -1,0 +1,110 @@
+"""Replies to explainers: what they are held to, and how they are read.
+
+What belongs here: the forms a reply can have. Any model can be asked for a line behind a marker; one that can be held
+to a regular expression is held to that line. One that can be held to a JSON schema alone is asked for an object, by a
+prompt of its own (`prompts/*_json.txt`), and read from that. What makes a sentence no explanation is the same in all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from latentgloss.llm.asking import UnparsableReply, storable, without_thoughts
+
+if TYPE_CHECKING:
+    from latentgloss.protocols import Reply
+
+
+LONGEST = 600
+"""Characters of an explanation; the prompts ask for forty words."""
+EXPLANATION = "explanation"
+LONGEST_LINE = 300
+"""Characters of an explanation that is held to a line: forty words, and some."""
+LINE = rf"EXPLANATION: [^\s][^\n]{{9,{LONGEST_LINE - 2}}}\."
+"""What such a reply matches."""
+
+_MARKER = re.compile(r"^[\s*_#>`-]*EXPLANATION[\s*_`]*:[\s*_`]*", re.MULTILINE)
+_FENCE = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
+_CLOSING, _ENDS = "'\")]*_`’”» ", (".", "!", "?", "…", "。")
+_NOTHING = frozenset({"", "none", "null", "nan", "na", "unknown", "unclear", "nothing", "undefined"})
+
+
+def schema(steps: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An object of strings: the steps in order, then the explanation.
+
+    Without `maxLength`: vendors refuse it, and what xgrammar (vLLM) makes of it allows no `\\"`, so that a sentence
+    would end, unnoticed, where it begins to quote a word. Lengths are checked when a reply is read.
+    """
+    names = [*steps, EXPLANATION]
+    return {
+        "type": "object",
+        "properties": {name: {"type": "string"} for name in names},
+        "required": names,
+        "additionalProperties": False,
+    }
+
+
+def read_explanation(reply: Reply) -> str:
+    """The sentence after the marker. Raises Unread unless there is exactly one, alone on the last line."""
+    text = _said(reply)
+    found = list(_MARKER.finditer(text))
+    if len(found) != 1:
+        raise UnparsableReply(f"it has {len(found) or 'no'} lines that begin with EXPLANATION:")
+    lines = text[found[0].end() :].strip().strip("`").splitlines()
+    if len(lines) > 1:
+        raise UnparsableReply("there is more after the explanation's line")
+    return _sentence("".join(lines))
+
+
+def read_line(reply: Reply) -> str:
+    """The explanation of a reply that `LINE` demands. One that was ended by its length alone ends in an ellipsis."""
+    sentence = read_explanation(reply)
+    whole = len(_said(reply).strip()) < len("EXPLANATION: ") + LONGEST_LINE
+    return sentence if whole else f"{sentence.rstrip('.')}…"
+
+
+def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:
+    """The explanation of a reply that `schema` demands. Raises Unread for anything else, a second entry included."""
+    text = _said(reply).strip()
+    fenced = _FENCE.match(text)
+    names = [*steps, EXPLANATION]
+    try:
+        # An object becomes a tuple of its pairs, so that one that is there twice is seen.
+        found = json.loads(fenced[1] if fenced else text, object_pairs_hook=tuple)
+    except (ValueError, RecursionError):
+        raise UnparsableReply("it is not a JSON object, and that alone") from None
+    pairs = found if isinstance(found, tuple) else ()
+    entries = dict(pairs)
+    if len(entries) != len(pairs) or entries.keys() != set(names):
+        raise UnparsableReply(f"it is not a JSON object of exactly {', '.join(names)}")
+    if not all(isinstance(value, str) for value in entries.values()):
+        raise UnparsableReply("an entry of the object is not a text")
+    sentence = storable(entries[EXPLANATION]).strip()  # an escape can give what the reply itself cannot hold
+    if len(sentence.splitlines()) > 1:
+        raise UnparsableReply("the explanation has more than one line")
+    sentence = _sentence(sentence)
+    # A model that wants to quote a word may write " for \\", which ends the string and leaves half a sentence.
+    if not sentence.rstrip(_CLOSING).endswith(_ENDS):
+        raise UnparsableReply("the explanation does not end in a full stop")
+    return sentence
+
+
+def _said(reply: Reply) -> str:
+    text = without_thoughts(storable(reply.text))
+    if not text.strip():
+        raise UnparsableReply("the reply was empty")
+    return text
+
+
+def _sentence(text: str) -> str:
+    """An explanation as it is kept. Raises Unread if it says nothing, or too much."""
+    sentence = " ".join(text.split()).strip("*_ ")
+    if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in sentence[1:-1]:
+        sentence = sentence[1:-1].strip()
+    if re.sub(r"[\W_]", "", sentence).lower() in _NOTHING:
+        raise UnparsableReply("the explanation says nothing")
+    if len(sentence) > LONGEST:
+        raise UnparsableReply(f"the explanation has {len(sentence)} characters, more than {LONGEST}")
+    return sentence

@@ -1,0 +1,204 @@
+"""Any server that speaks OpenAI's chat completions: vLLM's, a vendor's.
+
+What belongs here: one attempt at one request on the `openai` client, and reading its answer. The client's own
+retries are off. The key is read from the environment when the first request is sent, and is taken out of every text
+that leaves this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+from latentgloss.errors import LanguageModelError
+from latentgloss.llm.engines.base import Failure
+from latentgloss.protocols import Reply, Request, TokenLogprobs
+
+if TYPE_CHECKING:
+    import openai
+    from openai import AsyncOpenAI
+
+    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.llm.engines.base import Kind
+
+
+PER_CLIENT = 32
+"""Connections of one HTTP client. Its work per request grows with them, so more requests get more clients."""
+
+CONNECT_S = 10.0
+IMPOSSIBLE = -9999.0
+"""What servers write for minus infinity, which JSON has not."""
+_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+"""Codes of a 429 that no waiting mends."""
+
+
+class OpenAICompatible:
+    """`Engine` over HTTP. Raises LanguageModelError at once if the key's variable is not set."""
+
+    def __init__(self, spec: LanguageModelSpec) -> None:
+        self.spec = spec
+        self._key = "none"  # the client insists on one; a server without keys ignores it
+        if spec.api_key_env:
+            self._key = os.environ.get(spec.api_key_env, "")
+            if not self._key:
+                raise LanguageModelError(
+                    f"{spec.name}: the environment variable {spec.api_key_env} is not set",
+                    expected="the key of this server in it",
+                    todo=f"export {spec.api_key_env}=…, in the environment of the run",
+                )
+        self._clients: list[AsyncOpenAI] = []
+        self._turn = 0
+
+    def __repr__(self) -> str:
+        return f"OpenAICompatible({self.spec.name})"
+
+    async def answer(self, request: Request) -> Reply:
+        import httpx2
+        import openai
+
+        client = self._client()
+        try:
+            # The low-level call: the typed one spends half a millisecond on classes nobody reads.
+            response = await client.post("/chat/completions", body=self.body(request), cast_to=httpx2.Response)
+        except (openai.APIError, httpx2.HTTPError) as e:
+            failure = self._failure(e)
+        else:
+            return _reply(response.content, request)
+        raise failure  # outside of the handler: the client's exception holds the key in its request
+
+    async def close(self) -> None:
+        clients, self._clients = self._clients, []
+        await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent. Parameters of the registry entry come last: they were chosen by hand."""
+        body: dict[str, Any] = {
+            "model": self.spec.model,
+            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            self.spec.max_tokens_parameter: request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+        }
+        if request.seed is not None and "seed" in self.spec.capabilities:
+            body["seed"] = request.seed
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.choice is not None:
+            body["structured_outputs"] = {"choice": list(request.choice)}  # vLLM 0.12 and later
+        if request.regex is not None:
+            body["structured_outputs"] = {"regex": request.regex}
+        if request.json_schema is not None:
+            schema = {"name": "reply", "schema": dict(request.json_schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if request.logprobs:
+            body |= {"logprobs": True, "top_logprobs": request.logprobs}
+        for name in self.spec.leave_out:
+            body.pop(name, None)
+        return body | self.spec.parameters
+
+    def _client(self) -> AsyncOpenAI:
+        if not self._clients:
+            import httpx2
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+            logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per request otherwise
+            limits = httpx2.Limits(max_connections=PER_CLIENT, max_keepalive_connections=PER_CLIENT)
+            timeout = httpx2.Timeout(self.spec.timeout_s, connect=min(CONNECT_S, self.spec.timeout_s))
+            for _ in range(-(-self.spec.in_flight // PER_CLIENT)):
+                http = DefaultAsyncHttpxClient(limits=limits, timeout=timeout, base_url=self.spec.base_url or "")
+                client = AsyncOpenAI(
+                    api_key=self._key, base_url=self.spec.base_url, max_retries=0, timeout=timeout, http_client=http
+                )
+                self._clients.append(client)
+        self._turn += 1
+        return self._clients[self._turn % len(self._clients)]
+
+    def _failure(self, error: Exception) -> Failure:
+        import httpx2
+        import openai
+
+        if isinstance(error, openai.APIStatusError):
+            status, code = error.status_code, {str(error.code), str(error.type)}
+            kind: Kind = "rejected"
+            if status == 429:
+                kind = "forbidden" if code & _QUOTA else "busy"
+            elif status >= 500 or status in (408, 409, 425):
+                kind = "failed"
+            elif status in (401, 402, 403, 404):
+                kind = "forbidden"
+            return Failure(
+                kind,
+                self._clean(f"HTTP {status}: {_message(error)}"),
+                wait_s=_retry_after(error.response.headers.get("retry-after")),
+            )
+        if isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout):
+            return Failure("timeout", f"no answer in {self.spec.timeout_s:g} s")
+        cause = error.__cause__ or error
+        refused = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+        return Failure("unreachable" if refused else "dropped", self._clean(f"{type(cause).__name__}: {cause}"))
+
+    def _clean(self, text: str) -> str:
+        """Without the key (servers quote it back), and short."""
+        text = text.replace(self._key, "[key]") if len(self._key) > 4 else text
+        return text if len(text) <= 500 else text[:500] + "…"
+
+
+def _message(error: openai.APIStatusError) -> str:
+    body = error.body
+    if isinstance(body, dict) and isinstance(body.get("message"), str):
+        return str(body["message"])
+    return str(error.response.text)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from the header, given as a number or as a date; None if absent or neither."""
+    try:
+        return None if value is None else max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value or "").timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def _reply(content: bytes, request: Request) -> Reply:
+    """Reads an answer. Raises Failure (`malformed`, `misdeclared`)."""
+    try:
+        data = json.loads(content)
+        (choice,) = data["choices"]
+        message = choice["message"]
+        text, refusal = message.get("content"), message.get("refusal")
+        ended = choice["finish_reason"]
+        usage = data.get("usage") or {}
+        counts: dict[str, Any] = {
+            "prompt_tokens": int(usage.get("prompt_tokens") or 0),
+            "cached_prompt_tokens": int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+            "completion_tokens": int(usage.get("completion_tokens") or 0),
+        }
+        if not isinstance(text, str | None):
+            raise TypeError(f"content is {type(text).__name__}")
+        logprobs = tuple(_token(item) for item in ((choice.get("logprobs") or {}).get("content") or ()))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Failure("malformed", f"an answer that cannot be read ({type(e).__name__}: {e})") from None
+    if refusal or ended == "content_filter":
+        return Reply("refused", str(refusal or "content filter"), text or "", **counts)
+    if ended not in ("stop", "length", "tool_calls", "eos"):
+        raise Failure("malformed", f"an answer that ended with {ended!r}")
+    if request.logprobs and not logprobs and text:
+        raise Failure("misdeclared", "no log probabilities in the answer, which the registry says it can give")
+    if request.choice is not None and ended == "stop" and (text or "").strip() not in request.choice:
+        # A server that knows no such parameter passes over it in silence: every reply would have to be asked for twice.
+        raise Failure("misdeclared", "an answer outside the choice it was given, which the registry says it keeps to")
+    return Reply("truncated" if ended == "length" else "ok", "", text or "", logprobs, **counts)
+
+
+def _token(item: Any) -> TokenLogprobs:
+    found = ((str(t["token"]), float(t["logprob"])) for t in item.get("top_logprobs") or ())
+    top = sorted((t for t in found if t[1] > IMPOSSIBLE), key=lambda t: -t[1])
+    return TokenLogprobs(str(item["token"]), float(item["logprob"]), tuple(top))

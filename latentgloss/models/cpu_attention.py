@@ -1,0 +1,108 @@
+"""Causal attention on a CPU, in blocks of queries, so that nothing above the diagonal is computed.
+
+What belongs here: one attention function for Hugging Face models in bfloat16, and its registration. Scores, softmax
+and sums are in float32 from bfloat16 inputs, as in PyTorch's own kernel, whose result it equals up to rounding.
+Short sequences (256 tokens) are what it is for: PyTorch's kernel spends there twice the time (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jaxtyping import Float
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig
+
+
+NAME = "latentgloss_causal_cpu"
+BLOCK = 64
+"""Queries per block: smaller ones waste less above the diagonal, and make products smaller than they are good at."""
+
+
+def causal_attention(
+    query: Float[Tensor, "batch heads seq dim"],
+    key: Float[Tensor, "batch groups seq dim"],
+    value: Float[Tensor, "batch groups seq dim"],
+    scale: float,
+) -> Float[Tensor, "batch seq heads dim"]:
+    """softmax(scale Q Kᵀ) V with queries seeing themselves and what is before; heads share keys by groups."""
+    batch, heads, length, dim = query.shape
+    pairs, share = batch * key.shape[1], heads // key.shape[1]
+    k, v = (t.reshape(pairs, length, dim).float() for t in (key, value))
+    out = torch.empty(batch, length, heads, dim, dtype=query.dtype)
+    with _products_of_bfloat16():
+        for start in range(0, length, BLOCK):
+            stop = min(start + BLOCK, length)
+            n = stop - start
+            q = query[:, :, start:stop].to(torch.float32, memory_format=torch.contiguous_format)
+            scores = torch.bmm(q.view(pairs, share * n, dim), k[:, :stop].transpose(1, 2)).mul_(scale)
+            scores = scores.view(pairs, share, n, stop)
+            scores[..., start:] += torch.full((n, n), -torch.inf).triu_(1)
+            weights = torch.softmax(scores, -1, out=scores)  # in place: the memory traffic is what it costs
+            found = torch.bmm(weights.view(pairs, share * n, stop), v[:, :stop])
+            out[:, start:stop] = found.view(batch, heads, n, dim).transpose(1, 2)
+    return out
+
+
+@contextlib.contextmanager
+def _products_of_bfloat16() -> Iterator[None]:
+    """Products of float32 matrices round what they take in to bfloat16 and add up in float32.
+
+    Queries, keys and values come in bfloat16, so that of what goes in only the softmax is rounded.
+    """
+    backend: Any = torch.backends.mkldnn
+    flags = backend.matmul
+    before = flags.fp32_precision
+    flags.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        flags.fp32_precision = before
+
+
+def _forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls. Anything but plain causal self-attention goes to PyTorch's kernel."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    plain = attention_mask is None and causal and query.shape[2] == key.shape[2] and value.shape[-1] == query.shape[-1]
+    if plain and query.dtype == torch.bfloat16 and not any(others.get(name) for name in _NOT_PLAIN):
+        return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+    result: tuple[Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **others
+    )
+    return result
+
+
+_NOT_PLAIN = ("dropout", "softcap", "position_bias", "cache", "s_aux", "output_attentions")
+"""Arguments that ask for more than this function does."""
+
+
+def implementation(config: PretrainedConfig, dtype: torch.dtype, device: str) -> str | None:
+    """What to pass as `attn_implementation`; None leaves the choice to transformers."""
+    able = device == "cpu" and dtype == torch.bfloat16 and hasattr(torch.backends.mkldnn, "matmul")
+    if not able or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    if getattr(config, "attn_logit_softcapping", None):  # such models do not run on PyTorch's kernel either
+        return None
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, _forward)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME

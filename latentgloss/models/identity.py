@@ -1,0 +1,62 @@
+"""What decides a model's activations, as hashes of its own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from latentgloss.config.registry import ModelSpec
+from latentgloss.errors import SubjectError
+from latentgloss.models.files import (
+    CONVERSION,
+    MODEL_FILES,
+    TOKENIZER_FILES,
+    files_sha256,
+    gguf_of,
+    revision,
+    source_folder,
+)
+
+
+def tokenizer_identity(spec: ModelSpec, cache_dir: Path) -> str:
+    """sha256 over the files the tokenizer is read from (names and bytes). Converts nothing."""
+    folder = source_folder(spec, [*TOKENIZER_FILES, "config.json"])
+    gguf = gguf_of(folder)
+    files = [gguf] if gguf else [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if not files:
+        raise SubjectError(
+            f"{spec.name}: {folder} has no tokenizer",
+            expected=f"one of {', '.join(TOKENIZER_FILES)}",
+            todo="correct `source` in the registry, or save the tokenizer beside the model",
+        )
+    return files_sha256(files, cache_dir)
+
+
+def model_identity(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
+    """What decides the model's activations: the content of its own files, dtype and re-randomisation; no paths.
+
+    Reads files (each once, while it does not change) and loads nothing. Raises SubjectError if there are none.
+    """
+    folder = source_folder(spec, MODEL_FILES)
+    gguf = gguf_of(folder)
+    files = [gguf] if gguf else sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+    if not any(file.suffix in (".gguf", ".safetensors") for file in files):
+        raise SubjectError(
+            f"{spec.name}: {folder} has no weights",
+            expected="*.safetensors or one *.gguf file",
+            todo="correct `source` in the registry",
+        )
+    return {
+        "source": portable_source(spec),
+        "revision": revision(spec),
+        "weights_sha256": files_sha256(files, cache_dir),
+        "tokenizer_sha256": tokenizer_identity(spec, cache_dir),
+        "dtype": spec.dtype,
+        "rerandomise": spec.rerandomise,
+        "conversion": CONVERSION,
+    }
+
+
+def portable_source(spec: ModelSpec) -> str:
+    """`source` without what differs between machines: where a `path:` lies says nothing about its content."""
+    return "path" if spec.source.startswith("path:") else spec.source.partition("@")[0]

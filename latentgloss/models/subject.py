@@ -1,0 +1,221 @@
+"""The subject model: the language model whose activations the SAEs read.
+
+What belongs here: one forward pass that hands out activations at hookpoints and stops after the last one
+needed, and the logit lens. Where weights and tokenizer come from is in `subject_files.py`. Writes nothing.
+
+A **hookpoint** is the path of a module in the Hugging Face *base* model (the model without its LM head):
+`layers.9` is what that layer puts out (the residual stream after it), `layers.9.mlp` what that MLP puts
+out; with `@input` appended, what the module takes in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Integer
+from torch import Tensor, nn
+
+from latentgloss.config.registry import ModelSpec
+from latentgloss.errors import SubjectError
+from latentgloss.machine.memory import keep_freed_memory
+from latentgloss.models.cpu_attention import implementation
+from latentgloss.models.cpu_linear import order_weights
+from latentgloss.models.files import quiet, readable, ready_folder
+from latentgloss.models.identity import model_identity, tokenizer_identity
+from latentgloss.models.logit_lens import LogitLens
+from latentgloss.models.tokenizer import load_tokenizer, tokenizer_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+__all__ = ["INPUT", "LogitLens", "Subject", "load_subject", "load_tokenizer", "tokenizer_identity"]
+
+INPUT = "@input"
+
+
+class _Stop(Exception):
+    """Ends a forward pass once everything asked for has been seen."""
+
+
+class Subject:
+    """A loaded subject model. `load_subject` makes one."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        identity: dict[str, Any],
+        device: str = "cpu",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.identity = identity
+        """What decides the activations: for recipes, free of paths (`load_subject` says what is in it)."""
+        self.device = torch.device(device)
+        model.eval()
+        model.requires_grad_(False).to(device)  # type: ignore[arg-type]
+        self._model = model
+        self._base: nn.Module = model.base_model
+        self._modules: dict[str, nn.Module] = {name: module for name, module in self._base.named_modules() if name}
+        self._widths: dict[str, int] = {}
+
+    @property
+    def d_model(self) -> int:
+        return int(self._model.config.get_text_config().hidden_size)
+
+    def hookpoints(self) -> list[str]:
+        """Every module that puts out one activation vector per token, in the order the model runs them."""
+        self._measure_widths()
+        return [name for name in self._widths if not name.endswith(INPUT)]
+
+    def width_at(self, hookpoint: str) -> int:
+        """Width d of the activations at a hookpoint. Raises SubjectError if it yields none."""
+        self._module(hookpoint)
+        self._measure_widths()
+        if hookpoint not in self._widths:
+            raise self._unknown(hookpoint, "yields no activation of shape [batch, seq, d]")
+        return self._widths[hookpoint]
+
+    def activations(
+        self, tokens: Integer[np.ndarray, "batch seq"], hookpoints: Sequence[str]
+    ) -> dict[str, Float[Tensor, "batch seq d"]]:
+        """Activations at the hookpoints, in the model's dtype and on its device. Attention is causal.
+
+        One forward pass of the base model without KV cache. It ends as soon as the last of the hookpoints
+        has been seen: later layers, the final norm and the LM head never run. Raises SubjectError for an
+        unknown hookpoint.
+        """
+        wanted = {name: self._module(name) for name in dict.fromkeys(hookpoints)}
+        caught: dict[str, Tensor] = {}
+        if not wanted:
+            return caught
+
+        def keep(name: str, value: Any) -> None:
+            caught[name] = self._one_per_token(name, value, tokens.shape[1])
+            if len(caught) == len(wanted):
+                raise _Stop
+
+        with torch.inference_mode(), _hooked(wanted, keep), contextlib.suppress(_Stop):
+            self._base(input_ids=self._tensor(tokens), use_cache=False)
+        missing = sorted(wanted.keys() - caught.keys())
+        if missing:
+            raise self._unknown(missing[0], "is a module that the forward pass never runs")
+        return {name: caught[name] for name in wanted}
+
+    def lens(self) -> LogitLens:
+        """The logit lens: what a direction of the residual stream says in tokens.
+
+        Holds the unembedding in float32, vocabulary × d_model × 4 bytes. Raises SubjectError if there is no LM head.
+        """
+        head: Any = self._model.get_output_embeddings()
+        if head is None:
+            raise SubjectError("the model has no LM head", expected="a causal language model")
+        return LogitLens(head.weight.float(), *self._final_norm())
+
+    def _final_norm(self) -> tuple[Float[Tensor, " d"], bool]:
+        """The final norm's gain, and whether it subtracts the mean.
+
+        Probed with ±1 (mean 0, root mean square 1), so that RMSNorm, LayerNorm and norms that store gain −
+        1 all give the gain they apply.
+        """
+        norms = [m for name, m in self._base.named_children() if "norm" in type(m).__name__.lower() or name == "ln_f"]
+        if not norms:
+            return torch.ones(self.d_model, device=self.device), False
+        norm = norms[-1]
+        signs = torch.ones(self.d_model, device=self.device, dtype=self._model.dtype)
+        signs[1::2] = -1
+        with torch.inference_mode():
+            gain = (norm(signs[None]) - norm(torch.zeros_like(signs)[None]))[0] * signs
+        return gain.float(), isinstance(norm, nn.LayerNorm)
+
+    def _tensor(self, tokens: Integer[np.ndarray, "batch seq"]) -> Int[Tensor, "batch seq"]:
+        return torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64)).to(self.device)
+
+    def _module(self, hookpoint: str) -> nn.Module:
+        path = hookpoint.removesuffix(INPUT)
+        if path not in self._modules:
+            raise self._unknown(hookpoint, "is no module of the base model")
+        return self._modules[path]
+
+    def _unknown(self, hookpoint: str, what: str) -> SubjectError:
+        suffix = INPUT if hookpoint.endswith(INPUT) else ""
+        path = hookpoint.removesuffix(INPUT)
+        near = difflib.get_close_matches(path, self._modules, n=3, cutoff=0.5)
+        head = path.partition(".")[2]  # `model.layers.9` is the usual slip: the path starts at the base model
+        near = ([head] if head in self._modules else []) + [name for name in near if name != head]
+        return SubjectError(
+            f"hookpoint {hookpoint!r} {what}",
+            expected="a module path such as " + ", ".join(repr(name + suffix) for name in near or ["layers.0"]),
+            todo="correct `hookpoint` in the registry",
+        )
+
+    def _one_per_token(self, name: str, value: Any, length: int) -> Float[Tensor, "batch seq d"]:
+        tensor = value[0] if isinstance(value, tuple) else value
+        if not (isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape[1] == length):
+            shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(value).__name__
+            raise self._unknown(name, f"yields {shape}, not activations of shape [batch, {length}, d],")
+        return tensor
+
+    def _measure_widths(self) -> None:
+        """Fills `_widths` by running two tokens through the whole base model once."""
+        if self._widths:
+            return
+
+        def keep(name: str, value: Any) -> None:
+            tensor = value[0] if isinstance(value, tuple) else value
+            if isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape[:2] == (1, 2):
+                self._widths[name] = int(tensor.shape[2])
+
+        both = {name + suffix: m for name, m in self._modules.items() for suffix in ("", INPUT)}
+        with torch.inference_mode(), _hooked(both, keep):
+            self._base(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=self.device), use_cache=False)
+
+
+@contextlib.contextmanager
+def _hooked(modules: dict[str, nn.Module], keep: Callable[[str, Any], None]) -> Iterator[None]:
+    """Calls `keep(hookpoint, value)` with each module's output, or with its input for `@input`."""
+    with contextlib.ExitStack() as stack:
+        for name, module in modules.items():
+            if name.endswith(INPUT):
+
+                def before(_m: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                    keep(name, args[0] if args else kwargs.get("hidden_states"))
+
+                handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            else:
+
+                def after(_m: nn.Module, _args: Any, output: Any, name: str = name) -> None:
+                    keep(name, output)
+
+                handle = module.register_forward_hook(after)
+            stack.callback(handle.remove)
+        yield
+
+
+def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None) -> Subject:
+    """The subject model, ready to run; the first load of a GGUF file converts it once (about 25 s for 135M).
+
+    `device` defaults to CUDA where there is one. Raises SubjectError if files are missing or cannot be read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = ready_folder(spec, cache_dir)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, spec.dtype)
+    with quiet(), readable(spec, folder):
+        attention = implementation(AutoConfig.from_pretrained(folder, local_files_only=True), dtype, device)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, attn_implementation=attention
+        )
+        tokenizer = tokenizer_in(folder)
+    identity = model_identity(spec, cache_dir)
+    if device == "cpu":
+        keep_freed_memory()
+        order_weights(model.base_model)
+    return Subject(model, tokenizer, identity, device)

@@ -1,0 +1,174 @@
+"""Versions that can go: those nothing refers to, and those that are damaged.
+
+What belongs here: which versions pointers reach, and removing others. A pointer (`current.json`) refers to a version;
+a version refers to those its manifest pins and to the corpus that its `resolved.json` names. What is reached stays,
+so the lineage of every current result stays readable. Unfinished versions (no manifest) are left alone: a killed run
+resumes from them.
+
+A run that is going on refers to versions no pointer names yet; nothing is to be removed meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from latentgloss.errors import StoreError
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.store.version import CURRENT, MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from latentgloss.store import Store
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A version that can go, or (`fingerprint` empty) a damaged pointer."""
+
+    stage: str
+    partition: str
+    fingerprint: str
+    bytes: int
+    """What removing all that was listed with it frees: files shared with a version that stays count nothing."""
+    why: str
+    keep: tuple[str, ...] = ()
+    """Files that verify and stay behind as finished blocks, for the next run to resume from."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage}/{self.partition}/{self.fingerprint}"
+
+
+def stored_partitions(store: Store, stage: str) -> list[str]:
+    """Partitions of a stage with a pointer or a complete version, whether or not either can be read."""
+    return sorted({*store.partitions(stage), *(key.rpartition("/")[0] for key in _complete(store, stage))})
+
+
+def reachable(store: Store) -> set[str]:
+    """Keys of all versions that pointers, or lineage from one, reach.
+
+    Raises StoreError if a manifest on the way is damaged: what it refers to cannot be known.
+    """
+    reached: set[str] = set()
+    waiting = [
+        version
+        for stage in STAGES
+        for partition in store.partitions(stage)
+        if (version := store.current(stage, partition)) is not None
+    ]
+    while waiting:
+        version = waiting.pop()
+        if version.key in reached:
+            continue
+        reached.add(version.key)
+        pins = list(version.manifest.inputs)
+        if "resolved.json" in version.manifest.files:
+            pins.append(version.json("resolved.json")["corpus"])
+        for pin in pins:
+            pinned = store.version(pin["stage"], pin["partition"], pin["fingerprint"])
+            if pinned is not None:
+                waiting.append(pinned)
+    return reached
+
+
+def unused(store: Store) -> list[Removable]:
+    """Complete versions that nothing refers to. Raises StoreError as `reachable` does."""
+    reached = reachable(store)
+    keys = [f"{stage}/{key}" for stage in STAGES for key in _complete(store, stage)]
+    candidates = [key for key in keys if key not in reached]
+    sizes = _freed(store, candidates)
+    return [Removable(*_split(key), bytes=sizes[key], why="nothing refers to it") for key in candidates]
+
+
+def broken(store: Store, stage: str, partition: str) -> list[Removable]:
+    """Versions of a partition that do not verify, and its pointer if that is damaged.
+
+    Of the version that is current, the files that verify stay behind as finished blocks; nothing else does.
+    """
+    found: list[Removable] = []
+    pointed = None
+    try:
+        current = store.current(stage, partition)
+        pointed = current.key if current else None
+    except StoreError as e:
+        found.append(Removable(stage, partition, "", 0, e.found))
+    keys = [f"{stage}/{key}" for key in _complete(store, stage) if key.rpartition("/")[0] == partition]
+    for key in keys:
+        try:
+            version = store.version(*_split(key))
+        except StoreError as e:
+            found.append(Removable(*_split(key), bytes=_freed(store, [key])[key], why=e.found))
+            continue
+        if version is None:
+            continue
+        checked = dict(version.verify())
+        errors = [e for e in checked.values() if e is not None]
+        if not errors:
+            continue
+        blocks = {name for block in version.manifest.blocks.values() for name in block.files}
+        keep = tuple(n for n, e in checked.items() if e is None and n in blocks) if key == pointed else ()
+        lost = _freed(store, [key], leave=keep)[key]
+        found.append(Removable(*_split(key), bytes=lost, why=errors[0].found, keep=keep))
+    return found
+
+
+def remove(store: Store, item: Removable) -> None:
+    """Removes one version, its manifest first: what is left of an interrupted removal is no version."""
+    pointer = f"{item.stage}/{item.partition}/{CURRENT}"
+    with store.files.lock(f"{item.stage}/{item.partition}"):
+        if not item.fingerprint:
+            store.files.remove(pointer)
+            return
+        pointed = False
+        try:
+            current = store.current(item.stage, item.partition)
+            pointed = current is not None and current.key == item.key
+        except StoreError:
+            pointed = True  # it points to this damaged version, or is damaged itself
+        if pointed:
+            store.files.remove(pointer)
+        store.files.remove(f"{item.key}/{MANIFEST}")
+        store._versions.pop(item.key, None)
+        if not item.keep:
+            store.files.remove(item.key)
+            return
+        kept = {store.files.path(f"{item.key}/{name}") for name in item.keep}
+        for path in _files(store, item.key):
+            if path not in kept:
+                path.unlink()
+
+
+def _complete(store: Store, stage: str) -> list[str]:
+    """partition/fingerprint of every complete version of a stage."""
+    return [key.removeprefix(f"{stage}/") for key in store.files.find(MANIFEST, stage)]
+
+
+def _split(key: str) -> tuple[str, str, str]:
+    stage, _, rest = key.partition("/")
+    partition, _, fingerprint = rest.rpartition("/")
+    return stage, partition, fingerprint
+
+
+def _files(store: Store, key: str) -> list[Path]:
+    return [path for path in store.files.path(key).rglob("*") if path.is_file()]
+
+
+def _freed(store: Store, keys: Iterable[str], leave: Iterable[str] = ()) -> dict[str, int]:
+    """Bytes that removing all of `keys` frees, by key. Versions share files as hard links: the last link counts."""
+    freed: dict[str, int] = {}
+    links: dict[tuple[int, int], int] = {}
+    for key in keys:
+        freed[key] = 0
+        stay = {store.files.path(f"{key}/{name}") for name in leave}
+        for path in _files(store, key):
+            if path in stay:
+                continue
+            stat = path.stat()
+            inode = (stat.st_dev, stat.st_ino)
+            links[inode] = links.get(inode, 0) + 1
+            if links[inode] == stat.st_nlink:
+                freed[key] += stat.st_size
+    return freed

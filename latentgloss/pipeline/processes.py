@@ -1,0 +1,67 @@
+"""Computing in several processes, which the works of one model share.
+
+What belongs here: starting and ending them. What they are asked to do is the stage's; it hands them whatever it needs,
+since nothing of this process is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from latentgloss.pipeline.failures import attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Executor
+
+    from latentgloss.pipeline.stage_run import Runner, StageRun
+
+R = TypeVar("R")
+
+
+def with_processes(
+    compute: Callable[[StageRun[R], Executor | None], None],
+    prepare: Callable[..., None],
+    arguments: Callable[[StageRun[R]], tuple[Any, ...]],
+) -> Runner[R]:
+    """A runner like `work.one_by_one` whose works get processes in which `prepare` ran with `arguments`.
+
+    None instead of processes where one is all there is to be (`machine.workers`).
+    """
+
+    def runner(runs: Sequence[StageRun[R]]) -> Iterator[StageRun[R]]:
+        for _, group in groupby(sorted(runs, key=lambda run: run.model.name), key=lambda run: run.model.name):
+            together = list(group)
+            with contextlib.ExitStack() as stack:
+                pool: list[Executor | None] = []
+
+                def start(first: StageRun[R] = together[0], stack: contextlib.ExitStack = stack) -> None:
+                    pool.append(stack.enter_context(_processes(first, prepare, arguments)))  # noqa: B023
+
+                error = attempt(start)
+                for run in together:
+                    run.start()
+                    with run.charged():
+                        run.error = error or attempt(partial(compute, run, *pool))
+                    yield run
+
+    return runner
+
+
+@contextlib.contextmanager
+def _processes(
+    run: StageRun[R], prepare: Callable[..., None], arguments: Callable[[StageRun[R]], tuple[Any, ...]]
+) -> Iterator[Executor | None]:
+    n = run.settings.machine.workers or os.cpu_count() or 1
+    if n == 1:
+        yield None
+        return
+    # Not fork: the model's threads may be alive in this process, and a forked child would wait for them for ever.
+    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), prepare, arguments(run)) as pool:
+        yield pool

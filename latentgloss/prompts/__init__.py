@@ -1,1 +1,0 @@
-"""The wording of prompts: text files, one each. How they are read and filled in: `latentgloss.prompting`."""

@@ -1,0 +1,42 @@
+"""The stage `resolved_saes`: exactly what one SAE depends on, as hashes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Protocol
+
+from latentgloss.pipeline.stage_run import one_by_one
+from latentgloss.store.digests import json_sha256
+
+if TYPE_CHECKING:
+    from latentgloss.config.registry import SaeSpec
+    from latentgloss.pipeline.stage_run import StageRun
+    from latentgloss.saes.coder import SparseCoder
+
+
+class SaeNeeds(Protocol):
+    """What this stage needs that is not in the store."""
+
+    def sae(self, spec: SaeSpec) -> SparseCoder: ...
+
+
+def _resolve(run: StageRun[SaeNeeds]) -> None:
+    """Writes what this SAE depends on. Reads the weights once, so that a damaged file is found before a GPU is."""
+    external = run.recipe.content["external"]
+    coder = run.resources.sae(run.sae)
+    corpus = run.input("tokenized_corpus")
+    resolved = {
+        **external,
+        "corpus": corpus.pin,
+        "n_latents": coder.n_latents,
+        "d_in": coder.d_in,
+    }
+    with run.draft.file("resolved.json") as path:
+        path.write_text(json.dumps(resolved, indent=1))
+    cache = {key: value for key, value in external.items() if key != "latents"}
+    run.draft.part("cache", json_sha256({**cache, "corpus": corpus.manifest.data_version}))
+    run.draft.part("latents", json_sha256(external["latents"]))
+    run.facts = {"latents": coder.n_latents, "d_in": coder.d_in}
+
+
+resolve_saes = one_by_one(_resolve)

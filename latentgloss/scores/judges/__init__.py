@@ -1,0 +1,1 @@
+"""What answers a scorer's questions: executed programs, language models, cosines. `opening` finds one by its name."""

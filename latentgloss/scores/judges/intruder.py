@@ -1,0 +1,217 @@
+"""Intruder detection: among five passages of marked text, the one whose marks belong to another latent.
+
+What belongs here: who answers a trial, and how a reply is read. It judges a latent without any explanation: a question
+is one trial, its answer names one passage. Chance is one in five. Method: arXiv 2507.08473; which windows make a trial
+is in `trials.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from math import exp
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from latentgloss.errors import ScorerError
+from latentgloss.llm.asking import Planned, Query, QueryResult, UnparsableReply, ask_all, storable, without_thoughts
+from latentgloss.llm.prompts.quoting import quoted_tokens
+from latentgloss.llm.prompts.templates import prompt
+from latentgloss.protocols import Answer, Request
+from latentgloss.scores.judges.reading import ALTERNATIVES, prompt_number, used
+from latentgloss.scores.scorers.intruder import ARM, PASSAGES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from jaxtyping import Bool, UInt32
+
+    from latentgloss.models.vocabulary import Vocabulary
+    from latentgloss.protocols import LanguageModel, Question, Reply
+
+
+VERSION = "2"
+MAX_TOKENS = 16
+MAX_TOKENS_JSON = 32
+"""The same answer with its object around it, which may be spread over lines."""
+PLACES = tuple(str(i + 1) for i in range(PASSAGES))
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {ARM: {"type": "integer", "enum": [int(place) for place in PLACES]}},
+    "required": [ARM],
+    "additionalProperties": False,
+}
+"""An object around the number, for models that know schemas and no choice."""
+
+_OBJECT = re.compile(rf'\{{\s*"{ARM}"\s*:\s*([1-{PASSAGES}])\s*\}}')
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a reply says."""
+
+    place: int
+    """Of the intruder, from 0."""
+    probability: tuple[float, ...] | None = None
+    """Of each place, where the model says so."""
+
+
+class IntruderJudge:
+    """A language model that looks for the intruder."""
+
+    embedder = ""
+    decides = True
+
+    def __init__(self, model: LanguageModel, vocabulary: Callable[[], Vocabulary]) -> None:
+        self.model, self.vocabulary = model, vocabulary
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "judge": "intruder",
+            "version": VERSION,
+            "model": self.model.identity(),
+            "prompt": prompt("intruder").sha256,
+            "temperature": 0.0,
+            "uses": used(self.model),
+        }
+
+    def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """One answer per question, in order. Questions are read as the model takes requests."""
+        going: deque[Request] = deque()
+
+        def asks() -> Iterator[Query[Choice]]:
+            for question in questions:
+                ask = self._ask(question)
+                going.append(ask.request)
+                yield ask
+
+        for told in ask_all(self.model, asks()):
+            yield _answer(told, prompt_number(going.popleft()))
+
+    def planned(self, question: Question) -> list[Planned]:
+        """What will be asked about a question."""
+        return [Planned(self.model, self._ask(question))]
+
+    def _ask(self, question: Question) -> Query[Choice]:
+        if question.marks is None:
+            raise ScorerError("a trial without marks", expected=f"{PASSAGES} marked windows")
+        return trial(question.tokens, question.marks, self.vocabulary(), self.model)
+
+
+class MarkedTokens:
+    """Names the passage whose marked tokens are least like those of the others; of several equal ones the first.
+
+    What can be found without understanding anything: two passages are as alike as the sets of their marked tokens
+    (Jaccard), whatever their case and spacing.
+    """
+
+    name, embedder, decides = "tokens", "", True
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        return {"judge": cls.name, "version": "1"}
+
+    def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        for question in questions:
+            assert question.marks is not None
+            self.vocabulary.check(question.tokens)
+            words = [
+                {self.vocabulary.strings[token].strip().casefold() for token in row[marked]}
+                for row, marked in zip(question.tokens, question.marks, strict=True)
+            ]
+            alike = [sum(len(a & b) / len(a | b) for b in words) for a in words]
+            yield named(int(np.argmin(alike)), len(words))
+
+
+def named(place: int, n: int, probability: Sequence[float] | None = None, prompt: int | None = None) -> Answer:
+    """The answer that passage `place` of `n` is the intruder; with the probability of each place, if known."""
+    belongs = np.arange(n) != place
+    share = None if probability is None else (1 - np.asarray(probability)).astype(np.float32)
+    evidence = belongs.astype(np.float32) if share is None else share
+    return Answer(evidence, belongs, share, None if prompt is None else np.full(n, prompt, dtype=np.int64))
+
+
+def _answer(told: QueryResult[Choice], prompt: int) -> Answer:
+    spent = (told.prompt_tokens, told.completion_tokens, told.cost_usd)
+    if told.value is None:
+        nothing = np.full(PASSAGES, np.nan, dtype=np.float32)
+        of_prompt = np.full(PASSAGES, prompt, dtype=np.int64)
+        status, reason = [told.status] * PASSAGES, [told.reason] * PASSAGES
+        return Answer(nothing, np.zeros(PASSAGES, bool), None, of_prompt, status, reason, *spent)
+    found = named(told.value.place, PASSAGES, told.value.probability, prompt)
+    return Answer(found.evidence, found.prediction, found.probability, found.prompt, None, None, *spent)
+
+
+def trial(
+    tokens: UInt32[np.ndarray, "five length"],
+    marks: Bool[np.ndarray, "five length"],
+    vocabulary: Vocabulary,
+    model: LanguageModel,
+) -> Query[Choice]:
+    """One trial, windows in the order they are shown.
+
+    Raises ScorerError unless there are five windows, all of them marked.
+    """
+    if len(tokens) != PASSAGES or not marks.any(axis=1).all():
+        raise ScorerError(
+            f"a trial of {len(tokens)} windows, {int(marks.any(axis=1).sum())} of them marked",
+            expected=f"{PASSAGES} marked windows",
+        )
+    asked = prompt("intruder")
+    lines = [
+        f"{i}. {quoted_tokens(row, vocabulary, m)}" for i, (row, m) in enumerate(zip(tokens, marks, strict=True), 1)
+    ]
+    held = _held(model)
+    request = Request(
+        asked.messages(passages="\n".join(lines)),
+        MAX_TOKENS_JSON if held else MAX_TOKENS,
+        choice=PLACES if "choice" in model.capabilities else None,
+        json_schema=SCHEMA if held else None,
+        logprobs=ALTERNATIVES if "logprobs" in model.capabilities else 0,
+    )
+    read = partial(read_choice, schema=held)
+    return Query(request, read, lambda messages, reply, problem: asked.repaired(messages, reply, problem=problem))
+
+
+def _held(model: LanguageModel) -> bool:
+    """Whether replies of a model are held to the schema."""
+    return "json_schema" in model.capabilities and "choice" not in model.capabilities
+
+
+def read_choice(reply: Reply, *, schema: bool = False) -> Choice:
+    """The number of a passage, and nothing beside it. Raises Unread for anything else.
+
+    With `schema`, which demands it, the number may stand in its object.
+    """
+    text = without_thoughts(storable(reply.text)).strip()
+    if schema and (inside := _OBJECT.fullmatch(text)):
+        text = inside[1]
+    if not re.fullmatch(rf"[1-{PASSAGES}]\.?", text):
+        raise UnparsableReply(f"it is not a number from 1 to {PASSAGES}, and that alone")
+    return Choice(int(text[0]) - 1, _probabilities(reply, text[0]))
+
+
+def _probabilities(reply: Reply, digit: str) -> tuple[float, ...] | None:
+    """Of each place, from the token that holds the answer; None if that is not among the tokens, once.
+
+    A place whose digit is not among the alternatives is less probable than all of them, and counts as impossible.
+    """
+    holding = [token for token in reply.logprobs if digit in token.token]
+    if len(holding) != 1 or holding[0].token.count(digit) != 1:
+        return None
+    (token,) = holding
+    listed = {**dict(token.top), token.token: token.logprob}
+    each = [listed.get(token.token.replace(digit, place)) for place in PLACES]
+    shares = [0.0 if value is None else exp(min(value, 0.0)) for value in each]
+    total = sum(shares)
+    return tuple(share / total for share in shares) if total > 0 else None

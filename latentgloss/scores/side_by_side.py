@@ -1,0 +1,105 @@
+"""Asking about blocks of latents side by side: the one loop that the runner of every scorer uses.
+
+What belongs here: beginning blocks while earlier ones wait for replies, adding what was written to the draft in order,
+and adding up what judges took. What is asked about a block, and how answers become numbers, is the scorer's stage
+(`stages.py`, `intruder_stage.py`): it hands over a function from a block to a `BlockTask`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from latentgloss import schema
+from latentgloss.machine.concurrency import BLOCKS, CONTEXTS, Threads, run_in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Executor
+
+    from latentgloss.pipeline.stage_run import StageRun
+    from latentgloss.protocols import Answer
+    from latentgloss.store import Block
+
+AHEAD = 2
+"""Blocks that processes score while one is written."""
+TAKEN = ("prompt_tokens", "completion_tokens", "cost_usd")
+Taken = dict[str, dict[str, float]]
+"""Per judge, the tokens and dollars that its answers took."""
+Written = dict[str, "Block"]
+"""Scored blocks whose files are in the draft's folder, by name. Their fact `spent` is what judges took for them."""
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """Scoring one block of latents, not begun yet: `score(*arguments)` asks, scores and writes."""
+
+    contexts: int
+    """Contexts it asks about, which bounds how many blocks are under way."""
+    score: Callable[..., Written]
+    arguments: tuple[Any, ...]
+
+
+def ask_about_blocks(
+    run: StageRun[Any],
+    blocks: Sequence[str],
+    task_of: Callable[[str], BlockTask | None],
+    *,
+    asks: bool,
+    processes: Executor | None = None,
+) -> None:
+    """Scores every block of a partition and adds each to the draft, in order.
+
+    `task_of` prepares a block, or returns None if the draft has all of it already; it is called in this thread. The
+    tasks run in `processes` if given (they must then be picklable), on threads if a judge `asks` a language model, and
+    otherwise here, one after the other. What judges took becomes a fact of the version, whichever run paid for it.
+    """
+
+    def begun(threads: Threads) -> Iterator[tuple[int, Callable[[], Written]]]:
+        for block in blocks:
+            task = task_of(block)
+            if task is None:
+                yield 0, dict
+            elif processes is not None:
+                yield task.contexts, processes.submit(task.score, *task.arguments).result
+            elif asks:
+                yield task.contexts, threads.submit(task.score, *task.arguments).result
+            else:
+                yield task.contexts, partial(task.score, *task.arguments)
+
+    most = AHEAD if processes is not None else BLOCKS if asks else 0
+    with Threads() as threads:
+        finished = run_in_order(begun(threads), most, CONTEXTS if asks else None)
+        for done, written in enumerate(finished, 1):
+            for name, block in written.items():
+                run.draft.add(name, block)
+            run.progress(done, len(blocks), "blocks of latents")
+    taken = _taken_by_blocks(run.draft.blocks.values())
+    if taken:
+        run.facts["spent"] = taken
+    run.note_unanswered(schema.JUDGEMENTS)
+
+
+def add_taken(taken: Taken, judge: str, answers: Iterable[Answer]) -> None:
+    """Adds what a judge's answers took to `taken`."""
+    mine = taken.setdefault(judge, dict.fromkeys(TAKEN, 0))
+    for answer in answers:
+        for name in TAKEN:
+            mine[name] += getattr(answer, name)
+
+
+def facts_of(taken: Taken) -> dict[str, Any]:
+    """The facts of a scored block: what each judge took, judges that took nothing left out."""
+    spent = {judge: of for judge, of in taken.items() if any(of.values())}
+    return {"spent": spent} if spent else {}
+
+
+def _taken_by_blocks(blocks: Iterable[Block]) -> Taken:
+    """The sum over blocks, by judge in alphabetical order."""
+    total: Taken = {}
+    for block in blocks:
+        for judge, taken in block.facts.get("spent", {}).items():
+            before = total.setdefault(judge, dict.fromkeys(TAKEN, 0))
+            total[judge] = {name: before[name] + taken[name] for name in TAKEN}
+    return dict(sorted(total.items()))

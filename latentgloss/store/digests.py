@@ -1,0 +1,105 @@
+"""Hashes: of JSON, of files, and of the *content* of a table (not of its bytes on disk).
+
+The content hash is what makes an input recomputed to identical content leave everything downstream fresh, even
+when a newer Parquet writer produces other bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+SHORT = 16
+"""Hex digits of a hash used as a folder or block name (64 bits)."""
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no white space; floats as Python prints them. NaN is refused."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def json_sha256(value: Any) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+LARGE = 2**20
+"""Bytes from which a file's digest is remembered across processes."""
+
+
+class DigestCache:
+    """sha256 of large files, remembered by path, size and modification time in one JSON file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.known: dict[str, list[Any]] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self.known = {}
+
+    def sha256(self, path: Path) -> str:
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+        entry = self.known.get(str(path))
+        if entry and entry[:2] == stamp:
+            return str(entry[2])
+        digest = file_sha256(path)
+        self.known[str(path)] = [*stamp, digest]
+        if stat.st_size >= LARGE:  # small files cost less to hash than to remember
+            self._write()
+        return digest
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self.known))
+        temporary.replace(self.path)
+
+    def tree_sha256(self, paths: Iterable[Path], root: Path) -> str:
+        """Hash of several files: names relative to `root` and contents."""
+        return json_sha256({str(p.relative_to(root)): self.sha256(p) for p in sorted(paths)})
+
+
+def frame_sha256(frame: pl.DataFrame) -> str:
+    """Content hash of a frame: column names, dtypes, values and order of rows. Chunking does not matter."""
+    digest = hashlib.sha256()
+    for series in frame.iter_columns():
+        digest.update(f"{series.name}:{series.dtype}:{len(series)};".encode())
+        _update(digest, series)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, series: pl.Series) -> None:
+    if series.null_count():
+        digest.update(b"nulls")
+        digest.update(np.packbits(series.is_null().to_numpy()).tobytes())
+        series = series.drop_nulls()
+    if isinstance(series.dtype, pl.List):
+        _update(digest, series.list.len())
+        # An empty list explodes to a null of its own; only lists with items contribute items.
+        _update(digest, series.filter(series.list.len() > 0).explode())
+    elif series.dtype == pl.String:
+        _update(digest, series.str.len_bytes())
+        digest.update((series.str.join("").item() or "").encode())
+    elif series.dtype == pl.Boolean:
+        digest.update(np.packbits(series.to_numpy()).tobytes())
+    else:
+        digest.update(np.ascontiguousarray(series.to_numpy()).tobytes())

@@ -1,0 +1,136 @@
+"""One immutable version of a stage's partition, and its manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from latentgloss.errors import StoreError
+from latentgloss.store.blocks import Block
+from latentgloss.store.digests import SHORT, file_sha256, json_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from latentgloss.schema import Table
+    from latentgloss.store.local import LocalFiles
+
+
+MANIFEST, CURRENT, FAILED = "manifest.json", "current.json", "failed.json"
+
+
+def fingerprint(recipe: Mapping[str, Any]) -> str:
+    return json_sha256(recipe)[:SHORT]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a version is and where it came from. All of it is written once."""
+
+    stage: str
+    partition: str
+    fingerprint: str
+    recipe: dict[str, Any]
+    data_version: str
+    parts: dict[str, str]
+    inputs: list[dict[str, str]]
+    """Pinned versions read: stage, partition, fingerprint, data_version."""
+    files: dict[str, dict[str, Any]]
+    """Per file: bytes, sha256 and, for tables, rows."""
+    blocks: dict[str, Block]
+    created: str
+    run_id: str
+    packages: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Counts, seconds, tokens, cost: for people; in no recipe."""
+
+
+class Version:
+    """One immutable version. Every file is checked against the manifest before it is first used."""
+
+    def __init__(self, files: LocalFiles, manifest: Manifest) -> None:
+        self.files, self.manifest = files, manifest
+        self._checked: set[str] = set()
+
+    @property
+    def key(self) -> str:
+        return f"{self.manifest.stage}/{self.manifest.partition}/{self.manifest.fingerprint}"
+
+    @property
+    def pin(self) -> dict[str, str]:
+        m = self.manifest
+        return {
+            "stage": m.stage,
+            "partition": m.partition,
+            "fingerprint": m.fingerprint,
+            "data_version": m.data_version,
+        }
+
+    def path(self, name: str) -> Path:
+        """Local path of a file, after checking size and sha256.
+
+        Raises StoreError naming the file if it is not in the manifest, missing, truncated or altered.
+        """
+        expected = self.manifest.files.get(name)
+        path = self.files.path(f"{self.key}/{name}")
+        if expected is None:
+            raise StoreError(f"{path} is not in the manifest of {self.key}", todo="name a file the manifest lists")
+        if name not in self._checked:
+            self._check(path, expected)
+            self._checked.add(name)
+        return path
+
+    def _check(self, path: Path, expected: dict[str, Any]) -> None:
+        repair = (
+            f"run `latentgloss gc --broken {self.manifest.stage} {self.manifest.partition}` and materialise it again"
+        )
+        if not path.is_file():
+            raise StoreError(f"{path} is missing", expected=f"{expected['bytes']} bytes", todo=repair)
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise StoreError(f"{path} has {size} bytes", expected=f"{expected['bytes']} bytes", todo=repair)
+        digest = file_sha256(path)
+        if digest != expected["sha256"]:
+            raise StoreError(f"{path} has sha256 {digest}", expected=expected["sha256"], todo=repair)
+
+    def verify(self) -> Iterator[tuple[str, StoreError | None]]:
+        """Checks every file from scratch: (name, error or None)."""
+        for name, expected in self.manifest.files.items():
+            try:
+                self._check(self.files.path(f"{self.key}/{name}"), expected)
+                yield name, None
+            except StoreError as e:
+                yield name, e
+
+    def tables(self, table: str, block: str | None = None) -> list[Path]:
+        """Checked Parquet files of a table, in order; those of one block if named."""
+        names = [n for n in self.manifest.files if n.startswith(f"{table}/")]
+        if block is not None:
+            names = [n for n in names if n == f"{table}/{block}.parquet"]
+        return [self.path(name) for name in names]
+
+    def scan(self, table: Table, block: str | None = None) -> pl.LazyFrame:
+        """Lazy frame over a table, or one block of it."""
+        paths = self.tables(table.name, block)
+        return pl.scan_parquet(paths) if paths else table.empty().lazy()
+
+    def read(self, table: Table, block: str | None = None) -> pl.DataFrame:
+        return self.scan(table, block).collect()
+
+    def json(self, name: str) -> Any:
+        return json.loads(self.path(name).read_bytes())
+
+    def content(self, parts: tuple[str, ...] = (), block: str | None = None) -> str:
+        """Content hash of some parts (all if none are named), of one block if named."""
+        if block is not None:
+            entry = self.manifest.blocks.get(block)
+            have = entry.parts if entry else {}
+        else:
+            have = self.manifest.parts
+        if parts:
+            have = {name: value for name, value in have.items() if name.split(":")[0] in parts}
+        return json_sha256(have)

@@ -1,0 +1,179 @@
+"""Recipes: everything that decides the content of a stage for a partition, from what is current now.
+
+What belongs here: the pinned inputs of a partition, and the table `EXTERNAL` of what stages depend on outside the store
+(files, models, explainers and judges as they are here), one function per stage. Reads manifests, registry and declared
+files; writes nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latentgloss.errors import MissingInput, StoreError
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.pipeline.recipe import Recipe, asked_again, differences
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from latentgloss.pipeline.stage import Stage
+    from latentgloss.store import Version
+    from latentgloss.workspace.resources import Resources
+
+
+def recipe_of(resources: Resources, stage: Stage, partition: str, external: Callable[[], dict[str, Any]]) -> Recipe:
+    """The recipe of a partition. `external` reads what the stage depends on outside the store (`external_of`).
+
+    Raises MissingInput if an input has no version, InputError if the partition is not in the registry.
+    """
+    inputs: dict[str, dict[str, Version]] = {}
+    contents: dict[str, Any] = {}
+    consumed = stage.consumes(resources.settings)
+    for upstream, parts in consumed.inputs:
+        try:
+            versions = _current_inputs(resources, stage, STAGES[upstream.stage], partition)
+        except MissingInput:
+            if upstream.optional:
+                continue
+            raise
+        inputs[upstream.stage] = versions
+        hashes = {key: version.content(parts) for key, version in versions.items()}
+        contents[upstream.stage] = hashes[partition] if list(hashes) == [partition] else hashes
+    optional = [i.stage for i in stage.inputs if i.optional]
+    # A scorer without judges makes a version that holds nothing.
+    if optional and not any(v.manifest.parts for name in optional for v in inputs.get(name, {}).values()):
+        raise MissingInput(
+            f"none of {', '.join(optional)} of {partition} has been materialised, or holds anything",
+            expected=f"one of them before {stage.name}",
+            todo=f"materialise {optional[0]} first",
+        )
+    content = {
+        "stage": stage.name,
+        "version": stage.version,
+        "settings": consumed.settings,
+        "inputs": contents,
+        "external": external(),
+    }
+    try:
+        asks = resources.settings.asks(stage.name)
+        current = resources.store.current(stage.name, partition) if asks else None
+    except StoreError:  # damaged: it is made anew
+        current = None
+    return Recipe(asked_again(content, current), inputs)
+
+
+def _current_inputs(resources: Resources, stage: Stage, upstream: Stage, partition: str) -> dict[str, Version]:
+    """The current versions of an upstream stage that a partition reads, by their partition."""
+    if stage.grain == upstream.grain:
+        wanted = [partition]
+    elif upstream.grain == "model":
+        wanted = [resources.registry.sae(partition).model]
+    else:
+        wanted = [sae.partition for sae in resources.registry.saes_of(partition)]
+    found = {key: resources.store.current(upstream.name, key) for key in wanted}
+    complete = {key: version for key, version in found.items() if version is not None}
+    if not complete or (len(wanted) == 1 and None in found.values()):
+        raise MissingInput(
+            f"{upstream.name} of {', '.join(wanted) or partition} has not been materialised",
+            expected=f"it before {stage.name}",
+            todo=f"materialise {upstream.name} first",
+        )
+    return complete
+
+
+def check_resolved(resolved: Version, external: dict[str, Any]) -> None:
+    """Raises MissingInput if weights, model or mask are no longer those that `resolved` was made from.
+
+    What is computed is stored under hashes taken earlier: it must not be computed from something else. `external`: what
+    `resolved_saes` depends on now.
+    """
+    now = {key: value for key, value in external.items() if key != "latents"}  # `selected_latents` decides on those
+    changed = differences({key: resolved.json("resolved.json")[key] for key in now}, now)
+    if changed:
+        raise MissingInput(
+            f"{resolved.manifest.partition} changed since resolved_saes was materialised ({'; '.join(changed)})",
+            expected="resolved_saes as things are now",
+            todo="materialise resolved_saes, then this stage",
+        )
+
+
+# What stages depend on outside the store --------------------------------------------------------------------
+
+
+def external_of(resources: Resources, stage: Stage, partition: str) -> dict[str, Any]:
+    """What a stage depends on outside the store. Raises whatever reading a declared file raises."""
+    find = EXTERNAL.get(stage.name)
+    return find(resources, partition) if find else {}
+
+
+def _of_corpus(resources: Resources, partition: str) -> dict[str, Any]:
+    from latentgloss.corpus.sources import source_identity
+    from latentgloss.models.identity import tokenizer_identity
+
+    model = resources.registry.model(partition)
+    return {
+        "corpus": model.corpus.model_dump(mode="json", exclude={"source"}),  # its identity is beside it
+        "source": source_identity(model.corpus.source, model.folder, resources.digests),
+        "tokenizer": tokenizer_identity(model, resources.model_cache),
+    }
+
+
+def _of_sae(resources: Resources, partition: str) -> dict[str, Any]:
+    from latentgloss.models.identity import model_identity
+    from latentgloss.saes.opening import sae_digest
+
+    sae = resources.registry.sae(partition)
+    model = resources.registry.model(sae.model)
+    return {
+        "sae": sae.declared(),
+        "weights": sae_digest(sae, resources.digests.sha256),
+        "model": model_identity(model, resources.model_cache),
+        "mask": model.mask.model_dump(mode="json"),
+        "latents": sae.model_dump(mode="json", include={"latents"})["latents"],
+    }
+
+
+def _of_negatives(resources: Resources, partition: str) -> dict[str, Any]:
+    return resources.harder_negatives()
+
+
+def _of_explanations(resources: Resources, partition: str) -> dict[str, Any]:
+    from latentgloss.explanations.explainers import identities
+
+    return {"explainers": identities(resources.settings.explanations, resources.tools(partition))}
+
+
+def _of_scores(stage: str) -> Callable[[Resources, str], dict[str, Any]]:
+    def of(resources: Resources, partition: str) -> dict[str, Any]:
+        from latentgloss.scores.table import identities
+
+        return {"judges": identities(resources, resources.settings, stage.removesuffix("_scores"))}
+
+    return of
+
+
+def _of_vectors(resources: Resources, partition: str) -> dict[str, Any]:
+    names = resources.settings.embedding.embedders
+    return {"embedders": {name: resources.embedder(name).identity() for name in names}}
+
+
+def _of_index(resources: Resources, partition: str) -> dict[str, Any]:
+    return {"embedder": resources.embedder(resources.settings.search.embedder).identity()}
+
+
+def _of_report(resources: Resources, partition: str) -> dict[str, Any]:
+    return {"control": {sae.partition: sae.control for sae in resources.registry.saes_of(partition)}}
+
+
+EXTERNAL: dict[str, Callable[[Resources, str], dict[str, Any]]] = {
+    "tokenized_corpus": _of_corpus,
+    "resolved_saes": _of_sae,
+    "sampled_negatives": _of_negatives,
+    "explanations": _of_explanations,
+    **{name: _of_scores(name) for name, stage in STAGES.items() if stage.noun == "scores"},
+    "context_embeddings": _of_vectors,
+    "explanation_embeddings": _of_vectors,
+    "search_index": _of_index,
+    "score_report": _of_report,
+}
+"""By stage; a stage that is not here depends on nothing outside the store."""

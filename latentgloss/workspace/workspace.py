@@ -1,0 +1,102 @@
+"""A workspace: one settings file, its registry and its store; and what follows from the three.
+
+What belongs here: the class that people and commands open. Opening models is in `resources.py`, what decides a
+result in `recipes.py`, where each partition stands in `states.py`, running stages in `materialise.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from latentgloss.config import settings as settings_module
+from latentgloss.machine.concurrency import interleave
+from latentgloss.pipeline.graph import STAGES
+from latentgloss.workspace.materialise import materialise
+from latentgloss.workspace.recipes import check_resolved, external_of, recipe_of
+from latentgloss.workspace.resources import Resources
+from latentgloss.workspace.states import State, state_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from latentgloss.pipeline.recipe import Recipe
+    from latentgloss.pipeline.stage import Stage
+    from latentgloss.pipeline.stage_run import Outcome, Progress, Runner
+    from latentgloss.store import Version
+
+
+class Workspace(Resources):
+    """Settings, registry and store, and everything that follows from them."""
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Workspace:
+        """From a settings file, by default the one that `settings.find` finds. Raises SettingsError."""
+        return cls(settings_module.load(path))
+
+    def partitions(self, stage: Stage) -> list[str]:
+        """Every partition the registry declares for a stage, sorted."""
+        return sorted(self.registry.models if stage.grain == "model" else self.registry.saes)
+
+    def external(self, stage: Stage, partition: str) -> dict[str, Any]:
+        """What a stage depends on outside the store: files, and explainers and judges as they are here.
+
+        Raises whatever reading a declared file raises.
+        """
+        return external_of(self, stage, partition)
+
+    def recipe(self, stage: Stage, partition: str) -> Recipe:
+        """Everything that decides the content, from what is current now.
+
+        Raises MissingInput if an input has no version, InputError if the partition is not in the registry, and
+        whatever reading a declared file raises.
+        """
+        return recipe_of(self, stage, partition, lambda: self.external(stage, partition))
+
+    def check_resolved(self, resolved: Version) -> None:
+        """Raises MissingInput if weights, model or mask are no longer those that `resolved` was made from."""
+        check_resolved(resolved, self.external(STAGES["resolved_saes"], resolved.manifest.partition))
+
+    def states(self, partitions: Iterable[str] | None = None) -> list[State]:
+        """State of every stage for every declared partition (or those named), in stage order."""
+        chosen = set(partitions) if partitions is not None else None
+        known: dict[tuple[str, str], State] = {}
+        for stage in STAGES.values():
+            for partition in self.partitions(stage):
+                known[stage.name, partition] = state_of(
+                    self.store,
+                    stage,
+                    partition,
+                    lambda stage=stage, partition=partition: self.recipe(stage, partition),  # type: ignore[misc]
+                    known,
+                )
+        return [s for (_, partition), s in known.items() if chosen is None or partition in chosen]
+
+    def materialise(
+        self,
+        stage_name: str,
+        partitions: Sequence[str],
+        runner: Runner[Workspace],
+        *,
+        run_id: str = "",
+        progress: Progress | None = None,
+    ) -> Iterator[Outcome]:
+        """Brings partitions of a stage up to date, yielding each as soon as it is finished (`materialise.py`)."""
+        return materialise(self, STAGES[stage_name], partitions, runner, run_id=run_id, progress=progress)
+
+    def materialise_together(
+        self, runners: Mapping[str, Runner[Workspace]], partitions: Sequence[str], **options: Any
+    ) -> Iterator[Outcome]:
+        """Brings partitions of several stages up to date; outcomes as they come. `options`: as for `materialise`.
+
+        Stages whose judges ask a language model run side by side: where one of them waits, another asks. Those that
+        only compute would get in each other's way, and follow one another.
+        """
+        asking = [name for name in runners if self.settings.asks(name)]
+        computing = [name for name in runners if name not in asking]
+
+        def of(names: list[str]) -> Iterator[Outcome]:
+            for name in names:
+                yield from self.materialise(name, partitions, runners[name], **options)
+
+        return interleave([of(names) for names in (computing, *([name] for name in asking)) if names])

@@ -1,0 +1,319 @@
+"""What a change makes stale: exactly what depends on it, down to the block, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import tiny
+from pydantic import BaseModel
+
+from latentgloss.config import settings as settings_module
+from latentgloss.pipeline.graph import STAGES, downstream
+from latentgloss.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SAE, OTHER = tiny.SPARSIFY, tiny.SAELENS
+LATENTWISE = ("sampled_contexts", "sampled_negatives", "explanations", "detection_scores", "fuzzing_scores")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A workspace in which every stage has run once."""
+    folder = tmp_path_factory.mktemp("finished")
+    outcomes = tiny.run_all(tiny.tiny_workspace(folder))
+    assert {o.status for o in outcomes} == {"computed"}, [o.error for o in outcomes if o.error]
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of it, free to change."""
+    target = tmp_path / "copy"
+    shutil.copytree(finished, target)
+    return target
+
+
+def set_settings(folder: Path, old: str, new: str) -> None:
+    path = folder / "latentgloss.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def add_settings(folder: Path, text: str) -> None:
+    path = folder / "latentgloss.toml"
+    path.write_text(path.read_text() + text)
+
+
+def change_sae(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "saes" / "words" / "sae.safetensors"
+    tensors = load_file(path)
+    tensors["encoder.bias"] = tensors["encoder.bias"] + 0.01
+    save_file(tensors, path)
+
+
+def change_model(folder: Path) -> None:
+    tiny.write_model(folder / "model", seed=2)
+
+
+def change_corpus(folder: Path) -> None:
+    tiny.write_corpus(folder / "corpus" / "documents.jsonl", tiny.documents(400, seed=9))
+
+
+def one_more_latent(folder: Path) -> None:
+    tiny.register(folder, OTHER, "saelens", extra="latents = {start = 0, stop = 25}\ncontrol = true\n")
+
+
+def fewer_latents_of_block_one(folder: Path) -> None:
+    tiny.register(folder, SAE, "sparsify", extra="latents = {start = 0, stop = 287}\n")
+
+
+CORPUS, CACHE = ["tokenized_corpus"], ["resolved_saes", "activation_cache"]
+BOTH = (SAE, OTHER)
+
+
+def of(stages: list[str], saes: tuple[str, ...] = BOTH) -> set[tuple[str, str]]:
+    return {
+        (stage, partition) for stage in stages for partition in (saes if STAGES[stage].grain == "sae" else ("tiny",))
+    }
+
+
+SCORES = ["detection_scores", "fuzzing_scores", "embedding_scores"]
+ON_TEST = ["intruder_scores"]
+"""Reads activating contexts of test, and no explanation."""
+LATER = ["explanations", *SCORES, "explanation_embeddings", "search_index", "score_report"]
+CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
+    "nothing": (lambda folder: None, set()),
+    "batch size": (lambda f: set_settings(f, "batch_tokens = 2048", "batch_tokens = 512"), set()),
+    "another place for the model cache": (
+        lambda f: set_settings(f, 'model_cache = "cache"', 'model_cache = "c2"'),
+        set(),
+    ),
+    "seed of the report": (lambda f: set_settings(f, "resamples = 200", "resamples = 201"), of(["score_report"])),
+    "more test contexts": (
+        lambda f: set_settings(f, "test = 30", "test = 32"),
+        of(["sampled_contexts", *ON_TEST, *SCORES, "search_index", "score_report"]),
+    ),
+    "more explain contexts": (
+        lambda f: set_settings(f, "explain = 60", "explain = 62"),
+        of(["sampled_contexts", *LATER]),
+    ),
+    "seed of the negatives": (
+        lambda f: set_settings(f, "[negatives]", "[negatives]\nseed = 5"),
+        of(["sampled_negatives", *LATER]),
+    ),
+    "fewer rules": (lambda f: add_settings(f, "[explanations.pattern]\nrules = 2\n"), of(LATER)),
+    "one more explainer": (
+        lambda f: add_settings(
+            f, '[explanations]\nexplainers = ["pattern", "token_table", "null:pattern", "null:token_table"]\n'
+        ),
+        of(LATER),
+    ),
+    "precision of the cache": (
+        lambda f: add_settings(f, '[activations]\nprecision = "float32"\n'),
+        of(["activation_cache", "sampled_contexts", "sampled_negatives", *ON_TEST, *LATER]),
+    ),
+    "one SAE's weights": (
+        change_sae,
+        of([*CACHE, "sampled_contexts", "sampled_negatives", *ON_TEST, *LATER], (SAE,)),
+    ),
+    "the model": (change_model, of([*CACHE, "sampled_contexts", "sampled_negatives", *ON_TEST, *LATER])),
+    "the corpus": (change_corpus, of(list(STAGES))),
+    "the corpus recomputed to identical content": (
+        lambda f: add_settings(f, "[corpus]\nnear_duplicate = 0.81\n"),
+        of(CORPUS),
+    ),
+    "a SAE declared a control": (
+        lambda f: tiny.register(f, SAE, "sparsify", extra="control = true\n"),
+        of(["score_report"]),
+    ),
+    "one more latent": (
+        one_more_latent,
+        of(["resolved_saes", "sampled_contexts", "sampled_negatives", *ON_TEST, *LATER], (OTHER,)),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_recomputes_exactly_what_depends_on_it(folder, change):
+    apply, expected = CHANGES[change]
+    apply(folder)
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    outcomes = tiny.run_all(workspace)
+    assert not [o.error for o in outcomes if o.error]
+    computed = {(o.stage, o.partition) for o in outcomes if o.status == "computed"}
+    assert computed == expected
+    assert all(s.state == "fresh" for s in workspace.states())
+
+
+def test_status_names_what_changed_before_anything_runs(folder):
+    set_settings(folder, "test = 30", "test = 32")
+    states = {(s.asset, s.partition): s for s in Workspace.open(folder / "latentgloss.toml").states()}
+    assert states["sampled_contexts", SAE].because == "settings.contexts.test: 30 -> 32"
+    assert states["detection_scores", SAE].because.startswith("input ")
+    assert states["activation_cache", SAE].state == "fresh"
+    assert states["sampled_negatives", SAE].state == "fresh"
+
+
+def blocks(folder: Path) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
+    """(computed, reused) block names per latent-wise stage and SAE of a run."""
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    seen: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+    for outcome in tiny.run_all(workspace):
+        assert outcome.error is None
+        if outcome.stage in LATENTWISE and outcome.status == "computed":
+            seen[outcome.stage, outcome.partition] = outcome.blocks_computed, outcome.blocks_reused
+    return seen
+
+
+def test_one_more_explainer_computes_only_its_blocks(folder):
+    names = '["pattern", "token_table", "null:pattern", "null:token_table"]'
+    add_settings(folder, f"[explanations]\nexplainers = {names}\n")
+    seen = blocks(folder)
+    assert seen["explanations", SAE] == (10, 14)  # two blocks of latents; two explainers and five nulls were there
+    assert seen["explanations", OTHER] == (5, 7)
+
+
+def test_a_change_of_one_explainer_leaves_the_others_blocks_alone(folder):
+    add_settings(folder, "[explanations.pattern]\nrules = 2\n")
+    assert blocks(folder)["explanations", SAE] == (5, 9)  # pattern, and nulls in which it shows; the token table stays
+
+
+def test_another_wording_of_one_explainer_recomputes_its_blocks_and_no_others(folder, monkeypatch):
+    monkeypatch.setattr("latentgloss.explanations.explainers.pattern.explainer.VERSION", 99)
+    states = {(s.asset, s.partition): s for s in Workspace.open(folder / "latentgloss.toml").states()}
+    assert "external.explainers.pattern.version" in states["explanations", SAE].because
+    assert states["sampled_contexts", SAE].state == "fresh"
+    assert blocks(folder)["explanations", SAE] == (7, 7)  # no text is in the nulls of the second block
+
+
+def test_one_latent_more_touches_only_its_block(folder):
+    tiny.register(folder, SAE, "sparsify", extra="latents = {start = 0, stop = 286}\n")
+    blocks(folder)
+    fewer_latents_of_block_one(folder)
+    seen = blocks(folder)
+    assert seen["sampled_contexts", SAE] == (1, 1)
+    assert seen["sampled_negatives", SAE] == (1, 1)
+    assert seen["explanations", SAE] == (7, 7)
+    assert seen["detection_scores", SAE] == seen["fuzzing_scores", SAE] == (7, 7)
+
+
+def test_going_back_finds_the_old_version(folder):
+    set_settings(folder, "test = 30", "test = 32")
+    tiny.run_all(Workspace.open(folder / "latentgloss.toml"))
+    set_settings(folder, "test = 32", "test = 30")
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    assert {o.status for o in tiny.run_all(workspace)} == {"reused"}
+    assert all(s.state == "fresh" for s in workspace.states())
+
+
+def leaves(model: BaseModel, prefix: str = "") -> list[str]:
+    found = []
+    for name, value in model:
+        path = f"{prefix}{name}"
+        found += leaves(value, f"{path}.") if isinstance(value, BaseModel) else [path]
+    return found
+
+
+NOT_CONTENT = ("store", "registry", "folder", "machine.", "budget.")
+OTHER_VALUES: dict[str, Any] = {
+    "corpus.shares": (0.5, 0.1, 0.4),
+    "corpus.near_duplicate": 0.9,
+    "activations.precision": "float32",
+    "contexts.sampler": "top",
+    "contexts.length": 32,
+    "negatives.strata": ("random",),
+    "negatives.embedder": "minilm",
+    "explanations.explainers": ("pattern",),
+    "explanations.pattern.rules": 3,
+    "explanations.model": "scripted",
+    "explanations.llm.sample": 5,
+    "explanations.best_of_k.judge": "scripted",
+    "explanations.imported.file": "{sae}.csv",
+    "explanations.imported.explained_by": "somebody",
+    "explanations.imported.type": "somehow",
+    "detection.judges": ("executed", "executed"),
+    "detection.sample": 5,
+    "detection.llm.sample": 5,
+    "fuzzing.judges": ("executed", "executed"),
+    "fuzzing.sample": 5,
+    "fuzzing.llm.sample": 5,
+    "fuzzing.wrong_marks": "random",
+    "intruder.judges": ("tokens",),
+    "intruder.sample": 5,
+    "embedding.sample": 5,
+    "embedding.embedders": ("tiny", "minilm"),
+    "profile": "paper",
+    "contexts.pool": "one",
+    "search.embedder": "minilm",
+}
+"""Where adding one gives no valid value."""
+
+
+def with_another(table, path, value):
+    """A copy of the settings with another value in one place, whether or not it may be set there by itself."""
+    old = getattr(table, path[0])
+    if path[1:]:
+        return table.model_copy(update={path[0]: with_another(old, path[1:], value)})
+    new = not old if isinstance(old, bool) else value or old + 1
+    return table.model_copy(update={path[0]: new})
+
+
+@pytest.mark.parametrize("setting", [s for s in leaves(settings_module.Settings()) if not s.startswith(NOT_CONTENT)])
+def test_every_setting_is_declared_by_the_stages_that_use_it(setting):
+    users = [
+        stage.name
+        for stage in STAGES.values()
+        if any(setting == name or setting.startswith(f"{name}.") for name in stage.settings)
+    ]
+    assert users, f"{setting} changes nothing: no stage declares it"
+
+
+@pytest.mark.parametrize("setting", [s for s in leaves(settings_module.Settings()) if not s.startswith(NOT_CONTENT)])
+def test_a_setting_makes_stale_exactly_the_stages_that_declare_it(finished, setting):
+    workspace = Workspace.open(finished / "latentgloss.toml")
+    changed_settings = with_another(workspace.settings, setting.split("."), OTHER_VALUES.get(setting))
+    states = Workspace(changed_settings).states()
+    changed = {s.asset for s in states if f"settings.{setting.split('.')[0]}" in s.because}
+    declared = {
+        stage.name
+        for stage in STAGES.values()
+        if any(setting == name or setting.startswith(f"{name}.") for name in stage.settings)
+    }
+    assert changed == declared
+    assert {s.asset for s in states if s.state != "fresh"} == declared.union(*map(downstream, declared))
+
+
+def test_downstream_follows_the_edges():
+    assert downstream("sampled_negatives") == LATER
+    assert downstream("tokenized_corpus") == [name for name in STAGES if name != "tokenized_corpus"]
+
+
+def test_nothing_is_computed_from_weights_that_changed_since_they_were_resolved(folder):
+    change_sae(folder)
+    set_settings(folder, "[machine]", '[activations]\nprecision = "float32"\n[machine]')
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    outcomes = {o.partition: o for o in tiny.run_all(workspace, ["activation_cache"])}
+    assert outcomes[SAE].status == "failed"
+    assert "changed since resolved_saes" in str(outcomes[SAE].error)
+    assert outcomes[OTHER].status == "computed"
+    assert not [o.error for o in tiny.run_all(workspace) if o.error]
+
+
+def test_one_broken_sae_does_not_stop_the_others(tmp_path):
+    workspace = tiny.tiny_workspace(tmp_path)
+    (tmp_path / "saes" / "words" / "sae.safetensors").write_bytes(b"not a tensor")
+    outcomes = tiny.run_all(workspace)
+    failed = {o.partition for o in outcomes if o.status == "failed" and o.stage == "resolved_saes"}
+    assert failed == {SAE}
+    assert {o.partition for o in outcomes if o.stage == "detection_scores" and o.status == "computed"} == {OTHER}
+    states = {(s.asset, s.partition): s for s in workspace.states()}
+    assert states["resolved_saes", SAE].state == "failed"
+    assert "safetensors" in states["resolved_saes", SAE].because
+    assert states["score_report", "tiny"].state == "fresh"
