@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BLOCKS = 32
+BLOCKS_UNDER_WAY = 32
 """Most blocks under way. Of a sparse sample a block has a latent or two: it takes many to keep a server busy."""
-CONTEXTS = 25_000
+CONTEXTS_UNDER_WAY = 25_000
 """Contexts in blocks under way beyond which no further block is begun, but for the second: five to a prompt they are
 thousands of requests. Of a dense SAE one block has more, and while its last replies are waited for the next is at work.
 """
@@ -88,7 +88,7 @@ def _close(items: Iterable[Any]) -> None:
 class Threads:
     """Threads for tasks that wait. Left with an error, what is still under way is abandoned as soon as it heeds."""
 
-    def __init__(self, most: int = BLOCKS) -> None:
+    def __init__(self, most: int = BLOCKS_UNDER_WAY) -> None:
         self._pool = ThreadPoolExecutor(most, "blocks")
         self._flag = threading.Event()
 

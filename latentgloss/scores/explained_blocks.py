@@ -40,7 +40,7 @@ class ExplainedBlock:
     recipe: dict[str, Any]
     nulls: list[str]
     """Names of the blocks that hold its nulls' scores."""
-    read: np.ndarray | None
+    judged_by_readers: np.ndarray | None
     """Latents that judges which read are asked about; None: all that are judged."""
     explanations: pl.DataFrame
     """Rows of `schema.EXPLANATIONS`."""
@@ -59,7 +59,7 @@ def write_scores(
     written: Written = {}
     for one in explained:
         taken: Taken = {}
-        found = score_explanations(scorer, one.explanations, asked, arms, judges, chosen, one.read, taken)
+        found = score_explanations(scorer, one.explanations, asked, arms, judges, chosen, one.judged_by_readers, taken)
         nulls = [blocks.read(schema.SCORES, null) for null in one.nulls]
         found["scores"] = judgements.with_specificity(found["scores"], nulls)
         written[one.name] = blocks.write(one.name, one.recipe, TABLES, found, facts_of(taken))
@@ -73,19 +73,19 @@ def score_explanations(
     arms: Sequence[str],
     judges: Sequence[Judge],
     chosen: np.ndarray | None = None,
-    read: np.ndarray | None = None,
+    judged_by_readers: np.ndarray | None = None,
     taken: Taken | None = None,
 ) -> dict[str, pl.DataFrame]:
     """Judgements and scores of one explainer's explanations (rows of `schema.EXPLANATIONS`) of one block.
 
-    `chosen`: the latents that are judged (None: all eligible ones), and of them `read` by judges that decide, which
+    `chosen`: the latents that are judged (None: all eligible ones), and of them `judged_by_readers` by judges that decide, which
     read and are paid. Other eligible latents get rows of status `not_sampled`. What the answers took is added to
     `taken`.
     """
     judged = _left_out(explained, chosen)
     frames: list[dict[str, pl.DataFrame]] = []
     for judge in judges:
-        mine = _left_out(judged, read) if judge.decides else judged
+        mine = _left_out(judged, judged_by_readers) if judge.decides else judged
         frames.append(_scores_of_judge(scorer, mine, asked, arms, judge, taken))
     return {name: pl.concat([frame[name] for frame in frames]) for name in ("judgements", "scores")}
 

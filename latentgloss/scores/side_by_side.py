@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from latentgloss import schema
-from latentgloss.machine.concurrency import BLOCKS, CONTEXTS, Threads, run_in_order
+from latentgloss.machine.concurrency import BLOCKS_UNDER_WAY, CONTEXTS_UNDER_WAY, Threads, run_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,9 +68,9 @@ def ask_about_blocks(
             else:
                 yield task.contexts, partial(task.score, *task.arguments)
 
-    most = AHEAD if processes is not None else BLOCKS if asks else 0
+    most = AHEAD if processes is not None else BLOCKS_UNDER_WAY if asks else 0
     with Threads() as threads:
-        finished = run_in_order(begun(threads), most, CONTEXTS if asks else None)
+        finished = run_in_order(begun(threads), most, CONTEXTS_UNDER_WAY if asks else None)
         for done, written in enumerate(finished, 1):
             for name, block in written.items():
                 run.draft.add(name, block)

@@ -66,7 +66,9 @@ class _Scoring:
         eligibility = run.input("sampled_contexts").read(schema.ELIGIBILITY)
         self.chosen = sampled(eligibility, self.settings.sample, self.settings.seed)
         sizes = _sizes(self.settings) if self.asks else (None, None)
-        self._read, self._read_of_nulls = (sampled(eligibility, n, self.settings.seed) for n in sizes)
+        self._judged_by_readers, self._nulls_judged_by_readers = (
+            sampled(eligibility, n, self.settings.seed) for n in sizes
+        )
         # Judges made of the vocabulary alone can judge in any process; one that asks a model is asked from here.
         names = getattr(self.settings, "judges", ())
         self.processes = pool if names and set(names) <= set(JUDGES) else None
@@ -80,8 +82,10 @@ class _Scoring:
         if not due:
             return None
         asked = self.plan.ask(block)
-        if self._read is not None and all(judge.decides for judge in self.judges):  # of a sparse sample that is little
-            asked = asked.of(pl.Series(of_block(self._read, block), dtype=pl.UInt32))
+        if self._judged_by_readers is not None and all(
+            judge.decides for judge in self.judges
+        ):  # of a sparse sample that is little
+            asked = asked.of(pl.Series(of_block(self._judged_by_readers, block), dtype=pl.UInt32))
         arguments = self.run.draft.own, self.scorer.name, due, asked, self.plan.arms, self.chosen
         if self.processes is not None:
             return BlockTask(asked.rows.height, _write_in_process, (self.settings.judges, *arguments))  # type: ignore[attr-defined]
@@ -94,11 +98,11 @@ class _Scoring:
         if self.run.reuse(name, recipe, TABLES):
             return None
         explanations = self.explanations.read(schema.EXPLANATIONS, name)
-        return ExplainedBlock(name, recipe, nulls, self._readers_sample(name), explanations)
+        return ExplainedBlock(name, recipe, nulls, self._sample_of_readers(name), explanations)
 
-    def _readers_sample(self, name: str) -> np.ndarray | None:
+    def _sample_of_readers(self, name: str) -> np.ndarray | None:
         """Latents of the SAE that judges which read are asked about, by the explainer in a block's name."""
-        return self._read_of_nulls if explainer_of(name).startswith(NULL) else self._read
+        return self._nulls_judged_by_readers if explainer_of(name).startswith(NULL) else self._judged_by_readers
 
     @cached_property
     def _identities(self) -> list[dict[str, Any]]:
@@ -106,7 +110,7 @@ class _Scoring:
 
     def _recipe(self, block: str, name: str, nulls: Sequence[str]) -> dict[str, Any]:
         """What decides the scores of one explainer's explanations of a block."""
-        run, read = self.run, self._readers_sample(name)
+        run, read = self.run, self._sample_of_readers(name)
         return run.block_recipe(
             settings={
                 "judges": self._identities,
