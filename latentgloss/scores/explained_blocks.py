@@ -78,9 +78,9 @@ def score_explanations(
 ) -> dict[str, pl.DataFrame]:
     """Judgements and scores of one explainer's explanations (rows of `schema.EXPLANATIONS`) of one block.
 
-    `chosen`: the latents that are judged (None: all eligible ones), and of them `judged_by_readers` by judges that decide, which
-    read and are paid. Other eligible latents get rows of status `not_sampled`. What the answers took is added to
-    `taken`.
+    `chosen`: the latents that are judged (None: all eligible ones); of these, `judged_by_readers` are put to judges that
+    decide, which read and may be paid. Other eligible latents get rows of status `not_sampled`. What the answers took is
+    added to `taken`.
     """
     judged = _left_out(explained, chosen)
     frames: list[dict[str, pl.DataFrame]] = []
