@@ -1,11 +1,11 @@
-"""What every stage shares: its declaration, its recipe, one run of it, and clearing up.
+"""What all stages share: declarations, recipes, runs, and the removal of versions that are no longer used.
 
-- `stage`       what a stage is
-- `graph`       every stage, declared once
+- `stage`       the class `Stage`: name, grain, inputs, settings, version and tables
+- `graph`       all stages, each declared once
 - `recipe`      what decides a result, and how two recipes differ
 - `stage_run`   one partition of one stage while it is computed
-- `failures`    exceptions become a partition's failure
-- `accounting`  on whose account language models are asked
-- `processes`   computing in several processes
-- `gc`          versions that can go
+- `failures`    turns exceptions into errors that fail a single partition
+- `accounting`  the stage, partition and run that requests to language models are charged to
+- `processes`   runs stages in several worker processes
+- `gc`          finds and removes versions that nothing refers to and damaged versions
 """

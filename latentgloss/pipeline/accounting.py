@@ -1,4 +1,4 @@
-"""On whose account language models are asked: stage, partition and run."""
+"""The stage, partition and run that requests to language models are charged to, kept per thread."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _run: ContextVar[Hashable] = ContextVar("run", default=None)
 
 @contextlib.contextmanager
 def charged_to(stage: str, partition: str, run: Hashable = None) -> Iterator[None]:
-    """Requests begun in here (in this thread) are entered in the ledger under this stage and partition.
+    """Enters requests that this thread starts inside the block in the ledger under this stage and partition.
 
-    `run` tells what is asked for together: where one partition has found the server gone, the next does not try.
+    `run` identifies partitions that are computed together: once one of them has found the server unreachable, the
+    others do not try it again.
     """
     tokens = _purpose.set((stage, partition)), _run.set(run)
     try:
@@ -29,10 +30,10 @@ def charged_to(stage: str, partition: str, run: Hashable = None) -> Iterator[Non
 
 
 def purpose() -> tuple[str, str]:
-    """Stage and partition that requests are charged to now; empty where nobody said."""
+    """The stage and partition that requests of this thread are charged to; two empty strings outside `charged_to`."""
     return _purpose.get()
 
 
 def run_of_now() -> Hashable:
-    """What requests are asked for together with; None where nobody said."""
+    """The run that requests of this thread belong to; None if `charged_to` was given none."""
     return _run.get()

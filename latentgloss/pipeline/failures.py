@@ -1,4 +1,4 @@
-"""What goes wrong with one partition is that partition's failure: exceptions become errors of ours."""
+"""Turns any exception raised for one partition into a LatentglossError, so that only that partition fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentgloss.store.local import disk_full, is_disk_full
 
 
 def attempt(action: Callable[[], None]) -> LatentglossError | None:
-    """Runs `action`; what it raises becomes an error for one partition instead of ending the run."""
+    """Runs `action` and returns its exception as a LatentglossError (`as_error`); None if it succeeds."""
     try:
         action()
     except Exception as e:
@@ -20,18 +20,18 @@ def attempt(action: Callable[[], None]) -> LatentglossError | None:
 
 
 def as_error(error: Exception) -> LatentglossError:
-    """Any exception as one of ours, with the place it came from if it was not foreseen."""
+    """Converts any exception to a LatentglossError; an unexpected one carries the place it was raised at."""
     if isinstance(error, LatentglossError):
         return error
     if is_disk_full(error):
         return disk_full(Path(getattr(error, "filename", None) or ".").absolute())
     if isinstance(error, OSError) and error.filename:
         return LatentglossError(f"{error.filename}: {error.strerror}", todo="make the file readable and run again")
-    if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported for its name's sake
+    if type(error).__name__ == "OutOfMemoryError":  # torch's class, recognised by name to avoid importing torch
         return LatentglossError(
             f"the GPU's memory is full ({str(error).splitlines()[0]})",
-            todo="lower `batch_tokens` (of embedding, `embedding_batch`) under [machine], or see what else uses the "
-            "GPU; then run again",
+            todo="lower `batch_tokens` (for embeddings `embedding_batch`) under [machine], or free GPU memory that "
+            "another process holds; then run again",
         )
     where = "".join(traceback.format_exception(error)[-3:])
     return LatentglossError(f"{type(error).__name__}: {error}", todo=f"please report this; it was raised at\n{where}")

@@ -1,11 +1,11 @@
-"""Versions that can go: those nothing refers to, and those that are damaged.
+"""Finds and removes versions that nothing refers to and versions that are damaged.
 
-What belongs here: which versions pointers reach, and removing others. A pointer (`current.json`) refers to a version;
-a version refers to those its manifest pins and to the corpus that its `resolved.json` names. What is reached stays,
-so the lineage of every current result stays readable. Unfinished versions (no manifest) are left alone: a killed run
-resumes from them.
+A pointer (`current.json`) refers to a version; a version refers to the versions that its manifest pins and to the
+corpus that its `resolved.json` names. Versions that can be reached from a pointer are kept, so the lineage of every
+current result stays readable. Unfinished versions (without a manifest) are kept too, because a killed run resumes from
+them.
 
-A run that is going on refers to versions no pointer names yet; nothing is to be removed meanwhile.
+A run in progress refers to versions that no pointer names yet, so nothing may be removed while a stage is running.
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Removable:
-    """A version that can go, or (`fingerprint` empty) a damaged pointer."""
+    """A version that can be removed, or a damaged pointer if `fingerprint` is empty."""
 
     stage: str
     partition: str
     fingerprint: str
     bytes: int
-    """What removing all that was listed with it frees: files shared with a version that stays count nothing."""
+    """Bytes freed when the whole list is removed; a file shared with a version that is kept frees nothing."""
     why: str
+    """Why it can be removed."""
     keep: tuple[str, ...] = ()
-    """Files that verify and stay behind as finished blocks, for the next run to resume from."""
+    """Files that verify; they are kept as finished blocks from which the next run resumes."""
 
     @property
     def key(self) -> str:
+        """stage/partition/fingerprint, the version's folder in the store."""
         return f"{self.stage}/{self.partition}/{self.fingerprint}"
 
 
 def stored_partitions(store: Store, stage: str) -> list[str]:
-    """Partitions of a stage with a pointer or a complete version, whether or not either can be read."""
+    """Partitions of a stage that have a pointer or a complete version, readable or not; sorted."""
     return sorted({*store.partitions(stage), *(key.rpartition("/")[0] for key in _complete(store, stage))})
 
 
 def reachable(store: Store) -> set[str]:
-    """Keys of all versions that pointers, or lineage from one, reach.
+    """Keys of all versions that can be reached from a pointer, directly or through other versions.
 
-    Raises StoreError if a manifest on the way is damaged: what it refers to cannot be known.
+    Raises StoreError if a manifest on the way is damaged, because the versions it refers to are then unknown.
     """
     reached: set[str] = set()
     waiting = [
@@ -75,7 +77,7 @@ def reachable(store: Store) -> set[str]:
 
 
 def unused(store: Store) -> list[Removable]:
-    """Complete versions that nothing refers to. Raises StoreError as `reachable` does."""
+    """Complete versions that cannot be reached from any pointer. Raises StoreError as `reachable` does."""
     reached = reachable(store)
     keys = [f"{stage}/{key}" for stage in STAGES for key in _complete(store, stage)]
     candidates = [key for key in keys if key not in reached]
@@ -86,13 +88,13 @@ def unused(store: Store) -> list[Removable]:
 def broken(store: Store, stage: str, partition: str) -> list[Removable]:
     """Versions of a partition that do not verify, and its pointer if that is damaged.
 
-    Of the version that is current, the files that verify stay behind as finished blocks; nothing else does.
+    Only the current version keeps files: those that verify remain as finished blocks.
     """
     found: list[Removable] = []
-    pointed = None
+    current_key = None
     try:
         current = store.current(stage, partition)
-        pointed = current.key if current else None
+        current_key = current.key if current else None
     except StoreError as e:
         found.append(Removable(stage, partition, "", 0, e.found))
     keys = [f"{stage}/{key}" for key in _complete(store, stage) if key.rpartition("/")[0] == partition]
@@ -109,14 +111,14 @@ def broken(store: Store, stage: str, partition: str) -> list[Removable]:
         if not errors:
             continue
         blocks = {name for block in version.manifest.blocks.values() for name in block.files}
-        keep = tuple(n for n, e in checked.items() if e is None and n in blocks) if key == pointed else ()
-        lost = _freed(store, [key], leave=keep)[key]
-        found.append(Removable(*_split(key), bytes=lost, why=errors[0].found, keep=keep))
+        keep = tuple(n for n, e in checked.items() if e is None and n in blocks) if key == current_key else ()
+        size = _freed(store, [key], leave=keep)[key]
+        found.append(Removable(*_split(key), bytes=size, why=errors[0].found, keep=keep))
     return found
 
 
 def remove(store: Store, item: Removable) -> None:
-    """Removes one version, its manifest first: what is left of an interrupted removal is no version."""
+    """Removes one version or pointer. The manifest goes first, so an interrupted removal leaves no valid version."""
     pointer = f"{item.stage}/{item.partition}/{CURRENT}"
     with store.files.lock(f"{item.stage}/{item.partition}"):
         if not item.fingerprint:
@@ -127,7 +129,7 @@ def remove(store: Store, item: Removable) -> None:
             current = store.current(item.stage, item.partition)
             pointed = current is not None and current.key == item.key
         except StoreError:
-            pointed = True  # it points to this damaged version, or is damaged itself
+            pointed = True  # the pointer names this damaged version or is damaged itself
         if pointed:
             store.files.remove(pointer)
         store.files.remove(f"{item.key}/{MANIFEST}")
@@ -157,14 +159,17 @@ def _files(store: Store, key: str) -> list[Path]:
 
 
 def _freed(store: Store, keys: Iterable[str], leave: Iterable[str] = ()) -> dict[str, int]:
-    """Bytes that removing all of `keys` frees, by key. Versions share files as hard links: the last link counts."""
+    """Bytes freed per key when all `keys` are removed, except the files named in `leave`.
+
+    Versions share files as hard links; a file's size counts for the key that holds its last link.
+    """
     freed: dict[str, int] = {}
     links: dict[tuple[int, int], int] = {}
     for key in keys:
         freed[key] = 0
-        stay = {store.files.path(f"{key}/{name}") for name in leave}
+        kept = {store.files.path(f"{key}/{name}") for name in leave}
         for path in _files(store, key):
-            if path in stay:
+            if path in kept:
                 continue
             stat = path.stat()
             inode = (stat.st_dev, stat.st_ino)

@@ -1,39 +1,77 @@
-"""Each stage, declared once.
+"""All stages, each declared once.
 
     corpus -> activations -> contexts -> explanations -> scores -> report
 
-What belongs here: a stage's name (also its asset key and its folder in the store), grain, inputs, the settings
-that decide its content, and its version. Dagster's assets, `latentgloss status` and lineage are derived from this
-table; no second list exists. What a stage *does* is in the module of its noun.
+A declaration holds the stage's name (also its asset key and its folder in the store), grain, inputs, version and the
+settings that decide its content. Dagster's assets, `latentgloss status` and lineage are derived from these
+declarations; there is no second list. The code of a stage is in the `stages.py` of its noun.
 
-A stage's `version` is raised whenever its code can produce other content from the same recipe; a test with
-golden outputs fails if that is forgotten.
+Raise a stage's `version` whenever its code can produce different content from the same recipe. A test that compares
+outputs with stored ones (golden outputs) fails if the version was not raised.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from latentgloss import schema
 from latentgloss.pipeline.stage import Input, Stage
 
 if TYPE_CHECKING:
+    from latentgloss.pipeline.stage import Pool
     from latentgloss.store import Version
 
 
 NEIGHBOUR_VERSION = "2"
-"""Of the stratum `neighbour`: in the recipe of `sampled_negatives` where it is asked for. Raised instead of the stage's
-version if other windows come to be in that stratum, so that who does not ask for it computes nothing again."""
+"""Version of the stratum `neighbour`; part of the recipe of `sampled_negatives` only if that stratum is enabled.
+
+When a change puts different windows into this stratum, raise this version instead of the stage's, so that users who
+have not enabled the stratum recompute nothing."""
 
 _SCORERS = ("detection", "fuzzing", "intruder", "embedding")
-"""Those with a stage `<scorer>_scores`."""
+"""Scorers that have a stage `<scorer>_scores`."""
 
 _MASKED_IF_SHOWN = tuple(
-    ("masked", "explanations.explainers", f"{of}{name}")
+    ("masked", "explanations.explainers", f"{prefix}{name}")
     for name in ("llm", "llm_cot", "contrastive", "best_of_k")
-    for of in ("", "null:")
+    for prefix in ("", "null:")
 )
-"""Explainers that show marks, which masked tokens never get."""
+"""Part `masked` matters to explainers that mark tokens in the contexts they show: a masked token is never marked."""
+
+
+def _explanation_scores(
+    scorer: str,
+    doc: str,
+    *,
+    version: str,
+    splits: tuple[str, ...] = ("explain", "select", "test"),
+    activations: tuple[Input, ...] = (),
+    negatives_when: tuple[str, Any] | None = None,
+    pool: Pool = "llm",
+) -> Stage:
+    """A stage that scores explanations on sampled contexts and negatives.
+
+    `splits`: the splits it reads. `activations`: what it reads of the activation cache. `negatives_when`: (setting,
+    value), negatives are read only if the setting has the value; None: always.
+    """
+    return Stage(
+        name=f"{scorer}_scores",
+        noun="scores",
+        grain="sae",
+        version=version,
+        inputs=(
+            Input("resolved_saes", ("cache",)),
+            *activations,
+            Input("explanations"),
+            Input("sampled_contexts", ("eligibility", *splits)),
+            Input("sampled_negatives", splits, when=negatives_when),
+        ),
+        settings=("profile", scorer, "contexts.length"),
+        tables=(schema.JUDGEMENTS, schema.SCORES),
+        doc=doc,
+        pool=pool,
+    )
+
 
 _ALL = (
     Stage(
@@ -54,7 +92,7 @@ _ALL = (
         inputs=(Input("tokenized_corpus"),),
         settings=(),
         tables=(),
-        doc="A bridge: exactly what one SAE depends on (weights, registry entry, model, corpus), as hashes.",
+        doc="A bridge: everything that one SAE depends on (weights, registry entry, model, corpus), as hashes.",
     ),
     Stage(
         name="activation_cache",
@@ -84,7 +122,7 @@ _ALL = (
         version="2",
         inputs=(
             Input("resolved_saes", ("cache", "latents")),
-            # Who a latent's neighbours are.
+            # Activations decide which latents are neighbours.
             Input("activation_cache", ("activations", "masked"), (("latents", "negatives.strata", "neighbour"),)),
         ),
         settings=("negatives", "contexts.length", "contexts.pool"),
@@ -97,14 +135,14 @@ _ALL = (
         grain="sae",
         version="2",
         inputs=(
-            Input("resolved_saes", ("cache", "latents")),  # nulls: who was asked for before whom
+            Input("resolved_saes", ("cache", "latents")),  # the order of latents decides the partners of nulls
             Input("activation_cache", ("latents",), _MASKED_IF_SHOWN),
             Input("sampled_contexts", ("eligibility", "explain", "select")),
             Input("sampled_negatives", ("explain", "select")),
         ),
         settings=("explanations", "contexts.length"),
         tables=(schema.EXPLANATIONS,),
-        doc="One row per latent and explainer: the text, how it came about, or why there is none.",
+        doc="One row per latent and explainer: the text and how it was made, or why there is none.",
         pool="llm",
     ),
     Stage(
@@ -113,7 +151,7 @@ _ALL = (
         grain="sae",
         version="2",
         inputs=(
-            Input("resolved_saes", ("cache", "latents")),  # who was asked for before whom
+            Input("resolved_saes", ("cache", "latents")),  # the order of latents decides the intruders
             Input("activation_cache", ("activations", "masked")),
             Input("sampled_contexts", ("eligibility", "test")),
         ),
@@ -122,53 +160,23 @@ _ALL = (
         doc="Which of five marked contexts is another latent's? Judges the latent, without an explanation.",
         pool="llm",
     ),
-    Stage(
-        name="detection_scores",
-        noun="scores",
-        grain="sae",
+    _explanation_scores(
+        "detection",
+        "Is the latent active in this context? Judged from the explanation alone, on the test split.",
         version="2",
-        inputs=(
-            Input("resolved_saes", ("cache",)),
-            Input("explanations"),
-            Input("sampled_contexts", ("eligibility", "explain", "select", "test")),
-            Input("sampled_negatives", ("explain", "select", "test")),
-        ),
-        settings=("profile", "detection", "contexts.length"),
-        tables=(schema.JUDGEMENTS, schema.SCORES),
-        doc="Is the latent active in this context? Judged from the explanation alone, on the test split.",
-        pool="llm",
     ),
-    Stage(
-        name="fuzzing_scores",
-        noun="scores",
-        grain="sae",
+    _explanation_scores(
+        "fuzzing",
+        "Are the marked tokens those the latent is active on? Its own marks against another context's.",
         version="2",
-        inputs=(
-            Input("resolved_saes", ("cache",)),
-            Input("activation_cache", ("masked",)),
-            Input("explanations"),
-            Input("sampled_contexts", ("eligibility", "explain", "select", "test")),
-            Input("sampled_negatives", ("explain", "select", "test"), when=("fuzzing.wrong_marks", "random")),
-        ),
-        settings=("profile", "fuzzing", "contexts.length"),
-        tables=(schema.JUDGEMENTS, schema.SCORES),
-        doc="Are the marked tokens those the latent is active on? Its own marks against another context's.",
-        pool="llm",
+        activations=(Input("activation_cache", ("masked",)),),
+        negatives_when=("fuzzing.wrong_marks", "random"),
     ),
-    Stage(
-        name="embedding_scores",
-        noun="scores",
-        grain="sae",
+    _explanation_scores(
+        "embedding",
+        "Is the explanation closer to activating contexts than to others, as vectors of an embedder?",
         version="2",
-        inputs=(
-            Input("resolved_saes", ("cache",)),
-            Input("explanations"),
-            Input("sampled_contexts", ("eligibility", "test")),
-            Input("sampled_negatives", ("test",)),
-        ),
-        settings=("profile", "embedding", "contexts.length"),
-        tables=(schema.JUDGEMENTS, schema.SCORES),
-        doc="Does the explanation lie nearer to activating contexts than to others, as vectors of an embedder?",
+        splits=("test",),
         pool="gpu",
     ),
     Stage(
@@ -198,7 +206,8 @@ _ALL = (
         noun="embeddings",
         grain="model",
         version="2",
-        # Vectors of explanations are here for order alone; scores come last, since the bridge follows its last input.
+        # Vectors of explanations are an input only so that they are made first. Scores come last because automation
+        # of a stage that reads another grain watches the noun of its last input.
         inputs=(
             Input("activation_cache", ("latents",)),
             Input("explanations"),
@@ -227,16 +236,16 @@ _ALL = (
 )
 
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
-"""In an order in which every stage comes after its inputs."""
+"""By name, in an order in which every stage comes after its inputs."""
 
 NOUNS = ("corpus", "activations", "contexts", "explanations", "scores", "report", "embeddings")
-"""The six of the flow in order, and what stands beside it."""
+"""The six nouns of the flow in order, then `embeddings`, which stands beside the flow."""
 
 
 def made_from(version: Version, upstream: Version) -> bool:
-    """Whether a version was made from the content of this version of one of its inputs.
+    """Whether `version` was made from the content that `upstream`, a version of one of its input stages, holds.
 
-    What is current of two stages need not belong together: the later one may not have been computed again yet.
+    The current versions of two stages may not match: the later stage may not have been recomputed yet.
     """
     recipe = version.manifest.recipe
     return all(
@@ -247,12 +256,12 @@ def made_from(version: Version, upstream: Version) -> bool:
 
 
 def profile_of(version: Version) -> str:
-    """Whose protocol the scores of a version follow (setting `profile`)."""
+    """The profile whose protocol the scores of a version follow (setting `profile`)."""
     return str(version.manifest.recipe["settings"].get("profile", schema.DEFAULT_PROFILE))
 
 
 def downstream(name: str) -> list[str]:
-    """Names of every stage that depends on `name`, in order."""
+    """Names of all stages that depend on `name`, directly or not, in the order of `STAGES`."""
     found = {name}
     for stage in _ALL:
         if any(i.stage in found for i in stage.inputs):

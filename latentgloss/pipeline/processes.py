@@ -1,7 +1,7 @@
-"""Computing in several processes, which the works of one model share.
+"""A runner that gives stage runs worker processes; runs of the same model share them.
 
-What belongs here: starting and ending them. What they are asked to do is the stage's; it hands them whatever it needs,
-since nothing of this process is theirs.
+What belongs here: starting and stopping the processes. The stage decides what they compute and passes them everything
+they need, because they share no memory with this process.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ def with_processes(
     prepare: Callable[..., None],
     arguments: Callable[[StageRun[R]], tuple[Any, ...]],
 ) -> Runner[R]:
-    """A runner like `work.one_by_one` whose works get processes in which `prepare` ran with `arguments`.
+    """A runner like `stage_run.one_by_one` that also passes `compute` a pool of worker processes.
 
-    None instead of processes where one is all there is to be (`machine.workers`).
+    Each process runs `prepare(*arguments(run))` first, with the first run of the model. `compute` gets None instead of
+    a pool if one process is to be used (setting `machine.workers`; by default the number of cores).
     """
 
     def runner(runs: Sequence[StageRun[R]]) -> Iterator[StageRun[R]]:
         for _, group in groupby(sorted(runs, key=lambda run: run.model.name), key=lambda run: run.model.name):
-            together = list(group)
+            same_model = list(group)
             with contextlib.ExitStack() as stack:
                 pool: list[Executor | None] = []
 
-                def start(first: StageRun[R] = together[0], stack: contextlib.ExitStack = stack) -> None:
+                def start(first: StageRun[R] = same_model[0], stack: contextlib.ExitStack = stack) -> None:
                     pool.append(stack.enter_context(_processes(first, prepare, arguments)))  # noqa: B023
 
                 error = attempt(start)
-                for run in together:
+                for run in same_model:
                     run.start()
                     with run.charged():
                         run.error = error or attempt(partial(compute, run, *pool))
@@ -62,6 +63,7 @@ def _processes(
     if n == 1:
         yield None
         return
-    # Not fork: the model's threads may be alive in this process, and a forked child would wait for them for ever.
+    # Not fork, because the model's threads may be running in this process and a forked child would wait for them for
+    # ever.
     with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), prepare, arguments(run)) as pool:
         yield pool

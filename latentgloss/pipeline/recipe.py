@@ -1,7 +1,7 @@
-"""Recipes: everything that decides the content of a partition, and how two of them differ.
+"""Recipes: everything that decides the content of a partition, and how two recipes differ.
 
-What belongs here: the recipe itself, the difference of two in words, and the recipe of another attempt where a
-language model owes replies. What goes into a recipe is collected in `workspace.py`.
+What belongs here: the class `Recipe`, the differences between two recipes in words, and the recipe of another attempt
+when replies of a language model are missing. `workspace/recipes.py` collects the content of recipes.
 """
 
 from __future__ import annotations
@@ -16,29 +16,33 @@ if TYPE_CHECKING:
 
 
 ATTEMPT, UNANSWERED = "attempt", "unanswered"
-"""In a recipe: which attempt it is, from the second on. A fact of a version: rows without a language model's reply."""
+"""Key in a recipe: the attempt's number, present from the second on. Key in a version's facts: the number of rows for
+which a language model gave no reply."""
 ATTEMPTS = 3
-"""Runs that ask for what got no reply, the first included: a prompt that no server takes is a row in the end."""
+"""Most runs that ask for a missing reply, the first included; after that the row stays without a reply."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the content of a stage for a partition, and the pinned versions it was derived from."""
+    """Everything that decides the content of a stage for a partition, and the versions of its inputs."""
 
     content: dict[str, Any]
+    """JSON-compatible; its hash is the fingerprint."""
     inputs: dict[str, dict[str, Version]]
-    """Per input stage, per partition."""
+    """The pinned versions, by input stage and then by partition."""
 
     @property
     def fingerprint(self) -> str:
+        """Hash of the content; names a version in the store."""
         return fingerprint(self.content)
 
 
 def asked_again(content: dict[str, Any], current: Version | None) -> dict[str, Any]:
-    """The recipe of the next attempt, if the current version was made by this one and lacks replies.
+    """The recipe content of the next attempt if the current version was made from `content` and lacks replies.
 
-    Whether there was a reply is no part of a recipe: a time-out says nothing of what was asked. So that the run after
-    it is not told that everything is there, it makes another version.
+    Otherwise `content` as it is, or with the number of the attempt that made the current version. Whether a reply
+    arrived is not part of a recipe, because a time-out says nothing about the request. Without an attempt number the
+    next run would take the incomplete version for fresh; with it, that run makes another version.
     """
     if current is None:
         return content
@@ -52,7 +56,7 @@ def asked_again(content: dict[str, Any], current: Version | None) -> dict[str, A
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """What changed between two recipes, in words: `settings.contexts.test: 100 -> 150`."""
+    """The differences between two recipes, one line each, such as `settings.contexts.test: 100 -> 150`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(k for k in new if k not in old)]
         found: list[str] = []

@@ -1,4 +1,4 @@
-"""What a stage is: its name, grain, inputs, settings, version and tables."""
+"""The class `Stage`: a stage's name, grain, inputs, settings, version and tables."""
 
 from __future__ import annotations
 
@@ -18,69 +18,79 @@ Pool = Literal["gpu", "llm"]
 
 @dataclass(frozen=True)
 class Input:
-    """An upstream stage. `parts`: only these parts of its content matter (empty: all of it)."""
+    """An upstream stage that a stage reads."""
 
     stage: str
     parts: tuple[str, ...] = ()
+    """The parts of its content that matter; empty: all of them."""
     also: tuple[tuple[str, str, str], ...] = ()
-    """(part, setting, value): this part matters too if the setting, a list, holds the value."""
+    """(part, setting, value): the part matters too if the setting, a list, contains the value."""
 
     when: tuple[str, Any] | None = None
-    """(setting, value): read only if the setting has the value."""
+    """(setting, value): the input is read only if the setting has the value."""
     optional: bool = False
-    """Read if it is there; of several such inputs one at least must be, and hold anything."""
+    """Read if present; at least one of a stage's optional inputs must exist and be non-empty."""
 
     def used(self, settings: Mapping[str, Any]) -> bool:
-        """`settings` as `Stage.settings_used` gives them, or a recipe holds them."""
+        """Whether the input is read. `settings`: as returned by `Stage.settings_used`, or as stored in a recipe."""
         return self.when is None or among(settings, self.when[0]) == self.when[1]
 
     def parts_used(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The parts that matter under these settings (given as for `used`); empty: all of them."""
         return self.parts + tuple(part for part, name, value in self.also if value in among(settings, name))
 
 
 @dataclass(frozen=True)
 class Consumed:
-    """What a stage takes from settings and store."""
+    """What a stage reads from settings and store."""
 
     settings: dict[str, Any]
+    """Values of the stage's settings, by dotted name."""
     inputs: list[tuple[Input, tuple[str, ...]]]
-    """Each input that is used, with the parts of it that matter (none named: all of them)."""
+    """Each input that is used, with the parts of it that matter (empty: all of them)."""
 
 
 @dataclass(frozen=True)
 class Stage:
+    """The declaration of one stage."""
+
     name: str
+    """Also its asset key and its folder in the store."""
     noun: str
-    """Which of the nouns it belongs to: group in the UI, module in the core."""
+    """The noun it belongs to: its group in the Dagster UI and its folder in the core."""
     grain: Grain
+    """What one partition is: a model or an SAE."""
     version: str
+    """Raised when the code can produce different content from the same recipe."""
     inputs: tuple[Input, ...]
     settings: tuple[str, ...]
     """Dotted names of the settings that decide its content."""
     tables: tuple[Table, ...]
+    """The tables it writes."""
     doc: str
+    """What the stage produces, in one sentence; shown in the Dagster UI and in the data dictionary."""
     pool: Pool | None = None
-    """What it competes for: a GPU or the LLM server."""
+    """The shared resource that limits concurrent runs: a GPU or the LLM server."""
 
     def consumes(self, settings: Settings) -> Consumed:
-        """The settings and the parts of its inputs that decide the content of any partition."""
+        """The settings and the parts of its inputs that decide the content, the same for every partition."""
         values = self.settings_used(settings)
         return Consumed(values, self.reads(values))
 
     def reads(self, settings: Mapping[str, Any]) -> list[tuple[Input, tuple[str, ...]]]:
-        """Each input that is used under some settings, and which parts of it matter (none named: all of them).
+        """Each input that is used under these settings, with the parts of it that matter (empty: all of them).
 
-        `settings` as `settings_used` gives them, or as a recipe holds them.
+        `settings`: as returned by `settings_used`, or as stored in a recipe.
         """
         return [(i, i.parts_used(settings)) for i in self.inputs if i.used(settings)]
 
     def settings_used(self, settings: Settings) -> dict[str, Any]:
-        """The values of `self.settings`, ready for JSON."""
+        """Values of `self.settings` by dotted name, JSON-compatible."""
         return {name: _value(settings, name) for name in self.settings}
 
 
 def among(settings: Mapping[str, Any], dotted: str) -> Any:
-    """One setting of those a stage uses, which may be declared as a whole table."""
+    """The value of one setting in a stage's `settings_used`, where it may be part of a whole settings table."""
     table, _, name = dotted.partition(".")
     return settings[dotted] if dotted in settings else settings[table][name]
 

@@ -1,7 +1,7 @@
-"""One partition of one stage while it is computed, and what becomes of it.
+"""One partition of one stage while it is computed, and its outcome.
 
-What belongs here: what a stage's runner is handed (`StageRun`), and the rule that what goes wrong with one partition is
-that partition's failure and nobody else's. `workspace.py` makes works and runs them over partitions.
+What belongs here: the object that a stage's runner receives (`StageRun`), and the rule that an exception fails only its
+own partition. `workspace/materialise.py` creates stage runs and passes them to the runner.
 """
 
 from __future__ import annotations
@@ -31,23 +31,27 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What became of one partition in a run."""
+    """The outcome of one partition in a run."""
 
     stage: str
     partition: str
     status: Literal["computed", "reused", "failed"]
     version: Version | None = None
+    """None if it failed."""
     error: LatentglossError | None = None
+    """None unless it failed."""
     seconds: float = 0.0
+    """Wall-clock time from `StageRun.start`, or for a reused version the time to find it."""
     blocks_computed: int = 0
     blocks_reused: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
+    """Information about the result that is not part of its content, such as counts and seconds."""
 
 
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 Progress = Callable[[str], Callable[[int, int | None, str], None]]
-"""From a label to a function that is called as progress(done, total or None, unit)."""
+"""Takes a label and returns a function that is called as progress(done, total or None, unit)."""
 
 
 class StageRun(Generic[R_co]):
@@ -66,9 +70,9 @@ class StageRun(Generic[R_co]):
         account: Hashable = None,
         progress: Progress | None = None,
     ) -> None:
-        """`resources`: what the stage needs that is not in the store, as its noun's `stages.py` declares it.
+        """`resources`: what the stage needs from outside the store, as declared in its noun's `stages.py`.
 
-        `account`: what is asked for together (`accounting.charged_to`).
+        `account`: identifies the run whose partitions are computed together (`run` of `accounting.charged_to`).
         """
         self.stage, self.partition, self.recipe, self.resources = stage, partition, recipe, resources
         self.settings, self.registry, self.store, self.account = settings, registry, store, account
@@ -81,44 +85,52 @@ class StageRun(Generic[R_co]):
 
     @property
     def draft(self) -> Draft:
-        """The version in the making; the partition's lock is taken on first use."""
+        """The unfinished version that the stage writes to; first use takes the partition's lock."""
         if self._draft is None:
             self._draft = self._context.__enter__()
         return self._draft
 
     @property
     def model(self) -> ModelSpec:
+        """Registry entry of the partition's model (for an SAE, its model). Raises InputError."""
         name = self.partition if self.stage.grain == "model" else self.sae.model
         return self.registry.model(name)
 
     @property
     def sae(self) -> SaeSpec:
+        """Registry entry of the partition's SAE; for stages of grain `sae`. Raises InputError."""
         return self.registry.sae(self.partition)
 
     def input(self, stage: str) -> Version:
-        """The pinned version of an input of the same partition (or of its model)."""
+        """The pinned version of an input stage, for the same partition or for its model."""
         (version,) = self.recipe.inputs[stage].values()
         return version
 
     def check_windows(self) -> None:
-        """Raises MissingInput if contexts were cut or drawn by other settings than today's: their numbers would lie."""
-        today = {f"contexts.{name}": getattr(self.settings.contexts, name) for name in ("length", "pool")}
+        """Raises MissingInput if contexts were cut or drawn with settings other than the current ones.
+
+        Results from such contexts would be recorded under settings that did not produce them.
+        """
+        current = {f"contexts.{name}": getattr(self.settings.contexts, name) for name in ("length", "pool")}
         for versions in self.recipe.inputs.values():
             for version in versions.values():
                 made = version.manifest.recipe["settings"]
                 if version.manifest.stage not in ("sampled_contexts", "sampled_negatives"):
                     continue
-                changed = {k: among(made, k) for k, v in today.items() if among(made, k) != v}
+                changed = {k: among(made, k) for k, v in current.items() if among(made, k) != v}
                 if changed:
                     raise MissingInput(
                         f"{version.manifest.stage} of {self.partition} was made with "
                         + ", ".join(f"{k} = {v}" for k, v in changed.items()),
-                        expected=", ".join(f"{k} = {today[k]}" for k in changed),
+                        expected=", ".join(f"{k} = {current[k]}" for k in changed),
                         todo=f"materialise {version.manifest.stage} again, then this stage",
                     )
 
     def block_recipe(self, settings: dict[str, Any] | None = None, **consumed: Any) -> dict[str, Any]:
-        """Recipe of one block: the stage, the settings that matter to it, and hashes of the rows it consumes."""
+        """Recipe of one block: the stage, the settings that decide it, and hashes of the rows it reads (`consumed`).
+
+        `settings` defaults to all that the stage uses.
+        """
         return {
             "stage": self.stage.name,
             "version": self.stage.version,
@@ -127,7 +139,7 @@ class StageRun(Generic[R_co]):
         }
 
     def reuse(self, name: str, recipe: dict[str, Any], tables: tuple[Table, ...]) -> bool:
-        """As `Draft.reuse`, but for blocks of which replies are missing, when they are to be asked for again."""
+        """Like `Draft.reuse`, but drops a block with missing replies if this run asks for them again."""
         draft = self.draft
         if not draft.reuse(name, recipe, tables):
             return False
@@ -137,27 +149,30 @@ class StageRun(Generic[R_co]):
         return False
 
     def note_unanswered(self, table: Table) -> None:
-        """Counts rows that a language model gave no reply for. They are rows, and the next run asks again."""
+        """Counts rows for which a language model gave no reply and records the number as a fact.
+
+        The rows stay in the table; the next run asks for them again.
+        """
         n = _unanswered(self.draft.scan(table)) if self.settings.asks(self.stage.name) else 0
         if n:
             self.facts[UNANSWERED] = n
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Runs `action` for this partition. An error stays, whatever succeeds afterwards, in whichever thread."""
+        """Runs `action` for this partition. The first error is kept, whatever succeeds later in any thread."""
         error = attempt(action)
         self.error = self.error or error
 
     def charged(self) -> AbstractContextManager[None]:
-        """In here language models are asked on its account."""
+        """Charges requests to language models inside the block to this run."""
         return charged_to(self.stage.name, self.partition, self.account)
 
     def start(self) -> None:
-        """Its turn has come: time and progress count from here."""
+        """Starts the clock and the progress display."""
         self.began = time.monotonic()
         self.progress(0, None, "")
 
     def finish(self, run_id: str) -> Outcome:
-        """Commits the draft, or records the failure."""
+        """Commits the draft, or records the failure in the store, and returns the outcome."""
         name, seconds = self.stage.name, round(time.monotonic() - self.began, 3)
         try:
             if self.error is not None:
@@ -184,11 +199,11 @@ class StageRun(Generic[R_co]):
 
 
 Runner = Callable[[Sequence[StageRun[R]]], Iterator[StageRun[Any]]]
-"""Computes works and yields each when it is done, with `work.error` set if it failed."""
+"""Computes stage runs and yields each when it is done, with its `error` set if it failed."""
 
 
 def one_by_one(compute: Callable[[StageRun[R]], None]) -> Runner[R]:
-    """A runner that computes one partition after the other."""
+    """A runner that computes the partitions one after another."""
 
     def runner(runs: Sequence[StageRun[R]]) -> Iterator[StageRun[R]]:
         for run in runs:
@@ -201,7 +216,7 @@ def one_by_one(compute: Callable[[StageRun[R]], None]) -> Runner[R]:
 
 
 def _unanswered(frame: pl.LazyFrame) -> int:
-    """Rows whose language model gave no reply."""
+    """Number of rows for which the language model gave no reply."""
     import polars as pl
 
     if "status" not in frame.collect_schema():
