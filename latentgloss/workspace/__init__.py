@@ -1,11 +1,11 @@
-"""A workspace: settings, registry and store opened together. The only room that knows all nouns.
+"""A workspace: settings, registry and store opened together. The only room that imports from every noun.
 
-- `workspace`    the class that people and commands open
-- `resources`    models, tokenizers, embedders, language models, vectors: opened when first asked for
+- `workspace`    the class `Workspace`, which notebooks, commands and Dagster open
+- `resources`    models, tokenizers, embedders, language models and vectors, each opened on first use
 - `recipes`      everything that decides the content of a stage for a partition
-- `states`       fresh, stale, missing, failed
-- `materialise`  running a stage over partitions
-- `search`       the search index seen from a workspace
+- `states`       whether a partition is fresh, stale, missing or failed
+- `materialise`  runs a stage over partitions
+- `search`       opens the search index of a workspace, compares it with the store, and rebuilds it
 """
 
 from latentgloss.workspace.states import State

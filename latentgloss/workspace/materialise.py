@@ -1,7 +1,7 @@
-"""Bringing partitions of a stage up to date, so that no failure of one stops another.
+"""Brings partitions of a stage up to date; the failure of one partition does not stop the others.
 
-What belongs here: which partitions are fresh, a run for each of the others, and handing those to the stage's runner.
-What a stage computes is in the `stages.py` of its noun.
+What belongs here: finding the partitions that are fresh, creating a `StageRun` for each of the others, and passing
+these to the stage's runner. The code of a stage is in the `stages.py` of its noun.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 
 
 class Opened(Protocol):
-    """What running any stage takes: where inputs and results are, and what decides them."""
+    """What running any stage needs: settings, registry, store and recipes."""
 
     settings: Settings
     store: Store
 
     @property
-    def registry(self) -> Registry: ...
+    def registry(self) -> Registry:
+        """Models, SAEs, embedders and language models."""
 
-    def recipe(self, stage: Stage, partition: str) -> Recipe: ...
+    def recipe(self, stage: Stage, partition: str) -> Recipe:
+        """The partition's recipe, from the current versions and files."""
 
 
 R = TypeVar("R", bound=Opened)
@@ -46,14 +48,16 @@ def materialise(
     run_id: str = "",
     progress: Progress | None = None,
 ) -> Iterator[Outcome]:
-    """Brings partitions of a stage up to date, yielding each as soon as it is finished.
+    """Brings partitions of a stage up to date and yields the outcome of each as soon as it is finished.
 
-    `runner` gets the runs of stale partitions and yields each when it is done, with `error` set if it failed. A fresh
-    partition computes nothing. An exception of one partition is that partition's outcome and stops no other.
+    `runner` gets a run for each partition that is not fresh and yields each run when it is done, with `error` set if
+    it failed. A fresh partition computes nothing. An exception raised for one partition becomes its outcome and does
+    not stop the others. `run_id`: recorded in new versions; calls with the same id (if it is empty, each call alone)
+    count as one run for requests to language models.
     """
     runs: list[StageRun[R]] = []
     account = run_id or object()
-    # Sorted: two runs that take several locks take them in the same order.
+    # Sorted, so that two runs that lock several partitions lock them in the same order.
     for partition in sorted(set(partitions)):
         began = time.monotonic()
         try:
@@ -84,7 +88,7 @@ def materialise(
                     progress=progress,
                 )
             )
-        except Exception as e:  # an unreadable file of one partition must not stop the others
+        except Exception as e:  # an unreadable file of one partition does not stop the others
             error = as_error(e)
             resources.store.fail(stage.name, partition, "", error)
             yield Outcome(stage.name, partition, "failed", error=error)

@@ -1,8 +1,8 @@
-"""Recipes: everything that decides the content of a stage for a partition, from what is current now.
+"""Collects the recipe of a partition: everything that decides its content, from the current versions and files.
 
-What belongs here: the pinned inputs of a partition, and the table `EXTERNAL` of what stages depend on outside the store
-(files, models, explainers and judges as they are here), one function per stage. Reads manifests, registry and declared
-files; writes nothing.
+What belongs here: the versions of a partition's inputs, and the table `EXTERNAL` with one function per stage for what
+the stage depends on outside the store: files, models, explainers and judges as installed. Reads manifests, registry and
+declared files; writes nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 
 def recipe_of(resources: Resources, stage: Stage, partition: str, external: Callable[[], dict[str, Any]]) -> Recipe:
-    """The recipe of a partition. `external` reads what the stage depends on outside the store (`external_of`).
+    """The recipe of a partition. `external` returns what the stage depends on outside the store (`external_of`).
 
-    Raises MissingInput if an input has no version, InputError if the partition is not in the registry.
+    Raises MissingInput if an input has no version, InputError if the partition is not in the registry, and whatever
+    `external` raises.
     """
     inputs: dict[str, dict[str, Version]] = {}
     contents: dict[str, Any] = {}
@@ -40,11 +41,11 @@ def recipe_of(resources: Resources, stage: Stage, partition: str, external: Call
         hashes = {key: version.content(parts) for key, version in versions.items()}
         contents[upstream.stage] = hashes[partition] if list(hashes) == [partition] else hashes
     optional = [i.stage for i in stage.inputs if i.optional]
-    # A scorer without judges makes a version that holds nothing.
+    # A scorer without judges makes an empty version.
     if optional and not any(v.manifest.parts for name in optional for v in inputs.get(name, {}).values()):
         raise MissingInput(
-            f"none of {', '.join(optional)} of {partition} has been materialised, or holds anything",
-            expected=f"one of them before {stage.name}",
+            f"{', '.join(optional)} of {partition} are all missing or empty",
+            expected=f"at least one of them with content before {stage.name}",
             todo=f"materialise {optional[0]} first",
         )
     content = {
@@ -57,13 +58,13 @@ def recipe_of(resources: Resources, stage: Stage, partition: str, external: Call
     try:
         asks = resources.settings.asks(stage.name)
         current = resources.store.current(stage.name, partition) if asks else None
-    except StoreError:  # damaged: it is made anew
+    except StoreError:  # damaged, so it is made again
         current = None
     return Recipe(asked_again(content, current), inputs)
 
 
 def _current_inputs(resources: Resources, stage: Stage, upstream: Stage, partition: str) -> dict[str, Version]:
-    """The current versions of an upstream stage that a partition reads, by their partition."""
+    """The current versions of an upstream stage that a partition reads, by upstream partition. Raises MissingInput."""
     if stage.grain == upstream.grain:
         wanted = [partition]
     elif upstream.grain == "model":
@@ -75,24 +76,24 @@ def _current_inputs(resources: Resources, stage: Stage, upstream: Stage, partiti
     if not complete or (len(wanted) == 1 and None in found.values()):
         raise MissingInput(
             f"{upstream.name} of {', '.join(wanted) or partition} has not been materialised",
-            expected=f"it before {stage.name}",
+            expected=f"{upstream.name} to be materialised before {stage.name}",
             todo=f"materialise {upstream.name} first",
         )
     return complete
 
 
 def check_resolved(resolved: Version, external: dict[str, Any]) -> None:
-    """Raises MissingInput if weights, model or mask are no longer those that `resolved` was made from.
+    """Raises MissingInput if weights, model or mask differ from those that `resolved` was made from.
 
-    What is computed is stored under hashes taken earlier: it must not be computed from something else. `external`: what
-    `resolved_saes` depends on now.
+    Results are stored under hashes taken when `resolved_saes` was materialised, so they must be computed from the same
+    files. `external`: what `resolved_saes` depends on now.
     """
-    now = {key: value for key, value in external.items() if key != "latents"}  # `selected_latents` decides on those
+    now = {key: value for key, value in external.items() if key != "latents"}  # does not decide the cache
     changed = differences({key: resolved.json("resolved.json")[key] for key in now}, now)
     if changed:
         raise MissingInput(
             f"{resolved.manifest.partition} changed since resolved_saes was materialised ({'; '.join(changed)})",
-            expected="resolved_saes as things are now",
+            expected="resolved_saes made from the current files and registry entry",
             todo="materialise resolved_saes, then this stage",
         )
 
@@ -101,7 +102,7 @@ def check_resolved(resolved: Version, external: dict[str, Any]) -> None:
 
 
 def external_of(resources: Resources, stage: Stage, partition: str) -> dict[str, Any]:
-    """What a stage depends on outside the store. Raises whatever reading a declared file raises."""
+    """What a stage depends on outside the store, JSON-compatible. Raises whatever reading a declared file raises."""
     find = EXTERNAL.get(stage.name)
     return find(resources, partition) if find else {}
 
@@ -112,7 +113,7 @@ def _of_corpus(resources: Resources, partition: str) -> dict[str, Any]:
 
     model = resources.registry.model(partition)
     return {
-        "corpus": model.corpus.model_dump(mode="json", exclude={"source"}),  # its identity is beside it
+        "corpus": model.corpus.model_dump(mode="json", exclude={"source"}),  # the next line holds its identity
         "source": source_identity(model.corpus.source, model.folder, resources.digests),
         "tokenizer": tokenizer_identity(model, resources.model_cache),
     }
@@ -144,12 +145,12 @@ def _of_explanations(resources: Resources, partition: str) -> dict[str, Any]:
 
 
 def _of_scores(stage: str) -> Callable[[Resources, str], dict[str, Any]]:
-    def of(resources: Resources, partition: str) -> dict[str, Any]:
+    def judges(resources: Resources, partition: str) -> dict[str, Any]:
         from latentgloss.scores.table import identities
 
         return {"judges": identities(resources, resources.settings, stage.removesuffix("_scores"))}
 
-    return of
+    return judges
 
 
 def _of_vectors(resources: Resources, partition: str) -> dict[str, Any]:
@@ -176,4 +177,4 @@ EXTERNAL: dict[str, Callable[[Resources, str], dict[str, Any]]] = {
     "search_index": _of_index,
     "score_report": _of_report,
 }
-"""By stage; a stage that is not here depends on nothing outside the store."""
+"""What each stage depends on outside the store, by stage name; a stage without an entry depends on nothing there."""

@@ -1,7 +1,8 @@
-"""What stages use that is not in the store: models, tokenizers, embedders, language models, corpora, vectors.
+"""What stages use beside their inputs: models, tokenizers, embedders, language models, corpora, vectors.
 
-What belongs here: opening each once per process, when it is first asked for, from settings and registry. Every noun's
-`stages.py` declares in a Protocol what it needs of this; `Resources` has it all. Heavy imports are inside the methods.
+What belongs here: opening each from settings and registry; models, tokenizers and databases are opened on first use and
+kept for the process. Each noun's `stages.py` declares in a Protocol the part that it needs; `Resources` provides all of
+them. Heavy imports are inside the methods.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ if TYPE_CHECKING:
 
 
 class Resources:
-    """Settings, registry and store, and everything opened from them. Safe to use from several threads."""
+    """Settings, registry and store, and everything opened from them. Can be used from several threads."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(LocalFiles(settings.store_root))
         self._loading = threading.RLock()
-        """Stages may run side by side (`concurrency.interleave`): what they share is loaded once."""
+        """Held while something is loaded, so that stages that run concurrently (`concurrency.interleave`) load it once.
+        """
         self._subjects: dict[str, Subject] = {}
         self._vocabularies: dict[str, Vocabulary] = {}
         self._embedders: dict[str, SentenceEmbedder] = {}
@@ -53,18 +55,21 @@ class Resources:
 
     @cached_property
     def registry(self) -> Registry:
+        """The registry of the settings, read once. Raises RegistryError if its folder does not exist."""
         return Registry.open(self.settings.registry_root)
 
     @cached_property
     def digests(self) -> DigestCache:
+        """Remembered digests of files outside the store."""
         return DigestCache(self.model_cache / "digests.json")
 
     @property
     def model_cache(self) -> Path:
+        """Folder for converted model weights and remembered digests (setting `machine.model_cache`)."""
         return self.settings.folder / self.settings.machine.model_cache.expanduser()
 
     def subject(self, model: str) -> Subject:
-        """The subject model, loaded once per process. Raises SubjectError."""
+        """The subject model, kept until another one is loaded. Raises InputError for an unknown name, SubjectError."""
         with self._loading:
             if model not in self._subjects:
                 from latentgloss.models.subject import load_subject
@@ -73,14 +78,14 @@ class Resources:
                     import torch
 
                     torch.set_num_threads(self.settings.machine.threads)
-                self._subjects.clear()  # one at a time: two models rarely fit one device
+                self._subjects.clear()  # one at a time, because two models rarely fit on one device
                 self._subjects[model] = load_subject(
                     self.registry.model(model), self.model_cache, device=self.settings.machine.device
                 )
             return self._subjects[model]
 
     def vocabulary(self, model: str) -> Vocabulary:
-        """What each token id reads as, by the model's tokenizer. Raises SubjectError."""
+        """The vocabulary of the model's tokenizer, kept for the process. Raises SubjectError."""
         with self._loading:
             if model not in self._vocabularies:
                 from latentgloss.models.tokenizer import load_tokenizer, token_bytes
@@ -94,7 +99,7 @@ class Resources:
             return self._vocabularies[model]
 
     def tools(self, partition: str) -> Tools:
-        """What explainers of a SAE's latents may use."""
+        """What explainers of an SAE's latents may use beside their evidence; loads no model."""
         from latentgloss.explanations.explainers.base import Tools
         from latentgloss.scores.judges.opening import language_judge
 
@@ -106,7 +111,7 @@ class Resources:
         return Tools(partition, self.settings.folder, self.language_model, judge)
 
     def embedder(self, name: str) -> SentenceEmbedder:
-        """An embedder of the registry, loaded when it first embeds. Raises InputError if there is none of that name."""
+        """An embedder of the registry, loaded when it first embeds. Raises InputError for an unknown name."""
         with self._loading:
             if name not in self._embedders:
                 from latentgloss.models.embedder import SentenceEmbedder
@@ -118,8 +123,11 @@ class Resources:
             return self._embedders[name]
 
     def language_model(self, name: str) -> LanguageModel:
-        """A language model of the registry, started when it is first asked what the cache
-        does not know. Raises InputError, RegistryError; LanguageModelError if its files are not here."""
+        """A language model of the registry, started at the first request whose reply is not in the cache.
+
+        Raises InputError for an unknown name, RegistryError, and LanguageModelError if it runs in this process and its
+        files are missing.
+        """
         with self._loading:
             if name not in self._language_models:
                 from latentgloss.llm.opening import open_model
@@ -132,7 +140,7 @@ class Resources:
 
     @cached_property
     def replies(self) -> ReplyCache:
-        """Replies of all language models, kept beside the versions of the store."""
+        """The reply cache of all language models, kept beside the versions in the store."""
         from latentgloss.llm.database import Database
         from latentgloss.llm.reply_cache import ReplyCache
 
@@ -140,7 +148,7 @@ class Resources:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """What language models have cost, and the budget."""
+        """Tokens and costs of all requests to language models, checked against the budget of the settings."""
         from latentgloss.llm.ledger import Ledger
 
         budget = self.settings.budget
@@ -148,7 +156,7 @@ class Resources:
 
     @cached_property
     def lance(self) -> LanceTables:
-        """Tables of vectors beside the versions of the store."""
+        """The LanceDB tables (vectors and search index), kept beside the versions in the store."""
         from latentgloss.embeddings.lance import FOLDER, LanceTables
 
         return LanceTables(self.settings.store_root / FOLDER)
@@ -156,7 +164,7 @@ class Resources:
     def context_vectors(
         self, model: str, corpus: Corpus, embedder: str, progress: Progress | None = None
     ) -> ContextVectors:
-        """Vectors of the contexts of a model's corpus, of `contexts.length` tokens each; made when asked for."""
+        """Vectors of contexts of a model's corpus, `contexts.length` tokens each; a missing one is made on use."""
         from latentgloss.embeddings.vectors import ContextVectors
         from latentgloss.models.identity import tokenizer_identity
         from latentgloss.models.tokenizer import load_tokenizer
@@ -185,7 +193,7 @@ class Resources:
     def text_vectors(
         self, embedder: str, role: Literal["query", "document"], progress: Progress | None = None
     ) -> TextVectors:
-        """Vectors of texts (explanations), as what is searched for or what is searched in; made when asked for."""
+        """Vectors of texts such as explanations, embedded as queries or as documents; a missing one is made on use."""
         from latentgloss.embeddings.vectors import TextVectors
 
         spec = self.registry.embedder(embedder)
@@ -194,47 +202,48 @@ class Resources:
         return TextVectors(self.lance, self.embedder(embedder), role, prefix, batch=batch, progress=progress)
 
     def sae(self, spec: SaeSpec) -> SparseCoder:
-        """The SAE's weights. Raises SaeError."""
+        """Opens the SAE with its weights. Raises SaeError."""
         from latentgloss.saes.opening import open_sae
 
         return open_sae(spec)
 
     def negatives_embedder(self) -> dict[str, Any]:
-        """Name and identity of the embedder that says which negatives are `similar`. Raises InputError, EmbedderError.
+        """Name and identity of the embedder that chooses `similar` negatives. Raises InputError, EmbedderError.
 
-        Other than the scorers', if there is another: what is hard for an embedder must not be chosen by itself. If
-        there is none, the first of the scorers' own, which is not asked about them (`detection.plan_of_vectors`).
+        The setting `negatives.embedder` if it is set; else the first by name that does not judge, because an embedder
+        should not judge negatives that it has chosen; else the first that judges. An embedder that judges and chooses
+        is not asked about `similar` negatives (`detection.plan_of_vectors`).
         """
-        scorers = self.settings.embedding.embedders
-        others = sorted(set(self.registry.embedders) - set(scorers))
-        name = self.settings.negatives.embedder or (others or scorers)[0]
+        judging = self.settings.embedding.embedders
+        others = sorted(set(self.registry.embedders) - set(judging))
+        name = self.settings.negatives.embedder or (others or judging)[0]
         return {"name": name, "identity": self.embedder(name).identity()}
 
     def harder_negatives(self) -> dict[str, Any]:
-        """What decides the strata that are not always asked for: in the recipe only where they are."""
+        """What decides the optional strata `similar` and `neighbour`: an entry for each that the settings enable."""
         strata = self.settings.negatives.strata
         found: dict[str, Any] = {"embedder": self.negatives_embedder()} if "similar" in strata else {}
         return found | ({"neighbour_version": NEIGHBOUR_VERSION} if "neighbour" in strata else {})
 
     def negative_vectors(self, resolved: Version) -> Vectors:
-        """Its vectors of the contexts of the corpus that `resolved` pins."""
+        """Vectors by the embedder that chooses `similar` negatives, for the contexts of the corpus `resolved` pins."""
         model = self.registry.sae(resolved.manifest.partition).model
         return self.context_vectors(model, self.corpus(resolved), self.negatives_embedder()["name"])
 
     def corpus(self, resolved: Version) -> Corpus:
-        """The corpus that a `resolved_saes` version pins."""
+        """The corpus that a `resolved_saes` version pins. Raises MissingInput if it is no longer in the store."""
         pin = resolved.json("resolved.json")["corpus"]
         version = self.store.version(pin["stage"], pin["partition"], pin["fingerprint"])
         if version is None:
             raise MissingInput(
-                f"corpus {pin['fingerprint']} of {pin['partition']} is gone from the store",
+                f"corpus {pin['fingerprint']} of {pin['partition']} is no longer in the store",
                 expected="the version that resolved_saes pins",
                 todo="materialise tokenized_corpus and resolved_saes again",
             )
         return self.corpus_of(version)
 
     def corpus_of(self, version: Version) -> Corpus:
-        """The corpus of a `tokenized_corpus` version. Raises StoreError if a file of it is damaged."""
+        """The corpus of a `tokenized_corpus` version. Raises StoreError if one of its files is damaged."""
         from latentgloss.corpus.reader import Corpus
 
         for name in version.manifest.files:

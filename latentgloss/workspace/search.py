@@ -1,4 +1,8 @@
-"""The search index seen from a workspace: query, whether it is behind, rebuilding."""
+"""Opens the search index of a workspace, compares it with the current versions, and rebuilds it.
+
+What belongs here: the operations that need the index and the store together. Searching is in
+`embeddings/search_index.py`, writing rows in `embeddings/search_writer.py`.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +20,34 @@ if TYPE_CHECKING:
 
 
 def open_index(workspace: Workspace) -> tuple[SearchIndex, SentenceEmbedder]:
-    """The index and the embedder of the settings, which loads when it first embeds."""
+    """The search index and the embedder named in the settings; the embedder is loaded when it first embeds."""
     embedder = workspace.embedder(workspace.settings.search.embedder)
     return SearchIndex(workspace.lance, embedder.identity()), embedder
 
 
 def behind(workspace: Workspace, index: SearchIndex) -> list[str]:
-    """Models whose rows are not those of their current `search_index` version, or not all of them, sorted."""
-    there = index.counts()
+    """Models whose rows in the index differ from their current `search_index` version; sorted.
+
+    Compares the number of rows of each SAE and the version they were written for. Raises MissingInput if there is no
+    index, StoreError if it cannot be read.
+    """
+    stored = index.counts()
     found = []
-    for model in {*workspace.store.partitions(STAGE), *there}:
+    for model in {*workspace.store.partitions(STAGE), *stored}:
         version = workspace.store.current(STAGE, model)
         rows = {} if version is None else version.json("index.json")["rows"]
         wanted = {(sae, version.manifest.fingerprint): n for sae, n in rows.items() if n and version is not None}
-        if there.get(model, {}) != wanted:
+        if stored.get(model, {}) != wanted:
             found.append(model)
     return sorted(found)
 
 
 def rebuild(workspace: Workspace) -> tuple[dict[str, int], dict[str, str]]:
-    """Makes the index anew from the current versions: (rows per SAE, why each table of vectors was removed).
+    """Builds the index again from the current versions: (rows per SAE, reason per removed table of vectors).
 
-    Removed are tables of vectors that nobody can use; vectors that are missing are made. Until all is written the
-    present index stays. Raises MissingInput if no model has a `search_index`, or if what one was made from is gone.
+    Removes tables of vectors that are damaged or unusable, and makes missing vectors. The present index is replaced
+    only after all rows are written. Raises MissingInput if no model has a `search_index` version, or if a version it
+    was made from is no longer in the store.
     """
     removed = _remove_unusable(workspace)
     store = workspace.store
@@ -63,6 +72,7 @@ def rebuild(workspace: Workspace) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def _remove_unusable(workspace: Workspace) -> dict[str, str]:
+    """Removes tables of vectors that no embedder of the registry can use; the reason by table name."""
     tables, removed = workspace.lance, {}
     embedders = [workspace.embedder(name) for name in workspace.registry.embedders]
     for name in tables.names():
@@ -74,7 +84,7 @@ def _remove_unusable(workspace: Workspace) -> dict[str, str]:
 
 
 def _pinned(workspace: Workspace, version: Version) -> dict[str, dict[str, Version]]:
-    """Per SAE and stage the versions a `search_index` was made from. Raises MissingInput if one is gone."""
+    """The versions that a `search_index` was made from, by SAE and stage. Raises MissingInput if one is missing."""
     found: dict[str, dict[str, Version]] = {}
     for pin in version.manifest.inputs:
         stage, partition, model = pin["stage"], pin["partition"], version.manifest.partition
@@ -82,10 +92,10 @@ def _pinned(workspace: Workspace, version: Version) -> dict[str, dict[str, Versi
         if pinned is None:
             raise MissingInput(
                 f"the search_index of {model} was made from {stage} of {partition}, version {pin['fingerprint']}, "
-                "which is gone",
-                expected="every version it was made from, in the store; the index that is there stays as it is",
+                "which is no longer in the store",
+                expected="every version that it was made from, in the store; the present index was not changed",
                 todo=f"materialise it again: `dagster asset materialize --select search_index --partition {model}`; or "
-                f"delete {workspace.store.files.path(f'{STAGE}/{model}')} if that model is not wanted any more",
+                f"delete {workspace.store.files.path(f'{STAGE}/{model}')} if you no longer need that model",
             )
         found.setdefault(partition, {})[stage] = pinned
     return found

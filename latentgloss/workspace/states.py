@@ -1,6 +1,7 @@
-"""Where each partition of each stage stands: fresh, stale, missing or failed, and why.
+"""The state of each partition of each stage: fresh, stale, missing or failed, and why.
 
-What belongs here: comparing a recipe of today with that of the current version. Reads manifests; computes nothing.
+What belongs here: comparing the recipe that a partition would have now with that of its current version. Reads
+manifests; computes nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class State:
-    """Where one partition of one stage stands."""
+    """The state of one partition of one stage."""
 
     asset: str
+    """Name of the stage."""
     partition: str
     state: Literal["fresh", "stale", "missing", "failed"]
     because: str
@@ -38,9 +40,10 @@ def state_of(
     recipe: Callable[[], Recipe],
     upstream: Mapping[tuple[str, str], State],
 ) -> State:
-    """State of a partition. `recipe` makes that of today; `upstream`: states of earlier stages, by stage and partition.
+    """The state of a partition.
 
-    Never raises: a partition whose files cannot be read is `failed`, with the reason.
+    `recipe` returns the recipe that the partition would have now. `upstream`: states of earlier stages, by stage and
+    partition. An exception, such as that of an unreadable file, makes the partition `failed`, with the reason.
     """
 
     def state(name: Literal["fresh", "stale", "missing", "failed"], because: str = "") -> State:
@@ -49,23 +52,23 @@ def state_of(
     try:
         current = store.current(stage.name, partition)
         failure = store.failure(stage.name, partition)
-        today = recipe()
+        wanted = recipe()
     except MissingInput as e:
         return state("missing", e.found)
     except Exception as e:
         return state("failed", str(as_error(e)))
-    if failure and failure["fingerprint"] == today.fingerprint:
+    if failure and failure["fingerprint"] == wanted.fingerprint:
         return state("failed", failure["message"])
     if current is None:
         return state("missing", "never materialised")
-    changes = differences(current.manifest.recipe, today.content)
-    if changes and ATTEMPT in today.content:
-        return state("stale", f"{current.manifest.facts[UNANSWERED]:,} without a reply of the language model")
+    changes = differences(current.manifest.recipe, wanted.content)
+    if changes and ATTEMPT in wanted.content:
+        return state("stale", f"{current.manifest.facts[UNANSWERED]:,} rows without a reply of the language model")
     if changes:
         return state("stale", "; ".join(changes))
-    for name, versions in today.inputs.items():
+    for name, versions in wanted.inputs.items():
         for key in versions:
-            above = upstream.get((name, key))
-            if above and above.state != "fresh":
-                return state("stale", f"input {name} of {key} is {above.state}")
+            input_state = upstream.get((name, key))
+            if input_state and input_state.state != "fresh":
+                return state("stale", f"input {name} of {key} is {input_state.state}")
     return state("fresh")

@@ -1,7 +1,7 @@
-"""A workspace: one settings file, its registry and its store; and what follows from the three.
+"""The class `Workspace`: one settings file with its registry and store, and the operations on them.
 
-What belongs here: the class that people and commands open. Opening models is in `resources.py`, what decides a
-result in `recipes.py`, where each partition stands in `states.py`, running stages in `materialise.py`.
+What belongs here: the methods that notebooks, commands and Dagster call. `resources.py` opens models, `recipes.py`
+collects what decides a result, `states.py` compares recipes with the store, `materialise.py` runs stages.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
 
 
 class Workspace(Resources):
-    """Settings, registry and store, and everything that follows from them."""
+    """Settings, registry and store opened together: partitions, recipes, states, and running stages."""
 
     @classmethod
     def open(cls, path: Path | None = None) -> Workspace:
-        """From a settings file, by default the one that `settings.find` finds. Raises SettingsError."""
+        """Opens a settings file, by default the one that `settings.find` returns. Raises SettingsError."""
         return cls(settings_module.load(path))
 
     def partitions(self, stage: Stage) -> list[str]:
-        """Every partition the registry declares for a stage, sorted."""
+        """All partitions that the registry declares for a stage, sorted."""
         return sorted(self.registry.models if stage.grain == "model" else self.registry.saes)
 
     def external(self, stage: Stage, partition: str) -> dict[str, Any]:
-        """What a stage depends on outside the store: files, and explainers and judges as they are here.
+        """What a stage depends on outside the store: files, and explainers and judges as installed. JSON-compatible.
 
         Raises whatever reading a declared file raises.
         """
         return external_of(self, stage, partition)
 
     def recipe(self, stage: Stage, partition: str) -> Recipe:
-        """Everything that decides the content, from what is current now.
+        """Everything that decides a partition's content, from the current versions, settings and files.
 
         Raises MissingInput if an input has no version, InputError if the partition is not in the registry, and
         whatever reading a declared file raises.
@@ -54,11 +54,11 @@ class Workspace(Resources):
         return recipe_of(self, stage, partition, lambda: self.external(stage, partition))
 
     def check_resolved(self, resolved: Version) -> None:
-        """Raises MissingInput if weights, model or mask are no longer those that `resolved` was made from."""
+        """Raises MissingInput if weights, model or mask differ from those that `resolved` was made from."""
         check_resolved(resolved, self.external(STAGES["resolved_saes"], resolved.manifest.partition))
 
     def states(self, partitions: Iterable[str] | None = None) -> list[State]:
-        """State of every stage for every declared partition (or those named), in stage order."""
+        """States of all stages for all declared partitions, or only for `partitions`, in the order of the stages."""
         chosen = set(partitions) if partitions is not None else None
         known: dict[tuple[str, str], State] = {}
         for stage in STAGES.values():
@@ -81,22 +81,26 @@ class Workspace(Resources):
         run_id: str = "",
         progress: Progress | None = None,
     ) -> Iterator[Outcome]:
-        """Brings partitions of a stage up to date, yielding each as soon as it is finished (`materialise.py`)."""
+        """Brings partitions of a stage up to date and yields the outcome of each as soon as it is finished.
+
+        Arguments as for `materialise.materialise`.
+        """
         return materialise(self, STAGES[stage_name], partitions, runner, run_id=run_id, progress=progress)
 
     def materialise_together(
         self, runners: Mapping[str, Runner[Workspace]], partitions: Sequence[str], **options: Any
     ) -> Iterator[Outcome]:
-        """Brings partitions of several stages up to date; outcomes as they come. `options`: as for `materialise`.
+        """Brings partitions of several stages up to date and yields outcomes as they arrive.
 
-        Stages whose judges ask a language model run side by side: where one of them waits, another asks. Those that
-        only compute would get in each other's way, and follow one another.
+        Stages that ask a language model run concurrently, so that one sends requests while another waits. Stages that
+        only compute run one after another, because they would compete for the processor. `options`: as for
+        `materialise`.
         """
         asking = [name for name in runners if self.settings.asks(name)]
         computing = [name for name in runners if name not in asking]
 
-        def of(names: list[str]) -> Iterator[Outcome]:
+        def run_in_turn(names: list[str]) -> Iterator[Outcome]:
             for name in names:
                 yield from self.materialise(name, partitions, runners[name], **options)
 
-        return interleave([of(names) for names in (computing, *([name] for name in asking)) if names])
+        return interleave([run_in_turn(names) for names in (computing, *([name] for name in asking)) if names])
