@@ -76,20 +76,20 @@ def asked(folder: Path, tasks: Sequence[str]) -> list[Asked]:
     workspace = Workspace.open(folder / "latentgloss.toml")
     workspace._language_models["smol"] = Recorder()  # type: ignore[assignment]
     found: list[Asked] = []
-    asks = LlmJudge.asks
+    queries = LlmJudge.queries
 
     def noted(self: LlmJudge, question: Question) -> Any:
-        made = asks(self, question)
-        found.append(Asked(question, self._cuts(question), [ask.request for ask in made]))
+        made = queries(self, question)
+        found.append(Asked(question, self._cuts(question), [query.request for query in made]))
         return made
 
-    LlmJudge.asks = noted  # type: ignore[method-assign]
+    LlmJudge.queries = noted  # type: ignore[method-assign]
     try:
         for outcome in run_all(workspace, ("explanations", *(f"{task}_scores" for task in tasks))):
             if outcome.error:
                 raise outcome.error
     finally:
-        LlmJudge.asks = asks  # type: ignore[method-assign]
+        LlmJudge.queries = queries  # type: ignore[method-assign]
     return found
 
 

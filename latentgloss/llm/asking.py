@@ -1,8 +1,8 @@
-"""Asking a language model many things: replies read, asked again once where they cannot be, in order.
+"""Asks a language model many queries: parses each reply, repairs it once where parsing fails, keeps the order.
 
-What belongs here: what explainers and judges that use a language model share. Requests are made as the model takes
-them, so that it has in flight as many as it likes; a repair goes out among the next requests instead of after all of
-them. What a prompt says and how a reply is read is whoever asks.
+What belongs here: what explainers and judges that use a language model share. Requests are made only as the model takes
+them, so that it can keep as many in flight as it likes; a repair is sent among the next requests, not after all of
+them. The caller decides what a prompt says and how a reply is parsed. Nothing is read or written here.
 """
 
 from __future__ import annotations
@@ -28,62 +28,69 @@ LONGEST = 20_000
 
 
 class UnparsableReply(Exception):
-    """A reply is not what was asked for; the message says why, to the model as well."""
+    """A reply does not have the form that the prompt demands; the message says why and is shown to the model, too."""
 
 
 @dataclass(frozen=True)
 class Query(Generic[T]):
-    """One thing to ask. `read` raises Unread; `repaired` gives the messages that ask again."""
+    """A request, with the way to parse its reply and to ask again."""
 
     request: Request
-    read: Callable[[Reply], T]
-    repaired: Callable[[tuple[Message, ...], str, str], tuple[Message, ...]]
-    """From the messages, the reply and what is wrong with it."""
+    parse: Callable[[Reply], T]
+    """Returns the value of a reply. Raises UnparsableReply."""
+    repair: Callable[[tuple[Message, ...], str, str], tuple[Message, ...]]
+    """Returns the messages of the second request, from the first one's messages, its reply and the problem."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """An ask that will come, as far as it is known before there are replies."""
+    """A query that will be sent, as far as it is known before there are any replies."""
 
     model: LanguageModel
-    ask: Query[Any]
+    query: Query[Any]
     unwritten: int = 0
-    """Most tokens of what belongs into it and is not written yet (an explanation); 0: it is sent as it stands."""
+    """Most tokens of a part of the prompt that does not exist yet (an explanation); 0 if the prompt is complete."""
 
 
 @dataclass(frozen=True)
 class QueryResult(Generic[T]):
-    """What came of it. Tokens and price are of both replies, if there were two."""
+    """The outcome of a query. Tokens and price are of both replies if there was a repair."""
 
     value: T | None
+    """The parsed reply; None unless `status` is `ok`."""
     status: str
     """`ok`, `parse_failed`, `refused`, `llm_error` or `unsupported`."""
     reason: str
+    """Why there is no value; empty if there is one."""
     reply: str
-    """The last one, unparsed."""
+    """The text of the last reply, unparsed."""
     prompt_tokens: int
     completion_tokens: int
     cost_usd: float
     repaired: bool
+    """Whether `reply` is the reply to a second request."""
 
 
 class _Pending(Generic[T]):
-    """An ask on its way."""
+    """A query without a result yet."""
 
-    def __init__(self, ask: Query[T]) -> None:
-        self.ask = ask
-        self.request = ask.request
+    def __init__(self, query: Query[T]) -> None:
+        self.query = query
+        self.request = query.request
         self.replies: list[Reply] = []
-        self.told: QueryResult[T] | None = None
+        self.result: QueryResult[T] | None = None
 
     def receive(self, reply: Reply) -> bool:
-        """Takes a reply; whether it is to be asked again."""
+        """Takes a reply; returns whether `request`, which is now the repair, must be sent as well.
+
+        Raises LanguageModelError if the reply says that the budget is spent.
+        """
         self.replies.append(reply)
-        if reply.status == "over_budget":  # a row would stay for ever where a budget only ends a run
+        if reply.status == "over_budget":  # a row would be kept for good, but a budget only ends the run
             raise LanguageModelError(
                 reply.reason or "the budget is spent",
-                expected="enough of it left for what is asked",
-                todo="raise the budget and run again: what was answered is kept",
+                expected="a budget that covers the remaining requests",
+                todo="raise the budget and run again: replies that arrived are kept",
             )
         if reply.status in ("refused", "llm_error", "unsupported"):
             self._end(None, reply.status, reply.reason or f"the model's reply was {reply.status}")
@@ -91,19 +98,19 @@ class _Pending(Generic[T]):
         try:
             if reply.status == "truncated":
                 raise UnparsableReply(f"it was cut off after {reply.completion_tokens} tokens")
-            self._end(self.ask.read(reply), "ok", "")
+            self._end(self.query.parse(reply), "ok", "")
         except UnparsableReply as e:
             if len(self.replies) > 1:
                 self._end(None, "parse_failed", f"{e}, and not at the first attempt either")
                 return False
-            messages = self.ask.repaired(self.request.messages, storable(reply.text), str(e))
+            messages = self.query.repair(self.request.messages, storable(reply.text), str(e))
             self.request = replace(self.request, messages=messages)
             return True
         return False
 
     def _end(self, value: T | None, status: str, reason: str) -> None:
         last = self.replies[-1]
-        self.told = QueryResult(
+        self.result = QueryResult(
             value,
             status,
             storable(reason),
@@ -115,61 +122,61 @@ class _Pending(Generic[T]):
         )
 
 
-def ask_all(model: LanguageModel, asks: Iterable[Query[T]]) -> Iterator[QueryResult[T]]:
-    """What came of each ask, in order.
+def ask_all(model: LanguageModel, queries: Iterable[Query[T]]) -> Iterator[QueryResult[T]]:
+    """The result of each query, in order.
 
-    `asks` is read as far ahead as the model reads its requests. Raises LanguageModelError if nothing more can be
-    answered.
+    `queries` is read as far ahead as the model reads its requests. Raises LanguageModelError if the model can answer no
+    further request.
     """
-    coming = iter(asks)
-    waiting: deque[_Pending[T]] = deque()  # in the order asked, until told
-    sent: deque[_Pending[T]] = deque()  # in the order of requests, until replied to
-    again: deque[_Pending[T]] = deque()
+    unread = iter(queries)
+    unfinished: deque[_Pending[T]] = deque()  # in the order of `queries`, until the result is yielded
+    sent: deque[_Pending[T]] = deque()  # in the order of requests, until the reply arrives
+    repairs: deque[_Pending[T]] = deque()  # to be sent before the next query
 
     def requests() -> Iterator[Request]:
         while True:
-            if again:
-                going = again.popleft()
+            if repairs:
+                pending = repairs.popleft()
             else:
-                following = next(coming, None)
-                if following is None:
+                query = next(unread, None)
+                if query is None:
                     return
-                going = _Pending(following)
-                waiting.append(going)
-            sent.append(going)
-            yield going.request
+                pending = _Pending(query)
+                unfinished.append(pending)
+            sent.append(pending)
+            yield pending.request
 
-    while True:  # a second time for repairs of the last replies, of which there can be no third
+    while True:  # runs twice at most: the second time for repairs of the last replies, which are never repaired again
         for reply in model.complete(requests()):
-            going = sent.popleft()
-            if going.receive(reply):
-                again.append(going)
-            while waiting and waiting[0].told is not None:
-                yield waiting.popleft().told  # type: ignore[misc]
+            pending = sent.popleft()
+            if pending.receive(reply):
+                repairs.append(pending)
+            while unfinished and unfinished[0].result is not None:
+                yield unfinished.popleft().result  # type: ignore[misc]
         if sent:
             raise LanguageModelError(
                 f"{model.name} left {len(sent)} requests without a reply",
                 expected="one reply per request",
                 todo="this is a defect in the engine; please report it",
             )
-        if not again:
+        if not repairs:
             return
 
 
-def after(ask: Query[Any], reply: Reply) -> Request | None:
-    """The request that follows this reply: the repair where it cannot be read, else None."""
-    going = _Pending(ask)
-    return going.request if going.receive(reply) else None
+def follow_up(query: Query[Any], reply: Reply) -> Request | None:
+    """The request that follows the first reply: the repair if the reply cannot be parsed, else None."""
+    pending = _Pending(query)
+    return pending.request if pending.receive(reply) else None
 
 
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 
 
 def without_thoughts(text: str) -> str:
-    """A reply without the thinking that some models put before it."""
+    """A reply without the block of thinking that some models write first."""
     return _THOUGHTS.sub("", text)
 
 
 def storable(text: str) -> str:
-    """Text that UTF-8 can hold: what a model answers may have lone surrogates."""
+    """Text that UTF-8 can encode: lone surrogates, which a reply may contain, become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentgloss import schema
-from latentgloss.llm.asking import after
+from latentgloss.llm.asking import follow_up
 from latentgloss.llm.client import most_prompt_tokens
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.statistics.counter_rng import counter_hash
@@ -54,12 +54,12 @@ class Counter:
         for one in planned:
             name = one.model.name
             sums = found.setdefault(name, np.zeros(5))
-            key = self._key(one.model, one.ask.request)
+            key = self._key(one.model, one.query.request)
             if not one.unwritten and key in seen:
                 continue
             seen.add(key)
             sums[REQUESTS] += 1
-            request = one.ask.request if one.unwritten else self._to_send(one)
+            request = one.query.request if one.unwritten else self._to_send(one)
             if request is None:
                 sums[CACHED] += 1
             else:
@@ -69,8 +69,8 @@ class Counter:
             requests = [request for request, _ in several]
             prompts = self._tokens(model, requests)
             # A repair adds the reply and a message; that message is about the same length whatever was wrong.
-            first = several[0][1].ask
-            repaired = replace(first.request, messages=first.repaired(first.request.messages, "", "x" * 100))
+            first = several[0][1].query
+            repaired = replace(first.request, messages=first.repair(first.request.messages, "", "x" * 100))
             with_repair, without = self._tokens(model, [repaired, first.request])
             for (request, one), tokens in zip(several, prompts, strict=True):
                 prompt = tokens + one.unwritten
@@ -80,11 +80,11 @@ class Counter:
         return found
 
     def _to_send(self, one: Planned) -> Request | None:
-        """What of an ask is still to be sent: itself, its repair, or nothing."""
-        reply = self.workspace.replies.get(self._key(one.model, one.ask.request))
+        """What of a query is still to be sent: itself, its repair, or nothing."""
+        reply = self.workspace.replies.get(self._key(one.model, one.query.request))
         if reply is None:
-            return one.ask.request
-        repair = after(one.ask, reply)
+            return one.query.request
+        repair = follow_up(one.query, reply)
         known = repair is not None and self.workspace.replies.get(self._key(one.model, repair)) is not None
         return None if known else repair
 

@@ -96,7 +96,7 @@ def try_explainer(workspace: Workspace, partition: str, latent: int, explainer: 
     made = make(settings, workspace.vocabulary(run.model.name), tools)
     evidence = _evidence(workspace, run, latent, made)
     about = {"latent": latent, "explainer": explainer, "model": made.model.name}
-    return _tried(made.model, made.ask(made.request(evidence)), about, dry=dry)
+    return _tried(made.model, made.query(made.request(evidence)), about, dry=dry)
 
 
 def _nobody(workspace: Workspace, name: str) -> SilentModel:
@@ -172,7 +172,7 @@ def try_judge(
     step = settings.llm.per_prompt
     truths = [truth[i : i + step] for truth in rows["truth"].to_list() for i in range(0, len(truth), step)]
     questions = mine.questions(made.task, {latent: (text, None)})
-    prompts = [ask for question in questions for ask in made.asks(question)]
+    prompts = [query for question in questions for query in made.queries(question)]
     _check(number, len(prompts))
     about = {
         "latent": latent,
@@ -216,7 +216,7 @@ def _try_intruder(workspace: Workspace, partition: str, latent: int, judge: str,
         "prompt": number,
         "prompts": len(trials),
     }
-    tried = _tried(model, planned.ask, about, dry=dry)
+    tried = _tried(model, planned.query, about, dry=dry)
     return replace(tried, value=tried.value and tried.value.place + 1, truth=trial["place"])
 
 
@@ -273,20 +273,20 @@ def as_it_stands(
     return run
 
 
-def _tried(model: LanguageModel, ask: Query[Any], about: dict[str, Any], *, dry: bool) -> Trial:
-    messages = ask.request.messages
+def _tried(model: LanguageModel, query: Query[Any], about: dict[str, Any], *, dry: bool) -> Trial:
+    messages = query.request.messages
     prompt = Trial(about, messages, messages_sha256(messages))
     if dry:
         return prompt
-    (told,) = ask_all(model, [ask])
+    (result,) = ask_all(model, [query])
     return replace(
         prompt,
-        status=told.status,
-        reason=told.reason,
-        reply=told.reply,
-        repaired=told.repaired,
-        value=told.value,
-        prompt_tokens=told.prompt_tokens,
-        completion_tokens=told.completion_tokens,
-        cost_usd=told.cost_usd,
+        status=result.status,
+        reason=result.reason,
+        reply=result.reply,
+        repaired=result.repaired,
+        value=result.value,
+        prompt_tokens=result.prompt_tokens,
+        completion_tokens=result.completion_tokens,
+        cost_usd=result.cost_usd,
     )

@@ -176,17 +176,17 @@ def planned(workspace):
 def test_what_was_answered_is_free_and_what_could_not_be_read_is_asked_again(root, tmp_path):
     workspace = opened(copied(root, tmp_path), ASKING_VENDOR)
     (before,) = rows_of(workspace, "explanations")
-    counter, asks = counts.Counter(workspace), planned(workspace)
-    assert len(asks) == before.requests == 48
+    counter, queries = counts.Counter(workspace), planned(workspace)
+    assert len(queries) == before.requests == 48
     replies = [Reply("ok", text="EXPLANATION: months"), Reply("refused"), Reply("ok", text="months, I think")]
     with workspace.replies.database.transaction() as transaction:
-        for one, reply in zip(asks, replies, strict=False):
-            workspace.replies.put(transaction, counter._key(one.model, one.ask.request), reply)
+        for one, reply in zip(queries, replies, strict=False):
+            workspace.replies.put(transaction, counter._key(one.model, one.query.request), reply)
     (row,) = rows_of(workspace, "explanations")
     assert (row.requests, row.cached) == (48, 2)  # the third is still to be repaired, which takes a longer prompt
-    sums = [counter.count([one])["vendor"] for one in asks[:3]]
+    sums = [counter.count([one])["vendor"] for one in queries[:3]]
     assert [int(s[counts.CACHED]) for s in sums] == [1, 1, 0]
-    fresh = counts.Counter(workspace)._tokens(asks[2].model, [asks[2].ask.request])[0]
+    fresh = counts.Counter(workspace)._tokens(queries[2].model, [queries[2].query.request])[0]
     assert sums[2][counts.PROMPT] > fresh
 
 
@@ -213,7 +213,7 @@ def test_no_reply_costs_more_than_the_client_enters_in_the_ledger_for_it(vendor)
     """The sum of what is reserved for each request is what the estimate calls the most."""
     (row,) = rows_of(vendor, "explanations")
     client = vendor.language_model("vendor")
-    assert row.usd_most == pytest.approx(sum(client._most(one.ask.request).usd for one in planned(vendor)), rel=1e-6)
+    assert row.usd_most == pytest.approx(sum(client._most(one.query.request).usd for one in planned(vendor)), rel=1e-6)
 
 
 def test_replies_so_far_say_what_to_expect(root, tmp_path):

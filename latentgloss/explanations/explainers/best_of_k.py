@@ -51,26 +51,26 @@ class _Latent:
         """What is to be judged: different sentences, where there is something to judge them on."""
         if self.truth.all() or not self.truth.any():
             return []
-        return list(dict.fromkeys(told.value for told in self.samples if told.value is not None))
+        return list(dict.fromkeys(sample.value for sample in self.samples if sample.value is not None))
 
     def chosen(self, values: dict[str, float]) -> Explained:
         """The best sample, by its text's balanced accuracy; with the tokens and the price of all of them."""
         row, samples = self.row, self.samples
         if not samples:
             return row
-        of = [values.get(told.value or "", float("nan")) for told in samples]
+        of = [values.get(sample.value or "", float("nan")) for sample in samples]
         known = [i for i, value in enumerate(of) if not np.isnan(value)]
         if known:
             row = explained(row, samples[max(known, key=lambda i: of[i])])
-        elif any(told.value is not None for told in samples):
+        elif any(sample.value is not None for sample in samples):
             row = replace(row, status="failed", reason="none of the samples could be judged on the select split")
         else:
             row = explained(row, samples[0])
         return replace(
             row,
-            prompt_tokens=sum(told.prompt_tokens for told in samples),
-            completion_tokens=sum(told.completion_tokens for told in samples),
-            cost_usd=sum(told.cost_usd for told in samples),
+            prompt_tokens=sum(sample.prompt_tokens for sample in samples),
+            completion_tokens=sum(sample.completion_tokens for sample in samples),
+            cost_usd=sum(sample.cost_usd for sample in samples),
         )
 
 
@@ -138,7 +138,7 @@ class BestOfKExplainer:
         """Each latent with its samples."""
         going: deque[tuple[_Latent, int]] = deque()  # with how many samples it waits for
 
-        def asks() -> Iterator[Query[str]]:
+        def queries() -> Iterator[Query[str]]:
             for one in evidence:
                 ids = tuple(one.context_ids[row] for row in self.llm.chosen(one))
                 blank = Explained(one.latent, "failed", context_ids=ids)
@@ -153,18 +153,18 @@ class BestOfKExplainer:
                 going.append((_Latent(row, question, truth), self.settings.k))
                 yield from self._samples(request)
 
-        for told in ask_all(self.llm.model, asks()):
+        for result in ask_all(self.llm.model, queries()):
             while not going[0][1]:
                 yield going.popleft()[0]
             latent, wanted = going[0]
-            latent.samples.append(told)
+            latent.samples.append(result)
             if len(latent.samples) == wanted:
                 yield going.popleft()[0]
         yield from (latent for latent, _ in going)
 
     def _samples(self, request: Request) -> list[Query[str]]:
         return [
-            self.llm.ask(replace(request, temperature=self.settings.temperature, seed=self.seed * 1000 + sample))
+            self.llm.query(replace(request, temperature=self.settings.temperature, seed=self.seed * 1000 + sample))
             for sample in range(self.settings.k)
         ]
 
@@ -174,7 +174,7 @@ class BestOfKExplainer:
             samples = self._samples(self.llm.request(one))
         except ExplainerError:
             return []
-        planned = [Planned(self.llm.model, ask) for ask in samples]
+        planned = [Planned(self.llm.model, query) for query in samples]
         question, truth = self._question(one)
         if truth.any() and not truth.all():
             of_judge = [replace(p, unwritten=self.unwritten) for p in self.judge.planned(question)]

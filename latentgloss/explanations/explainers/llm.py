@@ -126,13 +126,13 @@ class LlmExplainer:
     def repaired(self, messages: tuple[Message, ...], reply: str, problem: str) -> tuple[Message, ...]:
         return self.prompt.repaired(messages, reply, problem=problem)
 
-    def ask(self, request: Request) -> Query[str]:
+    def query(self, request: Request) -> Query[str]:
         return Query(request, self.read, self.repaired)
 
     def planned(self, one: Evidence) -> list[Planned]:
         """What will be asked about a latent."""
         try:
-            return [Planned(self.model, self.ask(self.request(one)))]
+            return [Planned(self.model, self.query(self.request(one)))]
         except ExplainerError:
             return []
 
@@ -145,7 +145,7 @@ class LlmExplainer:
         """One explanation per latent, in order."""
         going: deque[tuple[Explained, bool]] = deque()  # with whether it is asked about
 
-        def asks() -> Iterator[Query[str]]:
+        def queries() -> Iterator[Query[str]]:
             for one in evidence:
                 ids = tuple(one.context_ids[row] for row in self.chosen(one))
                 try:
@@ -161,26 +161,26 @@ class LlmExplainer:
                     prompt_sha256=messages_sha256(request.messages),
                 )
                 going.append((blank, True))
-                yield self.ask(request)
+                yield self.query(request)
 
-        for told in ask_all(self.model, asks()):
+        for result in ask_all(self.model, queries()):
             while not going[0][1]:
                 yield going.popleft()[0]
-            yield explained(going.popleft()[0], told)
+            yield explained(going.popleft()[0], result)
         yield from (row for row, _ in going)
 
 
-def explained(blank: Explained, told: QueryResult[str]) -> Explained:
+def explained(blank: Explained, result: QueryResult[str]) -> Explained:
     """The row of a latent that was asked about."""
     return replace(
         blank,
-        status=told.status,
-        reason=told.reason,
-        text=told.value or "",
-        reply=told.reply,
-        prompt_tokens=told.prompt_tokens,
-        completion_tokens=told.completion_tokens,
-        cost_usd=told.cost_usd,
+        status=result.status,
+        reason=result.reason,
+        text=result.value or "",
+        reply=result.reply,
+        prompt_tokens=result.prompt_tokens,
+        completion_tokens=result.completion_tokens,
+        cost_usd=result.cost_usd,
     )
 
 

@@ -47,7 +47,7 @@ def schema(steps: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def read_explanation(reply: Reply) -> str:
-    """The sentence after the marker. Raises Unread unless there is exactly one, alone on the last line."""
+    """The sentence after the marker. Raises UnparsableReply unless there is exactly one, alone on the last line."""
     text = _said(reply)
     found = list(_MARKER.finditer(text))
     if len(found) != 1:
@@ -66,7 +66,10 @@ def read_line(reply: Reply) -> str:
 
 
 def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:
-    """The explanation of a reply that `schema` demands. Raises Unread for anything else, a second entry included."""
+    """The explanation in a reply that `schema` demands.
+
+    Raises UnparsableReply for anything else, including an object with further entries.
+    """
     text = _said(reply).strip()
     fenced = _FENCE.match(text)
     names = [*steps, EXPLANATION]
@@ -99,7 +102,7 @@ def _said(reply: Reply) -> str:
 
 
 def _sentence(text: str) -> str:
-    """An explanation as it is kept. Raises Unread if it says nothing, or too much."""
+    """An explanation as it is kept. Raises UnparsableReply if it says nothing, or too much."""
     sentence = " ".join(text.split()).strip("*_ ")
     if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in sentence[1:-1]:
         sentence = sentence[1:-1].strip()

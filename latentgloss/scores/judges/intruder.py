@@ -86,20 +86,20 @@ class IntruderJudge:
         """One answer per question, in order. Questions are read as the model takes requests."""
         going: deque[Request] = deque()
 
-        def asks() -> Iterator[Query[Choice]]:
+        def queries() -> Iterator[Query[Choice]]:
             for question in questions:
-                ask = self._ask(question)
-                going.append(ask.request)
-                yield ask
+                query = self._query(question)
+                going.append(query.request)
+                yield query
 
-        for told in ask_all(self.model, asks()):
-            yield _answer(told, prompt_number(going.popleft()))
+        for result in ask_all(self.model, queries()):
+            yield _answer(result, prompt_number(going.popleft()))
 
     def planned(self, question: Question) -> list[Planned]:
         """What will be asked about a question."""
-        return [Planned(self.model, self._ask(question))]
+        return [Planned(self.model, self._query(question))]
 
-    def _ask(self, question: Question) -> Query[Choice]:
+    def _query(self, question: Question) -> Query[Choice]:
         if question.marks is None:
             raise ScorerError("a trial without marks", expected=f"{PASSAGES} marked windows")
         return trial(question.tokens, question.marks, self.vocabulary(), self.model)
@@ -141,14 +141,14 @@ def named(place: int, n: int, probability: Sequence[float] | None = None, prompt
     return Answer(evidence, belongs, share, None if prompt is None else np.full(n, prompt, dtype=np.int64))
 
 
-def _answer(told: QueryResult[Choice], prompt: int) -> Answer:
-    spent = (told.prompt_tokens, told.completion_tokens, told.cost_usd)
-    if told.value is None:
+def _answer(result: QueryResult[Choice], prompt: int) -> Answer:
+    spent = (result.prompt_tokens, result.completion_tokens, result.cost_usd)
+    if result.value is None:
         nothing = np.full(PASSAGES, np.nan, dtype=np.float32)
         of_prompt = np.full(PASSAGES, prompt, dtype=np.int64)
-        status, reason = [told.status] * PASSAGES, [told.reason] * PASSAGES
+        status, reason = [result.status] * PASSAGES, [result.reason] * PASSAGES
         return Answer(nothing, np.zeros(PASSAGES, bool), None, of_prompt, status, reason, *spent)
-    found = named(told.value.place, PASSAGES, told.value.probability, prompt)
+    found = named(result.value.place, PASSAGES, result.value.probability, prompt)
     return Answer(found.evidence, found.prediction, found.probability, found.prompt, None, None, *spent)
 
 
@@ -189,7 +189,7 @@ def _held(model: LanguageModel) -> bool:
 
 
 def read_choice(reply: Reply, *, schema: bool = False) -> Choice:
-    """The number of a passage, and nothing beside it. Raises Unread for anything else.
+    """The number of a passage, and nothing beside it. Raises UnparsableReply for anything else.
 
     With `schema`, which demands it, the number may stand in its object.
     """

@@ -82,25 +82,25 @@ class LlmJudge:
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
         """One answer per question, in order. Questions are read as the model takes requests."""
         going: deque[tuple[Question, list[int]]] = deque()  # with the numbers of its prompts
-        told: deque[QueryResult[Verdicts]] = deque()
+        results: deque[QueryResult[Verdicts]] = deque()
 
-        def coming() -> Iterator[Query[Verdicts]]:
+        def queries() -> Iterator[Query[Verdicts]]:
             for question in questions:
-                asks = self.asks(question)
-                going.append((question, [prompt_number(ask.request) for ask in asks]))
-                yield from asks
+                of_question = self.queries(question)
+                going.append((question, [prompt_number(query.request) for query in of_question]))
+                yield from of_question
 
         def finished() -> Iterator[Answer]:
-            while going and len(told) >= len(going[0][1]):
+            while going and len(results) >= len(going[0][1]):
                 question, numbers = going.popleft()
-                yield self._answer(question, numbers, [told.popleft() for _ in numbers])
+                yield self._answer(question, numbers, [results.popleft() for _ in numbers])
 
-        for one in ask_all(self.model, coming()):
-            told.append(one)
+        for result in ask_all(self.model, queries()):
+            results.append(result)
             yield from finished()
         yield from finished()  # questions about nothing
 
-    def asks(self, question: Question) -> list[Query[Verdicts]]:
+    def queries(self, question: Question) -> list[Query[Verdicts]]:
         """The prompts of a question. Raises ExplainerError if a token is not of the vocabulary."""
         vocabulary = self.vocabulary()
         explanation = readable(question.explanation)
@@ -126,7 +126,7 @@ class LlmJudge:
 
     def planned(self, question: Question) -> list[Planned]:
         """What will be asked about a question."""
-        return [Planned(self.model, ask) for ask in self.asks(question)]
+        return [Planned(self.model, query) for query in self.queries(question)]
 
     def _repaired(self, messages: tuple[Message, ...], reply: str, problem: str, n: int) -> tuple[Message, ...]:
         return self.prompt.repaired(messages, reply, problem=problem, n=str(n))
@@ -135,23 +135,23 @@ class LlmJudge:
         step = self.settings.per_prompt
         return [slice(i, i + step) for i in range(0, len(question.tokens), step)]
 
-    def _answer(self, question: Question, numbers: list[int], tolds: list[QueryResult[Verdicts]]) -> Answer:
+    def _answer(self, question: Question, numbers: list[int], results: list[QueryResult[Verdicts]]) -> Answer:
         n = len(question.tokens)
         evidence = np.full(n, np.nan, dtype=np.float32)
         probability = np.full(n, np.nan, dtype=np.float32)
         prediction = np.zeros(n, dtype=np.bool_)
         prompts = np.zeros(n, dtype=np.int64)
         status, reason = ["ok"] * n, [""] * n
-        for at, number, told in zip(self._cuts(question), numbers, tolds, strict=True):
+        for at, number, result in zip(self._cuts(question), numbers, results, strict=True):
             rows = range(*at.indices(n))
             prompts[at] = number
-            if told.value is None:
-                status[at], reason[at] = [told.status] * len(rows), [told.reason] * len(rows)
+            if result.value is None:
+                status[at], reason[at] = [result.status] * len(rows), [result.reason] * len(rows)
                 continue
-            prediction[at] = told.value.active
-            evidence[at] = told.value.active if told.value.probability is None else told.value.probability
-            if told.value.probability is not None:
-                probability[at] = told.value.probability
+            prediction[at] = result.value.active
+            evidence[at] = result.value.active if result.value.probability is None else result.value.probability
+            if result.value.probability is not None:
+                probability[at] = result.value.probability
         given = None if np.isnan(probability).all() else probability
         return Answer(
             evidence,
@@ -160,9 +160,9 @@ class LlmJudge:
             prompts,
             status,
             reason,
-            sum(told.prompt_tokens for told in tolds),
-            sum(told.completion_tokens for told in tolds),
-            sum(told.cost_usd for told in tolds),
+            sum(result.prompt_tokens for result in results),
+            sum(result.completion_tokens for result in results),
+            sum(result.cost_usd for result in results),
         )
 
 
@@ -196,7 +196,7 @@ _OBJECT = re.compile(r'\{\s*"active"\s*:\s*(\[[^\]]*\])\s*\}')
 
 
 def read_verdicts(reply: Reply, n: int, *, schema: bool = False) -> Verdicts:
-    """A list of `n` zeros and ones, and nothing beside it. Raises Unread for anything else: nothing is guessed.
+    """A list of `n` zeros and ones, and nothing beside it. Raises UnparsableReply for anything else.
 
     With `schema`, which demands it, the list may stand in its object.
     """
@@ -243,7 +243,7 @@ def _probabilities(logprobs: tuple[TokenLogprobs, ...], text: str, bits: list[st
 
 
 def _share(token: TokenLogprobs, other: str) -> float:
-    """p(token) / (p(token) + p(other)); NaN if it cannot be told."""
+    """p(token) / (p(token) + p(other)); NaN if it cannot be determined."""
     listed = dict(token.top)
     if other in listed:
         return 1 / (1 + exp(min(listed[other] - token.logprob, 700.0)))
