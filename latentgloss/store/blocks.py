@@ -1,6 +1,7 @@
-"""Blocks: the tables of some latents, as they lie on disk.
+"""Blocks on disk: the tables of some of a partition's latents.
 
-What belongs here: writing one, reading one, and what its files say of it. Which blocks make a version is `store.py`'s.
+What belongs here: writing a block, reading it, and the metadata in its files. Which blocks form a version is decided in
+`draft.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _FOOTER = "latentgloss"
+"""Key in a Parquet footer under which a block's metadata is stored."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Block:
     files: list[str]
     parts: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
-    """What is true of it whichever run takes it over, and no part of its content."""
+    """What its computation took and counted. Facts stay with the block when another version takes it over, and are not
+    part of its content."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where the blocks of a version lie. Small: another process can write them."""
+    """The folder of a version, in which its blocks are read and written. Small enough to send to another process."""
 
     files: LocalFiles
     key: str
@@ -51,7 +54,11 @@ class Blocks:
         frames: Mapping[str, pl.DataFrame],
         facts: Mapping[str, Any] | None = None,
     ) -> Block:
-        """Each table's file appears whole; the block counts once the draft has it (`Draft.add`)."""
+        """Writes one file per table and returns the block; `Draft.add` then makes it part of the draft.
+
+        Each file appears only when it is complete. Raises StoreError if a frame does not conform to its table or the
+        disk is full.
+        """
         digest = json_sha256(recipe)
         conformed = {table.name: table.conform(frames[table.name]) for table in tables}
         parts: dict[str, str] = {}
@@ -66,14 +73,16 @@ class Blocks:
         return Block(digest, files, parts, known)
 
     def read(self, table: Table, block: str) -> pl.DataFrame:
-        """One block that is there."""
+        """Reads a table of one block that has been written."""
         return pl.read_parquet(self.files.path(f"{self.key}/{table.name}/{block}.parquet"))
 
 
 def parts_of(table: Table, frame: pl.DataFrame) -> dict[str, str]:
-    """Content hash per value of the table's `part` column (one part, named like the table, if it has none).
+    """Content hash of each part of a frame, by the part's name.
 
-    Several tables of a block may share a part name: the table's name is in the key, `explain:contexts`.
+    There is one part per value of the table's `part` column, named after the value and the table (`explain:contexts`),
+    because several tables of a block may have the same values. A table without a `part` column is one part, named after
+    the table.
     """
     if table.part is None:
         return {table.name: frame_sha256(frame)}
@@ -82,7 +91,8 @@ def parts_of(table: Table, frame: pl.DataFrame) -> dict[str, str]:
 
 
 def write_parquet(table: Table, frame: pl.DataFrame, path: Path, footer: str) -> None:
-    # pyarrow rather than Polars: only it lets a column choose its encoding.
+    """Writes a frame as Parquet with the table's encodings and row group size, and `footer` as block metadata."""
+    # With pyarrow instead of Polars, because only pyarrow can set the encoding of each column.
     data = frame.to_arrow()
     data = data.replace_schema_metadata({**(data.schema.metadata or {}), _FOOTER: footer})
     encodings = {c.name: c.encoding for c in table.columns if c.encoding}
@@ -97,7 +107,7 @@ def write_parquet(table: Table, frame: pl.DataFrame, path: Path, footer: str) ->
 
 
 def footer_of(path: Path) -> dict[str, Any]:
-    """What `Draft.block` wrote into a Parquet footer; empty if the file is absent or was cut short."""
+    """The block metadata in a Parquet footer; empty if the file is missing, truncated or has none."""
     try:
         raw = (pq.read_metadata(path).metadata or {}).get(_FOOTER.encode())
         return dict(json.loads(raw)) if raw else {}

@@ -1,7 +1,7 @@
-"""Hashes: of JSON, of files, and of the *content* of a table (not of its bytes on disk).
+"""Hashes of JSON, of text, of files, and of the *content* of tables (not of their bytes on disk).
 
-The content hash is what makes an input recomputed to identical content leave everything downstream fresh, even
-when a newer Parquet writer produces other bytes.
+Because tables are hashed by content, an input that is recomputed to identical content leaves everything downstream
+fresh, even if a newer Parquet writer produces different bytes.
 """
 
 from __future__ import annotations
@@ -20,33 +20,39 @@ if TYPE_CHECKING:
 
 
 SHORT = 16
-"""Hex digits of a hash used as a folder or block name (64 bits)."""
+"""Number of hex digits (64 bits) of a hash that serves as a folder or block name."""
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no white space; floats as Python prints them. NaN is refused."""
+    """A value as JSON with sorted keys and no white space; floats are written as Python prints them.
+
+    Raises ValueError if it contains NaN or an infinity.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def json_sha256(value: Any) -> str:
+    """Hash of a value's canonical JSON. Raises ValueError as `canonical` does."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def text_sha256(text: str) -> str:
+    """Hash of a text's UTF-8 bytes; lone surrogates are allowed."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes. Raises OSError if it cannot be read."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 LARGE = 2**20
-"""Bytes from which a file's digest is remembered across processes."""
+"""Minimum size in bytes of the files whose digests are saved for other processes."""
 
 
 class DigestCache:
-    """sha256 of large files, remembered by path, size and modification time in one JSON file."""
+    """Digests of files, by path, size and modification time; those of large files are saved in one JSON file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -56,6 +62,7 @@ class DigestCache:
             self.known = {}
 
     def sha256(self, path: Path) -> str:
+        """Hash of a file's bytes. The file is read only if it has changed. Raises OSError if it cannot be read."""
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
         entry = self.known.get(str(path))
@@ -63,7 +70,7 @@ class DigestCache:
             return str(entry[2])
         digest = file_sha256(path)
         self.known[str(path)] = [*stamp, digest]
-        if stat.st_size >= LARGE:  # small files cost less to hash than to remember
+        if stat.st_size >= LARGE:  # hashing a small file is cheaper than saving its digest
             self._write()
         return digest
 
@@ -74,12 +81,12 @@ class DigestCache:
         temporary.replace(self.path)
 
     def tree_sha256(self, paths: Iterable[Path], root: Path) -> str:
-        """Hash of several files: names relative to `root` and contents."""
+        """Hash of several files: of their names relative to `root` and their contents."""
         return json_sha256({str(p.relative_to(root)): self.sha256(p) for p in sorted(paths)})
 
 
 def frame_sha256(frame: pl.DataFrame) -> str:
-    """Content hash of a frame: column names, dtypes, values and order of rows. Chunking does not matter."""
+    """Content hash of a frame: column names, dtypes, values and order of rows. It does not depend on chunking."""
     digest = hashlib.sha256()
     for series in frame.iter_columns():
         digest.update(f"{series.name}:{series.dtype}:{len(series)};".encode())
@@ -94,7 +101,7 @@ def _update(digest: Any, series: pl.Series) -> None:
         series = series.drop_nulls()
     if isinstance(series.dtype, pl.List):
         _update(digest, series.list.len())
-        # An empty list explodes to a null of its own; only lists with items contribute items.
+        # Polars explodes an empty list to a null, so only lists with items may be exploded.
         _update(digest, series.filter(series.list.len() > 0).explode())
     elif series.dtype == pl.String:
         _update(digest, series.str.len_bytes())

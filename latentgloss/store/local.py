@@ -1,7 +1,7 @@
-"""Where the store's bytes live: one adapter per kind of storage.
+"""Storage on a local disk: the adapter between the store and the file system.
 
-What belongs here: atomic writing, replacing the pointer to the current version, locking a partition, and getting
-a file as a local path. The store above knows nothing of file systems.
+What belongs here: writing and replacing files atomically, locking a partition, and access to a file as a local path.
+The rest of the store does not depend on the kind of storage.
 """
 
 from __future__ import annotations
@@ -21,33 +21,36 @@ if TYPE_CHECKING:
 
 
 class LocalFiles:
-    """A folder on a local (POSIX) file system. Keys are relative paths with '/'."""
+    """A folder on a local POSIX file system. Keys are paths relative to it, with '/' as separator."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def path(self, key: str) -> Path:
+        """Local path of a key, which need not exist."""
         return self.root / key
 
     def exists(self, key: str) -> bool:
+        """Whether the key is an existing file."""
         return self.path(key).is_file()
 
     def names(self, key: str) -> list[str]:
-        """Names directly below a folder, sorted; empty if it does not exist."""
+        """Names of the entries of a folder, sorted; empty if it does not exist."""
         try:
             return sorted(path.name for path in self.path(key).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def find(self, name: str, below: str) -> list[str]:
-        """Keys of the folders below `below` that hold a file called `name`, sorted."""
+        """Keys of the folders below `below` that contain a file called `name`, sorted."""
         return sorted(p.parent.relative_to(self.root).as_posix() for p in self.path(below).rglob(name))
 
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[Path]:
-        """A temporary local path; on leaving without an error it becomes `key`, whole and durable.
+        """A temporary local path; its complete file becomes `key` if the `with` statement ends without an error.
 
-        Raises StoreError if the disk is full. After any error nothing of it remains.
+        The file is flushed to disk first (fsync). After an error nothing remains of it. Raises StoreError if the disk
+        is full.
         """
         final = self.path(key)
         temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex}.tmp")
@@ -65,7 +68,10 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def writing_folder(self, key: str) -> Iterator[Path]:
-        """A temporary local folder; on leaving without an error its files appear in folder `key`, each whole."""
+        """A temporary local folder; its files appear in folder `key` if the `with` statement ends without an error.
+
+        They appear one by one, each complete and flushed to disk. Raises StoreError if the disk is full.
+        """
         final = self.path(key)
         temporary = final / f".{uuid.uuid4().hex}.tmp"
         try:
@@ -83,11 +89,12 @@ class LocalFiles:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def write(self, key: str, data: bytes) -> None:
+        """Writes or replaces a file atomically. Raises StoreError if the disk is full."""
         with self.writing(key) as path:
             path.write_bytes(data)
 
     def copy(self, source: str, target: str) -> None:
-        """`target` gets the content of `source`, which must never change; a hard link where possible."""
+        """Copies a file, by a hard link where possible, unless `target` exists. `source` must never change."""
         final = self.path(target)
         final.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
@@ -100,6 +107,7 @@ class LocalFiles:
                     shutil.copyfile(self.path(source), path)
 
     def remove(self, key: str) -> None:
+        """Removes a file, or a folder with its contents, if it exists."""
         path = self.path(key)
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -107,7 +115,7 @@ class LocalFiles:
             path.unlink(missing_ok=True)
 
     def sweep(self, key: str) -> None:
-        """Removes what a killed writer left half-written below `key`. Only while holding its lock."""
+        """Removes incomplete files that a killed writer left below `key`. The caller must hold the lock of `key`."""
         for path in self.path(key).rglob(".*.tmp"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -116,7 +124,10 @@ class LocalFiles:
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """One writer per key. The kernel releases it when the process dies, kill -9 included."""
+        """Waits for the exclusive lock of a key and holds it.
+
+        The kernel releases the lock when the process dies, even after `kill -9`.
+        """
         import fcntl
 
         path = self.path(key) / ".lock"
@@ -127,18 +138,19 @@ class LocalFiles:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """True for ENOSPC / EDQUOT, also where a library (Polars, Arrow) reports them in its own words."""
+    """True for ENOSPC and EDQUOT, even if a library (Polars, Arrow) reports them as an error of its own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return not isinstance(error, StoreError) and "no space left on device" in str(error).lower()
 
 
 def disk_full(path: Path) -> StoreError:
+    """The error for a file that could not be written because the disk is full."""
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     return StoreError(
         f"the disk is full: {path} could not be written ({free / 2**20:.0f} MiB free)",
-        todo="free some space (`latentgloss gc` lists what nothing refers to) and run again; finished blocks are kept",
+        todo="free some space (`latentgloss gc` lists unreferenced versions) and run again; finished blocks are kept",
     )
