@@ -1,15 +1,15 @@
-"""Every error latentgloss raises on purpose.
+"""Every error that latentgloss raises on purpose.
 
-An error is for the person who can mend it: its message says what was found, what was expected and
-what to do. Code that catches one handles a *partition* that failed (the others go on), never a row:
-a row that failed is data, with a status and a reason (see `schema.py`).
+An error addresses the person who can fix its cause: the message says what was found, what was expected and
+what to do. Code that catches one handles a *partition* that failed, while the other partitions continue. It never
+handles a single row, because a row that failed is data, with a status and a reason (see `latentgloss.schema`).
 """
 
 from __future__ import annotations
 
 
 class LatentglossError(Exception):
-    """Base of all errors here; `found`, `expected` and `todo` are kept apart for `--json` and pages."""
+    """Base class of all errors here. `found`, `expected` and `todo` stay separate for `--json` output and pages."""
 
     def __init__(self, found: str, *, expected: str = "", todo: str = "") -> None:
         self.found, self.expected, self.todo = found, expected, todo
@@ -21,7 +21,7 @@ class LatentglossError(Exception):
         super().__init__(" ".join(parts))
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions with keyword-only arguments do not pickle by default; runs cross processes.
+        # Exceptions with keyword-only arguments do not pickle by default, and errors cross process boundaries.
         return (_rebuild, (type(self), self.found, self.expected, self.todo))
 
 
@@ -30,52 +30,52 @@ def _rebuild(kind: type[LatentglossError], found: str, expected: str, todo: str)
 
 
 class SettingsError(LatentglossError):
-    """`latentgloss.toml` cannot be used as it is."""
+    """The settings file `latentgloss.toml` is missing or invalid."""
 
 
 class RegistryError(LatentglossError):
-    """A model or SAE in the registry is declared wrongly, or is not declared at all."""
+    """A registry entry is invalid or names a model that is not declared, or the registry folder does not exist."""
 
 
 class StoreError(LatentglossError):
-    """Something in the store is missing, altered or truncated."""
+    """A file in the store is missing, altered or truncated, or data cannot be written to the store."""
 
 
 class CorpusError(LatentglossError):
-    """The corpus cannot be read, or holds nothing usable."""
+    """The corpus cannot be read or contains no usable text."""
 
 
 class SubjectError(LatentglossError):
-    """The subject model cannot be loaded, or has no such hookpoint."""
+    """The subject model cannot be loaded, or does not have the given hookpoint."""
 
 
 class SaeError(LatentglossError):
-    """A SAE's files are missing, corrupt, of an unsupported kind, or do not fit the model."""
+    """An SAE's files are missing, corrupt or of an unsupported format, or do not fit the model."""
 
 
 class EmbedderError(LatentglossError):
-    """An embedder cannot be loaded, or stored vectors are another embedder's."""
+    """An embedder cannot be loaded, or stored vectors come from another embedder."""
 
 
 class LanguageModelError(LatentglossError):
-    """A language model cannot be reached, lacks what is asked of it, or its budget is spent."""
+    """A language model cannot be reached, lacks a capability that a request needs, or has no budget left."""
 
 
 class PromptError(LatentglossError):
-    """A prompt's file is malformed, or it is filled in with other variables than it has."""
+    """A prompt file is missing or malformed, or is filled in with variables other than its own."""
 
 
 class ExplainerError(LatentglossError):
-    """An explainer was called with something no explainer can work from."""
+    """An explainer, or the reader of a stored or imported explanation, was given input that it cannot use."""
 
 
 class ScorerError(LatentglossError):
-    """A scorer or judge was called with something it cannot answer."""
+    """A scorer or judge was given a question that it cannot answer."""
 
 
 class MissingInput(LatentglossError):
-    """A stage was asked to run before what it reads exists."""
+    """A stage cannot run because one of its inputs has not been materialised."""
 
 
 class InputError(LatentglossError):
-    """A request (command line, page) names something that does not exist or is out of range."""
+    """A request from the command line or a page names something that does not exist or is out of range."""

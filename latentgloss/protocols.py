@@ -1,7 +1,8 @@
-"""What stages are handed instead of importing it: judges, and later language models and embedders.
+"""The interfaces through which stages use judges, embedders and language models without importing them.
 
-What belongs here: the interfaces across which explanation and scoring meet whatever answers, with the arrays that
-pass. Implementations live with their noun (`explainers/`, `scorers/`, `llm/`).
+What belongs here: the protocols, and the records that cross them, with the shapes of their arrays. Implementations
+belong to the folder of their noun: judges to `scores/judges/`, embedders to `models/embedder.py`, stored vectors to
+`embeddings/vectors.py`, language models to `llm/`, programs to `explanations/explainers/`.
 """
 
 from __future__ import annotations
@@ -17,51 +18,58 @@ if TYPE_CHECKING:
 
 
 Task = Literal["detection", "fuzzing", "intruder", "embedding"]
+"""What a judge is asked to do, named after the scorer that asks."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One latent's explanation and the contexts it is to be judged on. The truth is not in it.
+    """One latent's explanation and the contexts on which a judge tests it. The true answers are not included.
 
-    Of task `intruder` it is one trial: no explanation, five contexts in the order they are shown.
-
-    A judge sees the contexts in this order, which is shuffled; how many are activating is not disclosed.
+    For the task `intruder`, a question is one trial: it has no explanation, and its five contexts are in the order in
+    which they are shown. For every task, a judge sees the contexts in the given order, which is shuffled, and does not
+    learn how many of them are activating.
     """
 
     task: Task
     latent: int
     explanation: str
     program: str | None
-    """Executable form of the explanation (JSON), for judges that execute."""
+    """Executable form of the explanation (JSON), for judges that execute it; None if there is none."""
     tokens: UInt32[np.ndarray, "contexts length"]
     marks: Bool[np.ndarray, "contexts length"] | None
-    """Fuzzing, intruder: the tokens marked as active."""
+    """Fuzzing and intruder: the tokens marked as active."""
     contexts: UInt32[np.ndarray, " contexts"] | None = None
-    """Numbers of the contexts in the corpus, for judges that keep something per context (vectors)."""
+    """Numbers of the contexts in the corpus, for judges that look up stored data per context (vectors)."""
     masked: Bool[np.ndarray, "contexts length"] | None = None
-    """Fuzzing: tokens on which no activation counts (BOS, sinks), the same whatever is marked."""
+    """Fuzzing: tokens whose activations do not count (BOS, sinks). They do not depend on which tokens are marked."""
     reference: UInt32[np.ndarray, "windows length"] | None = None
-    """Fuzzing: tokens of activating explain contexts, for judges that compare with what was there to learn from."""
+    """Fuzzing: tokens of activating explain contexts, for judges that compare with what explainers learn from."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A judge's answer to one question, aligned with its contexts."""
+    """A judge's answer to one question. Entry i of each array is about context i of the question."""
 
     evidence: Float32[np.ndarray, " contexts"]
-    """Higher is more active; NaN where there is none."""
+    """Evidence that the latent is active; higher means more active, NaN means that there is none."""
     prediction: Bool[np.ndarray, " contexts"] | None
-    """The judge's own decision; None if the scorer is to choose a threshold on the select split."""
+    """The judge's own decisions; None if the scorer has to choose a threshold on the select split."""
     probability: Float32[np.ndarray, " contexts"] | None
+    """Calibrated probability that the latent is active; None if the judge gives none."""
     prompt: Int64[np.ndarray, " contexts"] | None
-    """Which prompt a context was judged in (contexts judged together are not independent); None: each alone."""
+    """Identifies the prompt in which each context was judged; None if each context was judged alone.
+
+    Contexts judged in the same prompt are not independent."""
     status: list[str] | None = None
-    """Per context `ok` or why it is unscored; None: all ok."""
+    """Per context, `ok` or the reason code for being unscored; None means that all are `ok`."""
     reason: list[str] | None = None
+    """Per context, why it is unscored, in words; None means that all are scored."""
     prompt_tokens: int = 0
+    """Tokens of the prompts that the answer took; 0 for judges that ask no language model."""
     completion_tokens: int = 0
+    """Tokens of the replies that the answer took."""
     cost_usd: float = 0.0
-    """What the answer took, of judges that pay."""
+    """Price of those requests in USD."""
 
 
 class Judge(Protocol):
@@ -69,22 +77,22 @@ class Judge(Protocol):
 
     @property
     def name(self) -> str:
-        """Key in every score table."""
+        """Name of the judge; part of the key in every score table."""
 
     @property
     def embedder(self) -> str:
-        """The embedding model it asks, or empty; key in every score table."""
+        """Name of the embedding model that it uses, or empty; part of the key in every score table."""
 
     @property
     def decides(self) -> bool:
-        """Whether it says yes or no itself. Then it is asked about test alone: no threshold has to be chosen."""
+        """Whether it says yes or no itself. If so, it judges only test contexts, because it needs no threshold."""
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides its answers; part of the recipe."""
         ...
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
-        """One answer per question, in order. A failure is an answer with a status, never an exception."""
+        """Yields one answer per question, in order. A failure is an answer with a status, never an exception."""
 
 
 class Embedder(Protocol):
@@ -92,39 +100,41 @@ class Embedder(Protocol):
 
     @property
     def name(self) -> str:
-        """Key in score tables, as in the registry."""
+        """Name in the registry; part of the key in score tables."""
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides its vectors, free of paths; part of recipes. Loads nothing."""
+        """Everything that decides its vectors, without paths; part of recipes. Does not load the model."""
         ...
 
     @property
-    def dimension(self) -> int: ...
+    def dimension(self) -> int:
+        """Length of its vectors. May load the model (see `loaded`)."""
+        ...
 
     @property
     def loaded(self) -> bool:
-        """Whether its model is in memory already: `dimension` may load it."""
+        """Whether its model is already in memory, so that `dimension` is cheap."""
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a text that are read; the rest is left out."""
+        """Number of tokens of a text that it reads; the rest of the text is ignored."""
 
     def n_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens per text, before anything is cut."""
+        """Number of tokens of each text before it is cut to `max_tokens`."""
         ...
 
     def documents(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
-        """Vectors of unit norm of what is searched in; the vector of a text depends on nothing but the text."""
+        """Unit-norm vectors of the texts to search in. A text's vector depends on nothing but the text."""
 
     def queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
-        """Vectors of unit norm of what is searched for."""
+        """Unit-norm vectors of the texts to search for."""
 
 
 class Vectors(Protocol):
-    """Vectors that are kept (`vectors.py`): of contexts by their number, of texts by their wording."""
+    """Stored vectors (`embeddings/vectors.py`), of contexts by their numbers or of texts by their wording."""
 
     def get(self, items: Any) -> Float32[np.ndarray, "items dimension"]:
-        """One vector of unit norm per item, in order; what is missing is made and kept."""
+        """One unit-norm vector per item, in order. A vector that is missing is computed and stored."""
 
 
 Capability = Literal["choice", "json_schema", "regex", "logprobs", "prompt_logprobs", "seed"]
@@ -133,88 +143,94 @@ Capability = Literal["choice", "json_schema", "regex", "logprobs", "prompt_logpr
 
 @dataclass(frozen=True)
 class Message:
+    """One message of a conversation."""
+
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 @dataclass(frozen=True)
 class Request:
-    """Everything that decides a reply, beside the model's identity: with it, the key of the reply cache."""
+    """Everything that decides a reply except the model. With the model's identity it forms the reply cache's key."""
 
     messages: tuple[Message, ...]
     max_tokens: int
-    """Most tokens of the reply."""
+    """Maximum number of tokens in the reply."""
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
-    """Tells several replies to one prompt apart, also where the model takes none (capability `seed`)."""
+    """Distinguishes several replies to one prompt, even for a model that accepts no seed (capability `seed`)."""
     stop: tuple[str, ...] = ()
+    """Texts at which the reply ends."""
     choice: tuple[str, ...] | None = None
-    """The reply is one of these (capability `choice`)."""
+    """The reply must be one of these (capability `choice`)."""
     json_schema: Mapping[str, Any] | None = None
-    """The reply is JSON that fits (capability `json_schema`)."""
+    """The reply must be JSON that conforms to this schema (capability `json_schema`)."""
     regex: str | None = None
-    """The reply matches, as a whole (capability `regex`)."""
+    """The whole reply must match this regular expression (capability `regex`)."""
     logprobs: int = 0
-    """Alternatives per token of the reply whose log probability is wanted (capability `logprobs`)."""
+    """Number of alternatives per reply token whose log probability is returned (capability `logprobs`)."""
 
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """One token of a reply. Natural logarithms, of the model before temperature.
+    """One token of a reply, with natural-log probabilities from the model's distribution before temperature.
 
-    Where the reply is held to something they are relative to the tokens that lead to it. Some servers add the token
-    that ended the reply.
+    If the reply is constrained (choice, schema, expression), the probabilities are relative to the tokens that the
+    constraint allows. Some servers also return the token that ended the reply.
     """
 
     token: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
-    """Most probable tokens at this place with theirs, descending."""
+    """The most probable tokens at this position with their log probabilities, descending."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A model's answer to one request, or why there is none."""
+    """A model's answer to one request, or the reason why there is none."""
 
     status: Literal["ok", "truncated", "refused", "llm_error", "unsupported", "over_budget"]
-    """`truncated`: cut at `max_tokens`, with the text so far."""
+    """`truncated` means that the reply was cut at `max_tokens`; `text` holds the part before the cut."""
     reason: str = ""
+    """Explains a status other than `ok` in words."""
     text: str = ""
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
-    """Of those, the ones the server did not compute again, where it says so."""
+    """Prompt tokens that the server took from its own prefix cache, if it reports them."""
     completion_tokens: int = 0
     cost_usd: float = 0.0
-    """Price when it was paid for; a reply from the cache keeps it."""
+    """Price in USD at the time of payment; a reply from the reply cache keeps it."""
     from_cache: bool = False
-    """It had been paid for before."""
+    """Whether the reply came from the reply cache, so that nothing was paid for it this time."""
 
 
 class LanguageModel(Protocol):
-    """Answers requests."""
+    """A language model that answers requests with text."""
 
     @property
     def name(self) -> str:
-        """Key in score tables, as in settings."""
+        """Name in the registry and in settings; part of the key in score tables."""
 
     @property
-    def capabilities(self) -> frozenset[Capability]: ...
+    def capabilities(self) -> frozenset[Capability]:
+        """What the model can do beyond answering with text."""
+        ...
 
     def identity(self) -> dict[str, Any]:
-        """Everything that decides its replies, free of addresses and keys; part of recipes. Asks nobody."""
+        """Everything that decides its replies, without addresses and keys; part of recipes. Sends no request."""
         ...
 
     def count_tokens(self, requests: Sequence[Request]) -> list[int] | None:
-        """Prompt tokens per request as the model will count them; None if its tokenizer is not at hand."""
+        """Prompt tokens of each request as the model counts them; None if its tokenizer is not available."""
         ...
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
-        """One reply per request, in order. `requests` is read only as far ahead as can be in flight.
+        """Yields one reply per request, in order. Reads only a bounded number of `requests` ahead.
 
-        A failure is a reply with a status. Raises LanguageModelError only where nothing more can be answered (the
-        server is gone, the budget is spent); what had arrived by then is in the reply cache.
+        A failure is a reply with a status. Raises LanguageModelError only if no further request can be answered (the
+        server is gone or the budget is spent). Replies received before that are in the reply cache.
         """
         ...
 
@@ -223,4 +239,4 @@ class Predictor(Protocol):
     """The executable form of an explanation."""
 
     def strength(self, tokens: UInt32[np.ndarray, "contexts length"]) -> Float32[np.ndarray, "contexts length"]:
-        """How strongly the latent should fire on each token, from the window alone; any monotone unit."""
+        """Predicts how strongly the latent fires on each token, from the window alone. The unit is any monotone one."""
