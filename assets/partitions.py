@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from latentgloss.config.registry import Registry, split_partition
+from latentgloss.config.entries import split_partition
+from latentgloss.config.registry import Registry
 from latentgloss.pipeline.stage import Grain
 
 MODELS = dg.DynamicPartitionsDefinition(name="model")

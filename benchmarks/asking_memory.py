@@ -95,7 +95,7 @@ def prepare(folder: Path, latents: int) -> None:
 
 def ask(folder: Path, stage: str) -> dict[str, Any]:
     """Runs one stage, with the client over the instant engine."""
-    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.llm.client import Client
     from latentgloss.workspace import Workspace
 

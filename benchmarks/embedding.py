@@ -25,7 +25,7 @@ import world
 if TYPE_CHECKING:
     import numpy as np
 
-    from latentgloss.config.registry import EmbedderSpec
+    from latentgloss.config.entries import EmbedderSpec
     from latentgloss.workspace import Workspace
 
 SAMPLE = 1024
@@ -102,7 +102,7 @@ def test_contexts(workspace: Workspace, partition: str, latents: int) -> list[np
 
 
 def precision(arguments: argparse.Namespace) -> None:
-    from latentgloss.config.registry import MINILM
+    from latentgloss.config.entries import MINILM
     from latentgloss.corpus.sources import iter_documents
 
     words = " ".join(document.text for document in iter_documents("python-docs")).split()

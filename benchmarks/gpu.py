@@ -125,7 +125,7 @@ class Bench:
         return folder
 
     def _tokenizer(self) -> Path:
-        from latentgloss.config.registry import ModelSpec
+        from latentgloss.config.entries import ModelSpec
         from latentgloss.config.settings import MachineSettings
         from latentgloss.models.files import ready_folder
 
@@ -440,7 +440,7 @@ def delphi(bench: Bench) -> dict[str, Any]:
 def embeddings(bench: Bench) -> dict[str, Any]:
     import numpy as np
 
-    from latentgloss.config.registry import MINILM
+    from latentgloss.config.entries import MINILM
     from latentgloss.models.embedder import SentenceEmbedder
 
     spec = MINILM.model_copy(update={"source": f"path:{_minilm(bench)}"})
@@ -475,7 +475,7 @@ def _minilm(bench: Bench) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from latentgloss.config.registry import MINILM
+    from latentgloss.config.entries import MINILM
     from latentgloss.models.files import source_folder
 
     given = bench.arguments.minilm

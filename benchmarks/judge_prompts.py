@@ -19,14 +19,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, whichever is i
 from environments import VLLM  # noqa: E402
 from vllm_server import VllmServer  # noqa: E402
 
-from latentgloss.config.registry import LanguageModelSpec  # noqa: E402
+from latentgloss.config.entries import LanguageModelSpec  # noqa: E402
 from latentgloss.llm.engines.openai_compatible import OpenAICompatible  # noqa: E402
 from latentgloss.protocols import Reply, Request  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from latentgloss.config.registry import ModelSpec
+    from latentgloss.config.entries import ModelSpec
     from latentgloss.protocols import Question
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from vllm_server import VllmServer
 
-    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.config.entries import LanguageModelSpec
 
 IN_FLIGHT = 32
 

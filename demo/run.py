@@ -34,7 +34,7 @@ from rich.progress import Progress as Bars  # noqa: E402
 from rich.table import Column, Table  # noqa: E402
 
 from latentgloss import schema  # noqa: E402
-from latentgloss.config.registry import BASELINES  # noqa: E402
+from latentgloss.config.entries import BASELINES  # noqa: E402
 from latentgloss.errors import LatentglossError  # noqa: E402
 from latentgloss.pipeline.stage import Stage  # noqa: E402
 from latentgloss.workspace import State, Workspace  # noqa: E402

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from text import documents  # demo/text.py
 from torch import Tensor
 
-from latentgloss.config.registry import ModelSpec
+from latentgloss.config.entries import ModelSpec
 from latentgloss.models.subject import load_subject
 from latentgloss.models.tokenizer import load_tokenizer
 

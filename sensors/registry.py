@@ -12,7 +12,8 @@ import dagster as dg
 
 from assets import partitions, records
 from assets.stage_asset import SAE_FILES
-from latentgloss.config.registry import Registry, SaeSpec
+from latentgloss.config.entries import SaeSpec
+from latentgloss.config.registry import Registry
 from latentgloss.errors import LatentglossError
 from latentgloss.store.digests import json_sha256
 from latentgloss.workspace import Workspace

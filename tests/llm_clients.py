@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_server import Server
 
-from latentgloss.config.registry import LanguageModelSpec
+from latentgloss.config.entries import LanguageModelSpec
 from latentgloss.llm.client import Client
 from latentgloss.llm.database import Database
 from latentgloss.llm.engines.openai_compatible import OpenAICompatible

@@ -16,7 +16,7 @@ from latentgloss.pipeline.failures import attempt
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from latentgloss.config.registry import SaeSpec
+    from latentgloss.config.entries import SaeSpec
     from latentgloss.corpus.reader import Corpus
     from latentgloss.models.subject import Subject
     from latentgloss.pipeline.stage_run import StageRun

@@ -16,7 +16,7 @@ from latentgloss.cli.output import json_option, open_workspace, print_json, prin
 from latentgloss.errors import LatentglossError
 
 if TYPE_CHECKING:
-    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.workspace import Workspace
 
 

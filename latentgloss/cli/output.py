@@ -48,7 +48,7 @@ def unknown(what: str, name: str, known: Iterable[str], todo: str = "") -> Input
 
 def known_sae(workspace: Workspace, partition: str, stages: Iterable[str]) -> str:
     """`partition`, if the registry declares it or one of the stages has it. Raises InputError with near names."""
-    from latentgloss.config.registry import split_partition
+    from latentgloss.config.entries import split_partition
 
     if partition in workspace.registry.saes:
         return partition

@@ -9,7 +9,7 @@ import click
 from latentgloss.cli.output import json_option, known_sae, open_workspace, print_json, print_table
 
 if TYPE_CHECKING:
-    from latentgloss.config.registry import SaeSpec
+    from latentgloss.config.entries import SaeSpec
     from latentgloss.errors import LatentglossError
     from latentgloss.workspace import Workspace
 

@@ -144,7 +144,7 @@ def _explain_nothing(index: SearchIndex, filters: dict[str, str]) -> None:
 
 def _profiles(workspace: Workspace, partitions: set[str]) -> dict[str, str]:
     """Of these SAEs, those whose scores in the index are of another profile than the default, and of which."""
-    from latentgloss.config.registry import split_partition
+    from latentgloss.config.entries import split_partition
     from latentgloss.pipeline.graph import STAGES, profile_of
     from latentgloss.schema import DEFAULT_PROFILE
 

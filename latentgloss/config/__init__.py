@@ -1,8 +1,9 @@
-"""What people write: settings (`latentgloss.toml`) and the registry of models, SAEs and language models.
+"""What users write: settings (`latentgloss.toml`) and the registry of models, SAEs, embedders and language models.
 
-- `settings`  every setting, one table per stage
-- `registry`  one TOML file per model, SAE, embedder and language model
-- `toml`      reading TOML and saying what is wrong with it
+- `settings`  every setting, in one table per stage or purpose
+- `entries`   the fields of a registry entry of each kind
+- `registry`  reading the registry's TOML files and finding entries by name
+- `toml`      reading a TOML file and reporting its mistakes
 """
 
 from latentgloss.config.registry import Registry

@@ -1,7 +1,7 @@
-"""Reading a TOML file into a pydantic model, with errors a person can act on.
+"""Reading a TOML file into a pydantic model, with errors that say how to correct the file.
 
-Settings and registry share this: unknown keys are refused with the nearest known name, and every problem of
-a file is reported at once, each with the file and the key.
+Settings and registry share this module. An unknown key is rejected with the nearest known key as a suggestion. All
+mistakes of a file are reported together, each with its key.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Strict(BaseModel):
-    """Base of everything read from a file: frozen, no unknown keys, no silent coercion of numbers."""
+    """Base class of everything that is read from a TOML file. Instances are frozen; unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_toml(path: Path, error: type[LatentglossError]) -> dict[str, Any]:
-    """Parsed content of a TOML file. Raises `error` if it is absent, not UTF-8 or not TOML."""
+    """The content of a TOML file. Raises `error` if the file is missing, not UTF-8 or not valid TOML."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8"))
     except OSError as e:
@@ -38,11 +38,14 @@ def read_toml(path: Path, error: type[LatentglossError]) -> dict[str, Any]:
             f"{path} is not UTF-8 (byte {e.start})", expected="a TOML file in UTF-8", todo="save it as UTF-8"
         ) from e
     except tomllib.TOMLDecodeError as e:
-        raise error(f"{path} is not valid TOML ({e})", todo="correct the line named") from e
+        raise error(f"{path} is not valid TOML ({e})", todo="correct the line that it names") from e
 
 
 def validated(model: type[Model], data: dict[str, Any], where: str, error: type[LatentglossError]) -> Model:
-    """`data` as a `model`. Raises `error` naming `where`, every wrong key and the nearest known one."""
+    """`data` as an instance of `model`. Raises `error`, which names `where` and every mistake.
+
+    For an unknown key, the error suggests the nearest known one.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as e:

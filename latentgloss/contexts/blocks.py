@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt32
 
 from latentgloss import schema
 from latentgloss.activations.reader import ActivationReader
-from latentgloss.config.registry import SaeSpec
+from latentgloss.config.entries import SaeSpec
 from latentgloss.contexts.firing import Cells
 from latentgloss.contexts.latent_sample import selected_latents
 from latentgloss.contexts.windows import Windows

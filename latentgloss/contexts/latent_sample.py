@@ -13,7 +13,7 @@ import polars as pl
 from jaxtyping import UInt32
 
 from latentgloss import schema
-from latentgloss.config.registry import LatentRange, LatentSample, SaeSpec
+from latentgloss.config.entries import LatentRange, LatentSample, SaeSpec
 from latentgloss.errors import InputError
 from latentgloss.statistics.counter_rng import counter_hash
 

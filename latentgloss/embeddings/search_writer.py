@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from latentgloss import schema
-from latentgloss.config.registry import split_partition
+from latentgloss.config.entries import split_partition
 from latentgloss.embeddings.lance import index_words
 from latentgloss.embeddings.search_index import NAME, SCORERS, TEXT_COLUMNS
 from latentgloss.errors import StoreError

@@ -25,7 +25,7 @@ from latentgloss.store.version import MANIFEST, fingerprint
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from latentgloss.config.registry import ModelSpec
+    from latentgloss.config.entries import ModelSpec
     from latentgloss.corpus.reader import Corpus
     from latentgloss.models.vocabulary import Vocabulary
     from latentgloss.protocols import Question

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
-    from latentgloss.config.registry import Prices
+    from latentgloss.config.entries import Prices
     from latentgloss.llm.database import Database
     from latentgloss.protocols import Reply
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from latentgloss.config.registry import ModelSpec
+from latentgloss.config.entries import ModelSpec
 from latentgloss.errors import LanguageModelError, SubjectError
 from latentgloss.llm.client import Client
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.config.settings import MachineSettings
     from latentgloss.llm.engines.base import Engine
     from latentgloss.llm.engines.transformers import TransformersEngine

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import Tensor
 
-    from latentgloss.config.registry import EmbedderSpec
+    from latentgloss.config.entries import EmbedderSpec
 
 
 VERSION = "1"

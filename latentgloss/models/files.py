@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentgloss.config.registry import EmbedderSpec, ModelSpec, local_path
+from latentgloss.config.entries import EmbedderSpec, ModelSpec, local_path
 from latentgloss.errors import SubjectError
 from latentgloss.store.digests import DigestCache
 

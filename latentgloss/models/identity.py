@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentgloss.config.registry import ModelSpec
+from latentgloss.config.entries import ModelSpec
 from latentgloss.errors import SubjectError
 from latentgloss.models.files import (
     CONVERSION,

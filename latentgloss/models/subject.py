@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from latentgloss.config.registry import ModelSpec
+from latentgloss.config.entries import ModelSpec
 from latentgloss.errors import SubjectError
 from latentgloss.machine.memory import keep_freed_memory
 from latentgloss.models.cpu_attention import implementation

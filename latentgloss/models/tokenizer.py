@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentgloss.config.registry import ModelSpec
+from latentgloss.config.entries import ModelSpec
 from latentgloss.models.files import TOKENIZER_FILES, converted, gguf_of, quiet, readable, source_folder
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from latentgloss.config import Registry, Settings
-    from latentgloss.config.registry import ModelSpec, SaeSpec
+    from latentgloss.config.entries import ModelSpec, SaeSpec
     from latentgloss.pipeline.recipe import Recipe
     from latentgloss.pipeline.stage import Stage
     from latentgloss.schema import Table

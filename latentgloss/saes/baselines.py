@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from latentgloss.config.registry import SaeSpec
+    from latentgloss.config.entries import SaeSpec
 
 
 _ROWS = 4096

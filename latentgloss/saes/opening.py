@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentgloss.config.registry import BASELINES
+from latentgloss.config.entries import BASELINES
 from latentgloss.errors import SaeError
 from latentgloss.store.digests import file_sha256, json_sha256
 
 if TYPE_CHECKING:
-    from latentgloss.config.registry import SaeSpec
+    from latentgloss.config.entries import SaeSpec
     from latentgloss.saes.coder import SparseCoder
 
 

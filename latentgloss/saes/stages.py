@@ -9,7 +9,7 @@ from latentgloss.pipeline.stage_run import one_by_one
 from latentgloss.store.digests import json_sha256
 
 if TYPE_CHECKING:
-    from latentgloss.config.registry import SaeSpec
+    from latentgloss.config.entries import SaeSpec
     from latentgloss.pipeline.stage_run import StageRun
     from latentgloss.saes.coder import SparseCoder
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxtyping import UInt32
 
     from latentgloss.config import Settings
-    from latentgloss.config.registry import SaeSpec
+    from latentgloss.config.entries import SaeSpec
     from latentgloss.corpus.reader import Corpus
     from latentgloss.embeddings.lance import LanceTables
     from latentgloss.embeddings.vectors import ContextVectors, Progress, TextVectors

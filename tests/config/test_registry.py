@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentgloss.config.registry import Registry, split_partition
+from latentgloss.config.entries import split_partition
+from latentgloss.config.registry import Registry
 from latentgloss.errors import InputError, RegistryError
 
 MODEL = 'name = "tiny"\nsource = "path:../../model"\n'
@@ -74,7 +75,7 @@ def test_an_unknown_partition_lists_those_there_are(root):
 
 
 def test_no_registry_is_an_error(tmp_path):
-    with pytest.raises(RegistryError, match="is no folder"):
+    with pytest.raises(RegistryError, match="is not a folder"):
         Registry.open(tmp_path / "none")
 
 
@@ -122,7 +123,7 @@ SECRET = "sk-0123456789abcdef"
         (SERVED + 'capabilities = ["choice"]\n', "vllm"),
         (SERVED + 'capabilities = ["regex"]\n', "vllm"),
         (SERVED + 'capabilities = ["telepathy"]\n', "capabilities"),
-        (SERVED.replace("openai_compatible", "transformers"), "only of engine"),
+        (SERVED.replace("openai_compatible", "transformers"), "only allowed with engine"),
         (SERVED + f'api_key = "{SECRET}"\n', "did you mean 'api_key_env'"),
         (SERVED + f'api_key_env = "{SECRET}"\n', "not the key itself"),
         (SERVED.replace("host", f"me:{SECRET}@host"), "without user or password"),

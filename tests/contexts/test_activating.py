@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from windows_world import DEAD, DENSE, LENGTH, LOCAL, MASKED_ONLY, RARE, SAE, World, make_workspace, make_world, wide
 
 from latentgloss import schema
-from latentgloss.config.registry import LatentRange, LatentSample, SaeSpec
+from latentgloss.config.entries import LatentRange, LatentSample, SaeSpec
 from latentgloss.config.settings import ContextSettings
 from latentgloss.contexts.activating import draw, sample_block
 from latentgloss.contexts.latent_sample import latents_in_turn, selected_latents

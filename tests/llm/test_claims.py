@@ -17,7 +17,7 @@ import pytest
 from llm_clients import ask, client_of, echo, texts
 from llm_server import Fault, Server
 
-from latentgloss.config.registry import Prices
+from latentgloss.config.entries import Prices
 from latentgloss.llm.claims import FILE, Claims
 from latentgloss.llm.database import Database
 from latentgloss.llm.ledger import Ledger

@@ -15,7 +15,7 @@ import pytest
 from llm_clients import ask, client_of, echo, texts
 from llm_server import Fault, Server, completion
 
-from latentgloss.config.registry import Prices
+from latentgloss.config.entries import Prices
 from latentgloss.errors import LanguageModelError
 from latentgloss.llm import health
 from latentgloss.llm.database import Database

@@ -20,7 +20,7 @@ from hypothesis import given
 from llm_clients import ask, client_of, echo, spec_of
 from llm_server import Server
 
-from latentgloss.config.registry import Prices
+from latentgloss.config.entries import Prices
 from latentgloss.errors import StoreError
 from latentgloss.llm import database as database_module
 from latentgloss.llm.client import Client

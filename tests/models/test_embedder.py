@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from repository import REGISTRY
 
-from latentgloss.config.registry import MINILM, EmbedderSpec, Registry
+from latentgloss.config.entries import MINILM, EmbedderSpec
+from latentgloss.config.registry import Registry
 from latentgloss.errors import EmbedderError, InputError
 from latentgloss.models.embedder import STEP, TILE, SentenceEmbedder
 

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from latentgloss.config.registry import ModelSpec
+from latentgloss.config.entries import ModelSpec
 from latentgloss.errors import SubjectError
 from latentgloss.models.identity import tokenizer_identity
 from latentgloss.models.subject import Subject, load_subject

@@ -9,7 +9,7 @@ import pytest
 from repository import ROOT
 
 from latentgloss.config import Settings
-from latentgloss.config.registry import LanguageModelSpec
+from latentgloss.config.entries import LanguageModelSpec
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [

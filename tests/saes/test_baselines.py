@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from latentgloss import schema
 from latentgloss.cli import cli
-from latentgloss.config.registry import Registry, SaeSpec
+from latentgloss.config.entries import SaeSpec
+from latentgloss.config.registry import Registry
 from latentgloss.errors import SaeError
 from latentgloss.saes.baselines import neurons, random_topk
 from latentgloss.saes.opening import open_sae, sae_digest

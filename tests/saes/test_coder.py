@@ -15,7 +15,8 @@ from repository import REGISTRY
 from safetensors.torch import save_file
 from torch import Tensor
 
-from latentgloss.config.registry import BASELINES, Registry
+from latentgloss.config.entries import BASELINES
+from latentgloss.config.registry import Registry
 from latentgloss.errors import SaeError
 from latentgloss.saes import selection
 from latentgloss.saes.coder import SparseCoder

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import openai
     from openai import AsyncOpenAI
 
-    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.llm.engines.base import Kind
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from latentgloss.config.registry import ModelSpec
+    from latentgloss.config.entries import ModelSpec
 
 
 VERSION = "2"

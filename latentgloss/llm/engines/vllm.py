@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from latentgloss.config.registry import LanguageModelSpec, ModelSpec
+    from latentgloss.config.entries import LanguageModelSpec, ModelSpec
 
 
 CAPABILITIES: frozenset[Capability] = frozenset({"choice", "json_schema", "regex", "logprobs", "seed"})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from llm_clients import ask
 
-from latentgloss.config.registry import LanguageModelSpec, ModelSpec
+from latentgloss.config.entries import LanguageModelSpec, ModelSpec
 from latentgloss.errors import LanguageModelError
 from latentgloss.llm.client import Client
 from latentgloss.llm.database import Database

@@ -16,7 +16,8 @@ from repository import REGISTRY
 from transformers import AutoModelForCausalLM
 
 from latentgloss.config import Settings
-from latentgloss.config.registry import ModelSpec, Registry
+from latentgloss.config.entries import ModelSpec
+from latentgloss.config.registry import Registry
 from latentgloss.errors import LanguageModelError
 from latentgloss.explanations.explainers.replies import LINE, read_line, schema
 from latentgloss.llm.engines.transformers import TransformersEngine, chat_tokens
