@@ -1,8 +1,8 @@
-"""`latentgloss.toml`: one validated table per stage.
+"""The settings file `latentgloss.toml`: every setting, in one validated table per stage or purpose.
 
-What belongs here: what a user may choose, with its default, meaning and unit. A stage's recipe contains
-exactly the settings the stage declares in `stages.py`; `[machine]` (batch sizes, workers, paths) is in no
-recipe, since it must not change results. Secrets come from the environment, never from this file.
+What belongs here: each setting with its default, meaning and unit. A stage's recipe contains exactly the settings that
+the stage declares in `pipeline/graph.py`. `[machine]` (batch sizes, workers, paths) is in no recipe, because it must
+not change results. Secrets come from the environment, never from this file.
 """
 
 from __future__ import annotations
@@ -18,119 +18,146 @@ from latentgloss.errors import SettingsError
 from latentgloss.schema import GRAM
 
 FILE = "latentgloss.toml"
+"""Name of the settings file."""
 VARIABLE = "LATENTGLOSS_CONFIG"
+"""Environment variable that can name the settings file."""
 LLM = "llm:"
-"""Before the name of a language model in `judges`. Its name alone is the key in score tables."""
+"""Prefix of a language model's name in `judges`. Score tables contain the name without the prefix."""
 
 
 Sample = Annotated[int, Field(ge=1)] | Literal["all"]
+"""A number of latents, or all of them."""
 
 
 class CorpusSettings(Strict):
     """Splits and near-duplicates (docs/methods.md, Data)."""
 
     seed: int = 0
+    """Decides the split of each cluster."""
     shares: tuple[float, float, float] = (0.40, 0.10, 0.50)
-    """Share of near-duplicate clusters in explain, select, test."""
+    """Shares of the near-duplicate clusters that go into explain, select and test."""
     near_duplicate: float = Field(default=0.8, gt=0, le=1)
-    """Estimated similarity to a kept document from which a document is left out."""
+    """A document is removed if its estimated similarity to a kept document is at least this."""
 
 
 class ActivationSettings(Strict):
+    """The cache of activations."""
+
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Stored activations are rounded to this precision."""
 
 
 class ContextSettings(Strict):
-    """Windows, eligibility and samples. Numbers are contexts per latent."""
+    """Windows, eligibility and samples of activating contexts. Numbers of contexts are per latent."""
 
     seed: int = 0
     length: int = Field(default=32, ge=GRAM, le=255)
+    """Tokens per context."""
     sampler: Literal["quantile", "top", "random", "mixed", "importance"] = "quantile"
-    """How explain contexts are drawn (docs/methods.md, Samples); select and test are always drawn over deciles."""
+    """How explain contexts are drawn (docs/methods.md, Samples). Select and test are always drawn by `quantile`."""
     explain: int = Field(default=400, ge=40)
-    """Most explain contexts kept; an explainer that shows 40 shows the first 40 of the sample."""
+    """Maximum number of explain contexts. An explainer that shows 40 contexts shows the first 40 of the sample."""
     select: int = Field(default=100, ge=0)
+    """Maximum number of select contexts."""
     test: int = Field(default=100, ge=10)
+    """Maximum number of test contexts."""
     per_document: int = Field(default=2, ge=1)
-    """Most test contexts from one document."""
+    """Maximum number of test contexts from one document."""
     min_explain: int = Field(default=40, ge=1)
+    """Activating explain windows that a latent needs to be eligible."""
     min_test: int = Field(default=30, ge=1)
+    """Activating test windows that a latent needs to be eligible."""
     min_test_documents: int = Field(default=10, ge=1)
+    """Documents from which these test windows must come."""
     min_active_tokens: int = Field(default=0, ge=0)
-    """Unmasked tokens of the whole corpus on which a latent must be active. Profile `paper` only."""
+    """Unmasked tokens of the whole corpus on which a latent must be active to be eligible. Profile `paper` only."""
     pool: Literal["split", "one"] = "split"
-    """`one`: explain, select and test are all drawn from all windows, so that what was shown is also scored. Profile
-    `paper` only."""
+    """`one` draws explain, select and test contexts from all windows, so that contexts which an explainer was shown are
+    also scored. Profile `paper` only."""
 
 
 class NegativeSettings(Strict):
-    """Non-activating contexts per latent and stratum."""
+    """Samples of non-activating contexts. Numbers of contexts are per latent and stratum."""
 
     seed: int = 0
     strata: tuple[Literal["similar", "neighbour", "same_document", "random"], ...] = Field(
         default=("same_document", "random"), min_length=1
     )
+    """The strata to sample from (docs/methods.md, Non-activating contexts)."""
     explain: int = Field(default=400, ge=1)
+    """Maximum number of explain contexts."""
     select: int = Field(default=100, ge=0)
+    """Maximum number of select contexts."""
     test: int = Field(default=100, ge=1)
+    """Maximum number of test contexts."""
     nearest: int = Field(default=200, ge=1)
-    """Windows per latent and split that are `similar`: those nearest to its positives there."""
+    """Windows per latent and split in the stratum `similar`: those nearest to the latent's positives in the split."""
     embedder: str | None = None
-    """Embedder that says what is near; None: one that no scorer uses, where there is one, else the scorers' first."""
+    """The embedder that decides which windows are near. None means a registered embedder that no scorer uses, or the
+    scorers' first one if there is none."""
 
 
 class PatternSettings(Strict):
+    """The explainer `pattern`."""
+
     rules: int = Field(default=10, ge=1, le=10)
-    """Most rules in one pattern; all of them are in its sentence."""
+    """Maximum number of rules in a pattern. Its sentence states all of them."""
 
 
 class LlmSettings(Strict):
-    """Of explainers that ask a language model."""
+    """The explainers that ask a language model."""
 
     sample: Sample = 1000
-    """Eligible latents that are asked about per SAE, so that a wide one is paid for on purpose only; or `all`. The
-    others are rows of status `not_sampled`."""
+    """Number of eligible latents per SAE that a language model explains, or `all`. The default is limited so that
+    explaining all latents of a wide SAE is a deliberate choice. The others get rows with the status `not_sampled`."""
     contexts: int = Field(default=40, ge=1)
-    """Activating contexts shown: the first of the explain sample."""
+    """Activating contexts shown, the first ones of the explain sample."""
     silent: int = Field(default=20, ge=1)
-    """Non-activating contexts shown by `contrastive`; strata take turns."""
+    """Non-activating contexts shown by `contrastive`, drawn from the strata in turn."""
     max_tokens: int = Field(default=160, ge=16)
-    """Most tokens of a reply."""
+    """Maximum number of tokens in a reply."""
     max_tokens_cot: int = Field(default=800, ge=16)
-    """The same of `llm_cot`, which thinks aloud first."""
+    """Maximum number of tokens in a reply to `llm_cot`, which reasons before it explains."""
     temperature: float = Field(default=0.0, ge=0, le=2)
 
 
 class BestOfKSettings(Strict):
+    """The explainer `best_of_k`."""
+
     k: int = Field(default=3, ge=2, le=20)
+    """Number of candidate explanations per latent."""
     temperature: float = Field(default=0.8, gt=0, le=2)
+    """Temperature at which the candidates are drawn."""
     judge: str | None = None
-    """Language model that judges them on select; None: the one that explains."""
+    """The language model that judges the candidates on select contexts; None means the model that explains."""
     per_class: int = Field(default=20, ge=1)
-    """Most select contexts, activating and not, they are judged on."""
+    """Maximum number of activating, and of non-activating, select contexts on which the candidates are judged."""
 
 
 class ImportedSettings(Strict):
-    """Explanations from elsewhere."""
+    """The explainer `imported`, which takes explanations from a file."""
 
     file: str | None = None
-    """`.jsonl` or `.jsonl.gz` as Neuronpedia exports it, or `.csv` with columns latent and explanation. `{model}`,
-    `{hookpoint}` and `{sae}` stand for the parts of the SAE's name: one file per SAE."""
+    """A `.jsonl` or `.jsonl.gz` file as Neuronpedia exports it, or a `.csv` file with the columns latent and
+    explanation. `{model}`, `{hookpoint}` and `{sae}` in the name are replaced by the parts of the SAE's name, so that
+    each SAE has its own file."""
     explained_by: str | None = None
-    """Only those of this `explanationModelName`."""
+    """Imports only explanations with this `explanationModelName`."""
     type: str | None = None
-    """Only those of this `typeName`."""
+    """Imports only explanations with this `typeName`."""
 
 
 class ExplanationSettings(Strict):
+    """Which explainers run, and how."""
+
     explainers: tuple[str, ...] = ("pattern", "token_table", "null:pattern")
+    """Names of explainers. `null:NAME` judges each latent by other latents' explanations from explainer NAME."""
     nulls: int = Field(default=5, ge=1, le=20)
-    """Other latents whose explanations `null:X` gives each latent in turn."""
+    """Number of other latents whose explanations each latent receives from `null:NAME`."""
     seed: int = 0
-    """Draws the partners of nulls, the samples of `best_of_k`, and the latents of `llm.sample`."""
+    """Decides the partners of null explanations, the candidates of `best_of_k`, and the latents of `llm.sample`."""
     model: str | None = None
-    """Language model of `llm`, `llm_cot`, `contrastive` and `best_of_k`: a name in the registry."""
+    """The language model of `llm`, `llm_cot`, `contrastive` and `best_of_k`, by its name in the registry."""
     pattern: PatternSettings = PatternSettings()
     llm: LlmSettings = LlmSettings()
     best_of_k: BestOfKSettings = BestOfKSettings()
@@ -138,85 +165,105 @@ class ExplanationSettings(Strict):
 
 
 class ScorerSettings(Strict):
-    """What every scorer has."""
+    """Settings that every scorer has."""
 
     seed: int = 0
-    """Draws the sample of latents and, in fuzzing, the donors of wrong marks; the trials of intruder detection."""
+    """Decides the sample of latents, the donors of wrong marks in fuzzing, and the trials in intruder detection."""
     sample: int | None = Field(default=None, ge=1)
-    """Eligible latents that are judged per SAE; None: all. The others are rows of status `not_sampled`."""
+    """Number of eligible latents per SAE that are judged; None means all. The other latents get rows with the status
+    `not_sampled`."""
 
 
 class LlmJudgeSettings(Strict):
+    """Language models as judges."""
+
     sample: Sample = 1000
-    """Eligible latents that language models judge per SAE, of those that the scorer judges; or `all`. What no language
-    model explains is judged, too: without this, every pattern of a wide SAE would be paid for."""
+    """Number of eligible latents per SAE that language models judge, out of those that the scorer judges, or `all`. It
+    also limits explanations that no language model wrote, because otherwise every pattern of a wide SAE would be paid
+    for."""
     null_sample: Sample = 500
-    """The same for nulls, of which there are several per latent."""
+    """The same number for null explanations, of which each latent has several."""
     per_prompt: int = Field(default=5, ge=1, le=20)
-    """Contexts judged together."""
+    """Contexts judged in one prompt."""
     max_tokens: int = Field(default=100, ge=16)
-    """Most tokens of a reply."""
+    """Maximum number of tokens in a reply."""
 
 
 class JudgedSettings(ScorerSettings):
-    """Of scorers whose judges are chosen by name."""
+    """Settings of scorers whose judges are chosen by name."""
 
     judges: tuple[str, ...] = ("executed",)
-    """`executed`, and `llm:NAME` with a language model of the registry."""
+    """`executed`, and `llm:NAME` for the language model NAME of the registry."""
     llm: LlmJudgeSettings = LlmJudgeSettings()
 
 
 class FuzzingSettings(JudgedSettings):
+    """The scorer `fuzzing`."""
+
     wrong_marks: Literal["donor", "random"] = "donor"
-    """`random`: wrong examples are non-activating contexts with marks anywhere. Profile `paper` only."""
+    """With `random`, wrong examples are non-activating contexts with marks in random places. Profile `paper` only."""
 
 
 class IntruderSettings(ScorerSettings):
+    """The scorer `intruder`."""
+
     sample: int | None = Field(default=1000, ge=1)
-    """As for other scorers; unlike theirs not all by default, since most judges of trials are paid."""
+    """As for other scorers, except that the default is not all latents, because most judges of trials are paid."""
     judges: tuple[str, ...] = ()
-    """`llm:NAME` with a language model of the registry, and `tokens`, which compares what is marked. Without any,
-    nothing is asked."""
+    """`llm:NAME` for the language model NAME of the registry, and `tokens`, which compares the marked tokens. Without
+    judges the stage asks nothing."""
 
 
 class EmbeddingSettings(ScorerSettings):
+    """The scorer `embedding`."""
+
     embedders: tuple[str, ...] = Field(default=("minilm",), min_length=1)
-    """Names in the registry's `embedders/`; vectors of contexts and explanations are made with each."""
+    """Names of embedders in the registry. Each of them makes vectors of contexts and explanations."""
 
 
 class SearchSettings(Strict):
+    """The search index."""
+
     embedder: str = "minilm"
-    """Embedder of the search index."""
+    """The embedder of the search index, by its name in the registry."""
 
 
 class ReportSettings(Strict):
+    """The report's bootstrap intervals."""
+
     seed: int = 0
     resamples: int = Field(default=2000, ge=200)
+    """Number of bootstrap resamples."""
 
 
 class BudgetSettings(Strict):
-    """Of all paid language models together, store-wide and over all runs (`latentgloss.llm.ledger`). In no recipe."""
+    """Limits for all paid language models together, over all runs of a store (`latentgloss.llm.ledger`). In no recipe.
+
+    If neither limit is set, paid models are not used.
+    """
 
     tokens: int | None = Field(default=None, ge=0)
-    """Of prompts and replies."""
+    """Maximum number of tokens of prompts and replies."""
     usd: float | None = Field(default=None, ge=0)
-    """Without one of the two, nothing is paid for."""
+    """Maximum cost in USD."""
 
 
 class MachineSettings(Strict):
-    """Facts of this machine. In no recipe."""
+    """Settings of the machine that runs the stages. They are in no recipe."""
 
     device: str | None = None
-    """None: a GPU where there is one."""
+    """A PyTorch device such as `cpu` or `cuda:1`; None means a GPU if there is one."""
     threads: int | None = Field(default=None, ge=1)
+    """Threads that PyTorch uses; None means its default."""
     batch_tokens: int | None = Field(default=None, ge=256)
-    """Tokens per forward pass; None: 4,096 on a CPU, 32,768 on a GPU. Less where a GPU's memory is full."""
+    """Tokens per forward pass; None means 4,096 on a CPU and 32,768 on a GPU. Set a lower number if a GPU's memory is
+    too small."""
     embedding_batch: int = Field(default=1024, ge=1)
-    """Texts embedded between two writes: what a killed run loses at most."""
+    """Texts embedded between two writes, which is the most that a killed run loses."""
     workers: int | None = Field(default=None, ge=1)
-    """Processes for explainers that compute, threads for contexts; None: one per core."""
+    """Processes for explainers that compute, and threads for contexts; None means one per core."""
     model_cache: Path = Path("~/.cache/latentgloss")
-    """Converted model weights."""
+    """Folder for converted model weights."""
 
 
 PAPER: dict[str, dict[str, Any]] = {
@@ -232,17 +279,22 @@ PAPER: dict[str, dict[str, Any]] = {
     "negatives": {"strata": ["random"]},
     "fuzzing": {"wrong_marks": "random"},
 }
-"""What profile `paper` sets: the protocol of Paulo et al. (docs/methods.md, Profile `paper`)."""
-_OTHERWISE = {("contexts", "pool"): "split", ("contexts", "min_active_tokens"): 0, ("fuzzing", "wrong_marks"): "donor"}
-"""What no other profile may set otherwise."""
+"""The settings that profile `paper` fixes: the protocol of Paulo et al. (docs/methods.md, Profile `paper`)."""
+_PAPER_ONLY = {("contexts", "pool"): "split", ("contexts", "min_active_tokens"): 0, ("fuzzing", "wrong_marks"): "donor"}
+"""Settings that only profile `paper` may change, with the value they have in every other profile."""
 
 
 class Settings(Strict):
+    """The content of a settings file, with one attribute per table."""
+
     profile: Literal["default", "paper"] = "default"
-    """`paper`: contexts, negatives and fuzzing as in Paulo et al., to compare with published figures. Each row of its
-    scores says so: it scores what explainers were shown, and its fuzzing can be solved without the explanation."""
+    """`paper` samples contexts and negatives and marks tokens in fuzzing as Paulo et al. do, for comparison with
+    published figures. It scores contexts that explainers were shown, and its fuzzing can be solved without the
+    explanation; therefore every row of its scores names the profile."""
     store: str = "data"
+    """Folder of the store."""
     registry: Path = Path("registry")
+    """Folder of the registry."""
     corpus: CorpusSettings = CorpusSettings()
     activations: ActivationSettings = ActivationSettings()
     contexts: ContextSettings = ContextSettings()
@@ -257,14 +309,14 @@ class Settings(Strict):
     budget: BudgetSettings = BudgetSettings()
     machine: MachineSettings = MachineSettings()
     folder: Path = Path()
-    """Folder of the file; relative paths start here."""
+    """Folder of the settings file; relative paths start there."""
 
     @model_validator(mode="before")
     @classmethod
-    def _of_profile(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """A profile is nothing but settings: those of `PAPER` together, none of them otherwise."""
+    def _apply_profile(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Applies `PAPER` in profile `paper`; rejects the settings of `_PAPER_ONLY` in every other profile."""
         if data.get("profile") != "paper":
-            alone = [f"{t}.{k}" for (t, k), v in _OTHERWISE.items() if dict(data.get(t, {})).get(k, v) != v]
+            alone = [f"{t}.{k}" for (t, k), v in _PAPER_ONLY.items() if dict(data.get(t, {})).get(k, v) != v]
             if alone:
                 raise ValueError(f'{", ".join(alone)}: only profile = "paper" sets this')
             return data
@@ -272,12 +324,12 @@ class Settings(Strict):
             given = dict(data.get(table, {}))
             other = [f"{table}.{k} = {given[k]!r}" for k, v in values.items() if k in given and given[k] != v]
             if other:
-                raise ValueError(f'{", ".join(other)}: profile "paper" sets this itself')
+                raise ValueError(f'{", ".join(other)}: profile "paper" sets this itself, so remove the setting')
             data = {**data, table: {**given, **values}}
         return data
 
     def asks(self, stage: str) -> bool:
-        """Whether a stage asks a language model."""
+        """Whether a stage asks a language model under these settings."""
         if stage == "explanations":
             return self.explanations.model is not None
         scorer = getattr(self, stage.removesuffix("_scores"), None)
@@ -285,15 +337,20 @@ class Settings(Strict):
 
     @property
     def store_root(self) -> Path:
+        """Absolute path of the store."""
         return (self.folder / Path(self.store).expanduser()).resolve()
 
     @property
     def registry_root(self) -> Path:
+        """Absolute path of the registry."""
         return (self.folder / self.registry.expanduser()).resolve()
 
 
 def find() -> Path:
-    """The settings file: `LATENTGLOSS_CONFIG`, else the nearest `latentgloss.toml` upward from here."""
+    """Path of the settings file: `LATENTGLOSS_CONFIG` if set, otherwise the nearest `latentgloss.toml`.
+
+    Searches the current folder and the folders above it. Raises SettingsError if there is none.
+    """
     named = os.environ.get(VARIABLE)
     if named:
         return Path(named).expanduser().resolve()
@@ -303,13 +360,13 @@ def find() -> Path:
             return folder / FILE
     raise SettingsError(
         f"no {FILE} in {here} or above it",
-        expected=f"a settings file (an empty one means all defaults), or {VARIABLE} naming one",
-        todo="start in the project's folder, or run `touch latentgloss.toml`",
+        expected=f"a settings file (an empty one means that every setting has its default), or {VARIABLE} naming one",
+        todo="change to the project's folder, or run `touch latentgloss.toml` to create an empty file",
     )
 
 
 def load(path: Path | None = None) -> Settings:
-    """Settings from `path`, or from wherever `find` finds them. Raises SettingsError."""
+    """Settings from the file `path`, or from the file that `find` finds. Raises SettingsError."""
     path = find() if path is None else path.resolve()
     data = {**read_toml(path, SettingsError), "folder": path.parent}
     return validated(Settings, data, str(path), SettingsError)
