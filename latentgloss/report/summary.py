@@ -1,32 +1,81 @@
-"""Per SAE and explainer: how many latents got how far, the median score with its interval, the gain over a table.
+"""Summarises the scores of one SAE: per explainer and kind of score the median, specificity and gain, with intervals.
 
-Reads `latents`, `eligibility`, `explanations`, and what scores there are, of every SAE of a model that has any; writes
-`report`. A median is over scored latents and names them; a gain is paired and over *all eligible* latents, a failure
-counting as chance (docs/methods.md).
+What belongs here: pure functions from rows of scores to rows of the report. A median is over the latents that have a
+score, whose number is reported beside it. A gain is paired and over *all eligible* latents (where only a sample is
+scored, all of the sample); a failure counts as chance. Method: docs/methods.md.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float64
 
+from latentgloss.explanations.explainers import NULL, without_number
 from latentgloss.statistics import metrics, multiple_testing, resampling, specificity
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from latentgloss.config.settings import ReportSettings
+
 AUROC = "auroc"
-"""Summarised for every scorer beside the metric its score is."""
+"""Summarised for every scorer, beside the metric that its score is."""
 BASELINE = "token_table"
+"""The explainer that gains are measured against."""
 FALSE_CLAIMS = 0.05
-"""Share of wrong ones among the latents called specific that is borne."""
-_SCORED = ("explanations", "sampled_contexts")
-"""What scores must have been made from to be reported beside it."""
-_KEY = ["explainer", "scorer", "judge", "embedder", "profile", "negatives"]
+"""Accepted share of false claims among the latents counted as specific (false discovery rate)."""
+KEY = ("explainer", "scorer", "judge", "embedder", "profile", "negatives")
+"""Columns that identify a row of the report within one SAE and metric."""
+
+Key = tuple[Any, ...]
+"""Values of the columns `KEY`."""
 
 
-def _mean(frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """One row per latent of several that judge it: what is summarised, over those that are scored."""
-    order = ("ok", "unscored", "not_sampled")  # the first that any of them has
+def summaries(
+    scores: pl.DataFrame, eligible: pl.DataFrame, n_explained: Mapping[str, int], settings: ReportSettings
+) -> list[dict[str, Any]]:
+    """The rows of the report for one SAE, one per `KEY` and metric, without the counts of its latents.
+
+    `scores`: rows of `schema.SCORES`. `eligible`: latent and firing rate of the eligible latents, ascending.
+    `n_explained`: number of explained latents by explainer.
+    """
+    groups = grouped(scores)
+    averaged = {key: frames[0] if len(frames) == 1 else mean_of_nulls(frames) for key, frames in groups.items()}
+    rows: list[dict[str, Any]] = []
+    for key, frame in averaged.items():
+        baseline = averaged.get((BASELINE, *key[1:]))
+        nulls = groups.get((f"{NULL}{key[0]}", *key[1:]), [])
+        # Latents outside the sample are not failures. The sample is the same for every explainer and judge.
+        not_sampled = frame.filter(status="not_sampled")
+        asked = eligible.join(not_sampled, on="latent", how="anti", maintain_order="left")
+        for metric in reported_metrics(frame):
+            rows.append(
+                {
+                    **dict(zip(KEY, key, strict=True)),
+                    "n_explained": n_explained.get(key[0], 0),
+                    "n_asked": asked.height,
+                    **median_of(frame, asked, metric, settings),
+                    **specificity_over(nulls, frame, asked, metric, settings),
+                    **gain_over(baseline, frame, asked, metric, settings),
+                }
+            )
+    return rows
+
+
+def grouped(scores: pl.DataFrame) -> dict[Key, list[pl.DataFrame]]:
+    """Scores by `KEY`, sorted. The numbered nulls of an explainer share a key: one frame for each null."""
+    groups: dict[Key, list[pl.DataFrame]] = {}
+    for key, frame in dict(sorted(scores.group_by(KEY))).items():
+        groups.setdefault((without_number(str(key[0])), *key[1:]), []).append(frame)
+    return dict(sorted(groups.items()))
+
+
+def mean_of_nulls(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    """One row per latent from the scores of several null explanations: means over those that are scored."""
+    order = ("ok", "unscored", "not_sampled")  # a latent gets the first status that one of its rows has
     rank = pl.col("status").replace_strict({s: i for i, s in enumerate(order)}, default=len(order))
     return (
         pl.concat(frames)
@@ -40,30 +89,40 @@ def _mean(frames: list[pl.DataFrame]) -> pl.DataFrame:
     )
 
 
-def _column(frame: pl.DataFrame, metric: str) -> str:
-    """Where it stands. `accuracy`, a choice among several of which nothing is ranked, is a score and nothing else."""
+def reported_metrics(frame: pl.DataFrame) -> tuple[str, ...]:
+    """The metrics that the scores are summarised in: the scorer's own, and AUROC where evidence is ranked."""
+    own = str(frame["metric"][0])
+    return tuple(dict.fromkeys((own, AUROC))) if metric_column(frame, own) == own else (own,)
+
+
+def metric_column(frame: pl.DataFrame, metric: str) -> str:
+    """The column that holds a metric.
+
+    `accuracy` (one choice among several, without a ranking) has no column of its own and is in `score`.
+    """
     return metric if metric in frame.columns else "score"
 
 
-def _values(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str) -> np.ndarray:
-    """The metric of every eligible latent, in order; NaN where it is not scored."""
-    column = pl.col(_column(frame, metric)).alias("value")
-    joined = eligible.join(frame.select("latent", column), on="latent", how="left", maintain_order="left")
-    values: np.ndarray = joined["value"].fill_null(np.nan).to_numpy()
+def values_of(frame: pl.DataFrame, asked: pl.DataFrame, metric: str) -> Float64[np.ndarray, " latents"]:
+    """The metric of every latent in `asked`, in its order; NaN where there is no score."""
+    column = pl.col(metric_column(frame, metric)).alias("value")
+    joined = asked.join(frame.select("latent", column), on="latent", how="left", maintain_order="left")
+    values: Float64[np.ndarray, " latents"] = joined["value"].fill_null(np.nan).to_numpy()
     return values
 
 
-def _summary(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str, seed: int, resamples: int) -> dict[str, Any]:
-    values = _values(frame, eligible, metric)
+def median_of(frame: pl.DataFrame, asked: pl.DataFrame, metric: str, settings: ReportSettings) -> dict[str, Any]:
+    """Median over scored latents with its interval, quartiles, and how much was judged."""
+    values = values_of(frame, asked, metric)
     scored = values[np.isfinite(values)]
-    median = resampling.median_interval(values, seed=seed, resamples=resamples)
+    median = resampling.median_interval(values, seed=settings.seed, resamples=settings.resamples)
     quartiles = np.quantile(scored, [0.25, 0.75]) if len(scored) else (None, None)
-    # Of the metrics that are summarised the uninformed value is the same for every latent.
+    # The uninformed value of every summarised metric is the same for all latents.
     corrected = metrics.corrected(np.array([median.value]), metrics.uninformed(metric, np.array([np.nan])))
-    judged = eligible.join(frame.filter(pl.col("status").is_in(["ok", "unscored"])), on="latent")
+    judged = asked.join(frame.filter(pl.col("status").is_in(["ok", "unscored"])), on="latent")
     return {
         "corrected": _number(corrected[0]),
-        "n_judged": judged.filter(pl.col(_column(frame, metric)).is_not_null())["n"].median(),
+        "n_judged": judged.filter(pl.col(metric_column(frame, metric)).is_not_null())["n"].median(),
         "coverage": judged["coverage"].mean(),
         "metric": metric,
         "n_scored": len(scored),
@@ -75,20 +134,22 @@ def _summary(frame: pl.DataFrame, eligible: pl.DataFrame, metric: str, seed: int
     }
 
 
-def _specific(
-    frame: pl.DataFrame, null: list[pl.DataFrame], eligible: pl.DataFrame, metric: str, seed: int, resamples: int
+def specificity_over(
+    nulls: list[pl.DataFrame], frame: pl.DataFrame, asked: pl.DataFrame, metric: str, settings: ReportSettings
 ) -> dict[str, Any]:
-    """How much better than with other latents' explanations, and for how many latents that is no accident.
+    """Median gain over other latents' explanations, and for how many latents the gain is significant.
 
-    p are against the nulls of this SAE, and so belong to this table: with more latents they are others.
+    p-values are relative to the nulls of this SAE and so depend on which latents are in the report.
     """
-    if not null:
+    if not nulls:
         return {"specificity": None, "specificity_low": None, "specificity_high": None, "n_specific": None}
-    mine = _values(frame, eligible, metric)
-    theirs = np.stack([_values(one, eligible, metric) for one in null], axis=1)
-    median = resampling.median_interval(specificity.specificity(mine, theirs), seed=seed, resamples=resamples)
-    density = eligible["firing_rate"].to_numpy()
-    p = specificity.pooled_p(mine, density, theirs.ravel(), np.repeat(density, len(null)))
+    own = values_of(frame, asked, metric)
+    null = np.stack([values_of(one, asked, metric) for one in nulls], axis=1)
+    median = resampling.median_interval(
+        specificity.specificity(own, null), seed=settings.seed, resamples=settings.resamples
+    )
+    density = asked["firing_rate"].to_numpy()
+    p = specificity.pooled_p(own, density, null.ravel(), np.repeat(density, len(nulls)))
     p = multiple_testing.benjamini_hochberg(p)
     return {
         "specificity": _number(median.value),
@@ -98,13 +159,16 @@ def _specific(
     }
 
 
-def _gain(
-    frame: pl.DataFrame, baseline: pl.DataFrame | None, eligible: pl.DataFrame, metric: str, seed: int, resamples: int
+def gain_over(
+    baseline: pl.DataFrame | None, frame: pl.DataFrame, asked: pl.DataFrame, metric: str, settings: ReportSettings
 ) -> dict[str, Any]:
+    """Paired median gain over the baseline explainer with its interval; None where there is no baseline."""
     if baseline is None or baseline is frame:
         return {"gain": None, "gain_low": None, "gain_high": None}
-    mine, theirs = _values(frame, eligible, metric), _values(baseline, eligible, metric)
-    gain = resampling.paired_median_gain(mine, theirs, "chance", chance=0.5, seed=seed, resamples=resamples)
+    own, other = values_of(frame, asked, metric), values_of(baseline, asked, metric)
+    gain = resampling.paired_median_gain(
+        own, other, "chance", chance=0.5, seed=settings.seed, resamples=settings.resamples
+    )
     return {"gain": _number(gain.value), "gain_low": _number(gain.low), "gain_high": _number(gain.high)}
 
 

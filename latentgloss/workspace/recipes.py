@@ -44,7 +44,7 @@ def recipe_of(resources: Resources, stage: Stage, partition: str, external: Call
     # A scorer without judges makes an empty version.
     if optional and not any(v.manifest.parts for name in optional for v in inputs.get(name, {}).values()):
         raise MissingInput(
-            f"{', '.join(optional)} of {partition} are all missing or empty",
+            f"none of {', '.join(optional)} of {partition} has been materialised with any content",
             expected=f"at least one of them with content before {stage.name}",
             todo=f"materialise {optional[0]} first",
         )
