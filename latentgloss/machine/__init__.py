@@ -1,7 +1,7 @@
-"""Using one machine well: threads, background workers, memory, sorting. Knows nothing of latents.
+"""Efficient use of one machine: threads, background work, memory and sorting. Independent of latents and stages.
 
-- `concurrency`  tasks that mostly wait, run side by side with results in order
-- `background`   host work beside a GPU
-- `memory`       keeping freed memory in the process
-- `sorting`      ordering, ranking and drawing in turns with NumPy
+- `concurrency`  tasks that mostly wait on I/O, run concurrently with their results in order
+- `background`   work on the host while a GPU computes
+- `memory`       allocator settings that keep freed memory in the process
+- `sorting`      sorting, ranking and balanced sampling with NumPy
 """

@@ -1,6 +1,7 @@
-"""Doing on the host what can be done while a GPU computes: sorting, hashing and writing, in threads.
+"""Threads for work on the host while a GPU computes: sorting, hashing and writing.
 
-What belongs here: how much of it may wait at once, so that memory stays flat. What is done there is the caller's.
+What belongs here: running the work, and a bound on how much of it can be pending, so that memory use stays constant.
+The caller decides what the work is.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ if TYPE_CHECKING:
 
 
 THREADS = 8
-"""Most threads, since each holds a shard."""
+"""Maximum number of threads. It is limited because each thread holds a shard in memory."""
 
 
 class BackgroundWorkers:
-    """Threads that do what they are given; a context manager that waits for the last of it.
+    """A context manager that runs actions in background threads and waits for them when it is left.
 
-    On a CPU there are none, and what is given is done at once: the model would wait for its cores.
+    If the model runs on the CPU there are no threads, because they would take cores from the model; each action then
+    runs immediately in the caller's thread.
     """
 
     def __init__(self, device: str, threads: int | None = None) -> None:
-        """`threads`: at most so many; None: one per core."""
+        """`device`: where the model runs. `threads`: maximum number of threads; None means one per core."""
         self.threads = 0 if device == "cpu" else min(threads or os.cpu_count() or 1, THREADS)
         self._pool = ThreadPoolExecutor(self.threads) if self.threads else None
         self._waiting: deque[Future[None]] = deque()
 
     def do(self, action: Callable[[], None]) -> None:
-        """Begins it as soon as a thread is free, and waits for that. Raises what an earlier one raised."""
+        """Waits for a free thread and starts an action in it. Raises the error of an earlier action that failed."""
         if self._pool is None:
             action()
             return
@@ -41,7 +43,7 @@ class BackgroundWorkers:
         self._waiting.append(self._pool.submit(action))
 
     def finish(self) -> None:
-        """Waits for all of it. Raises what the first of them raised."""
+        """Waits for all actions. Raises the error of the first one that failed."""
         while self._waiting:
             self._waiting.popleft().result()
 

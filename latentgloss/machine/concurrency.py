@@ -1,8 +1,9 @@
 """Tasks that mostly wait on I/O, run concurrently with their results in order.
 
-What belongs here: tasks under way side by side and finished in order (`run_in_order`, `Threads`), and iterators drawn
-from at the same time (`interleave`). How many *requests* are in flight is not decided here: the language model's client
-bounds that over all threads (`llm/client.py`).
+What belongs here: tasks that run at the same time and whose results are yielded in order (`run_in_order`, `Threads`),
+iterators that are drawn from at the same time (`interleave`), and how both are cancelled (`check_abandoned`). The
+number of *requests* in flight is not decided here; the language model's client limits it over all threads
+(`llm/client.py`).
 """
 
 from __future__ import annotations
@@ -24,52 +25,57 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BLOCKS_UNDER_WAY = 32
-"""Most blocks under way. Of a sparse sample a block has a latent or two: it takes many to keep a server busy."""
+"""Maximum number of blocks under way. In a sparse sample a block has one or two latents, so that many blocks are needed
+to keep a server busy."""
 CONTEXTS_UNDER_WAY = 25_000
-"""Contexts in blocks under way beyond which no further block is begun, but for the second: five to a prompt they are
-thousands of requests. Of a dense SAE one block has more, and while its last replies are waited for the next is at work.
-"""
+"""Maximum number of contexts in all blocks under way; at five per prompt they are thousands of requests. Two blocks may
+exceed it, because a block of a dense SAE alone has more contexts, and a second block keeps the server busy while the
+first one waits for its last replies."""
 
 
-def run_in_order(begun: Iterable[tuple[int, Callable[[], T]]], most: int, weight: int | None = None) -> Iterator[T]:
-    """What became of each task, in the order in which they were begun.
+def run_in_order(started: Iterable[tuple[int, Callable[[], T]]], most: int, weight: int | None = None) -> Iterator[T]:
+    """Starts tasks and yields their results in the order in which they were started.
 
-    Reading from `begun` begins a task and gives its weight and what waits for its result. No other is begun while more
-    than `most` are under way, or more than one that together weigh more than `weight`. Weight 0: it is done already.
+    Reading an item from `started` starts a task; the item is the task's weight and a function that waits for its
+    result. A task of weight 0 is already finished. The next task is started only when at most `most` unfinished tasks
+    are under way and, if `weight` is given, when their weights add up to at most `weight` or at most one is under way.
     """
-    going: deque[tuple[int, Callable[[], T]]] = deque()
-    total = under_way = 0
-    for weighs, end in begun:
-        going.append((weighs, end))
-        total += weighs
-        under_way += weighs > 0  # what weighs nothing was there already
-        while going and (
-            going[0][0] == 0 or under_way > most or (weight is not None and total > weight and under_way > 1)
+    under_way: deque[tuple[int, Callable[[], T]]] = deque()
+    total = unfinished = 0
+    for task_weight, result in started:
+        under_way.append((task_weight, result))
+        total += task_weight
+        unfinished += task_weight > 0
+        while under_way and (
+            under_way[0][0] == 0 or unfinished > most or (weight is not None and total > weight and unfinished > 1)
         ):
-            weighs, end = going.popleft()
-            total -= weighs
-            under_way -= weighs > 0
-            yield end()
-    for _, end in going:
-        yield end()
+            task_weight, result = under_way.popleft()
+            total -= task_weight
+            unfinished -= task_weight > 0
+            yield result()
+    for _, result in under_way:
+        yield result()
 
 
 class Abandoned(BaseException):
-    """Raised in a thread whose result nobody waits for any more. No failure: what it worked on is unfinished."""
+    """Raised in a thread whose result is no longer needed. It is not a failure; the thread's work stays unfinished."""
 
 
 _given_up: ContextVar[tuple[threading.Event, ...]] = ContextVar("given_up", default=())
-"""Of those who wait for what runs here; one that is set: it does not wait any more."""
+"""Cancellation flags of the callers waiting on this thread; a set flag means that the caller has given up."""
 
 
 def check_abandoned() -> None:
-    """Raises Abandoned if nobody waits any more for what runs here."""
+    """Raises Abandoned if a caller waiting on this thread has given up."""
     if any(flag.is_set() for flag in _given_up.get()):
         raise Abandoned
 
 
 def until_abandoned(items: Iterable[T]) -> Iterator[T]:
-    """The items, until nobody waits for them any more: then Abandoned. Whatever gives them is closed, here and now."""
+    """Yields the items; raises Abandoned before the next one if a caller waiting on this thread has given up.
+
+    However it ends, it closes `items` immediately and in this thread.
+    """
     try:
         for item in items:
             check_abandoned()
@@ -79,14 +85,18 @@ def until_abandoned(items: Iterable[T]) -> Iterator[T]:
 
 
 def _close(items: Iterable[Any]) -> None:
-    """Ends a generator in the thread that drew from it, instead of whenever and wherever garbage is collected."""
+    """Closes a generator in the thread that drew from it; garbage collection could do so later and in any thread."""
     close = getattr(items, "close", None)
     if close is not None:
         close()
 
 
 class Threads:
-    """Threads for tasks that wait. Left with an error, what is still under way is abandoned as soon as it heeds."""
+    """A context manager with threads for tasks that mostly wait.
+
+    It waits for its tasks when it is left. If it is left with an error, unfinished tasks are abandoned at their next
+    `check_abandoned`.
+    """
 
     def __init__(self, most: int = BLOCKS_UNDER_WAY) -> None:
         self._pool = ThreadPoolExecutor(most, "blocks")
@@ -103,7 +113,7 @@ class Threads:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, task: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Has a task done, charged to whatever this thread is charged to (`llm.ledger.charged_to`)."""
+        """Runs a task in a thread, charged to the same account as the caller's thread (`pipeline.accounting`)."""
         context = copy_context()
         context.run(_given_up.set, (*_given_up.get(), self._flag))
         return self._pool.submit(context.run, task, *arguments)
@@ -111,16 +121,17 @@ class Threads:
 
 @dataclass(frozen=True)
 class _End:
-    """What an iterator ended with."""
+    """The end of an iterator, with the error that ended it, if any."""
 
     error: BaseException | None
 
 
 def interleave(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
-    """Items of several iterators as they come, each iterator drawn from in a thread of its own.
+    """Yields the items of several iterators as they arrive. Each iterator runs in its own thread.
 
-    One that raises stops no other: its error is raised here once all have ended. One alone is drawn from right here.
-    Closed early, or interrupted, it has the threads abandon what they do (`until_abandoned`) and waits for that.
+    An iterator that raises does not stop the others; the first error is raised when all of them have ended. A single
+    iterator runs in the caller's thread. If this generator is closed early or interrupted, the threads abandon their
+    work (`until_abandoned`), and it waits for them to end.
     """
     if len(iterators) == 1:
         yield from iterators[0]
@@ -133,13 +144,13 @@ def interleave(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
         _given_up.set(flags)
         error: BaseException | None = None
         try:
-            for item in until_abandoned(iterator):  # which closes it: locks are released in the thread that took them
+            for item in until_abandoned(iterator):  # closes it, so that this thread releases the locks it holds
                 found.put(item)
-        except BaseException as e:  # a thread has nobody to raise to
+        except BaseException as e:  # an error raised in a thread would be lost
             error = e
         found.put(_End(error))
 
-    threads = [threading.Thread(target=draw, args=(one,), name="abreast") for one in iterators]
+    threads = [threading.Thread(target=draw, args=(iterator,), name="interleave") for iterator in iterators]
     errors: list[BaseException] = []
     running = len(threads)
     try:
@@ -155,7 +166,7 @@ def interleave(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
     finally:
         flag.set()
         for thread in threads:
-            if thread.ident is not None:  # an interrupt may have come before it was started
+            if thread.ident is not None:  # an interrupt may have arrived before the thread was started
                 thread.join()
     if errors:
         raise errors[0]

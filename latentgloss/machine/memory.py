@@ -1,9 +1,9 @@
-"""How this process gives memory back: not, while it will want as much again in a moment.
+"""Keeps freed memory in the process between batches instead of returning it to the system.
 
-What belongs here: settings of the C library's allocator, that Arrow uses it, and that PyTorch asks for huge pages. A
-forward pass frees and takes back the same tens of megabytes in every layer, and sampling does in every block. By
-default they go back to the system now and then and return page by page: up to 30 page faults per token, a fifth of the
-pass (docs/log.md). The peak stays what it was.
+What belongs here: settings of the C library's allocator, making Arrow use that allocator, and making PyTorch request
+huge pages. A forward pass frees tens of megabytes in every layer and allocates as much again, and so does sampling in
+every block. By default this memory is returned to the system now and then and comes back page by page, which costs up
+to 30 page faults per token and a fifth of the time of a forward pass (docs/log.md). Keeping it does not raise the peak.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed for what comes next; elsewhere does nothing. For the whole process, for good.
+    """Makes glibc keep freed memory, permanently and for the whole process. Without glibc it does nothing.
 
-    Both thresholds are set, since setting one ends the automatic choice of the other. One arena for all threads: the
-    others live in mappings of 64 MiB, which go back as soon as they are empty. Arrow is told to take its memory there;
-    PyTorch, to ask for huge pages, which it looks up when it first takes memory.
+    Both thresholds are set, because setting one ends the automatic choice of the other. All threads share one arena,
+    because further arenas are mappings of 64 MiB that are returned as soon as they are empty. Arrow is switched to
+    glibc's allocator. PyTorch requests huge pages because of an environment variable, which it reads at its first
+    allocation.
     """
     import pyarrow as pa
 
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
         mallopt(_M_TRIM_THRESHOLD, 1 << 30)
         mallopt(_M_ARENA_MAX, 1)
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-        pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own gives memory back as readily
+        pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own allocator returns memory as readily

@@ -1,7 +1,7 @@
-"""Sorting as NumPy does it fastest: plain integers of 64 bits, without a second array to carry along.
+"""Fast sorting with NumPy: keys are packed into plain 64-bit integers, which NumPy sorts fastest.
 
-What belongs here: orders, ranks and distinct values that mean the same as `numpy.lexsort` and `numpy.unique` and cost
-a fraction, for arrays of a million and more.
+What belongs here: orders, ranks, distinct values and balanced samples. Results are the same as those of `numpy.lexsort`
+and `numpy.unique`, at a fraction of their time for arrays of a million elements and more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from jaxtyping import Int64, Integer, UInt64
 
 
 def order_by(*fields: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Indices that sort by the (non-negative) fields, the first one first; what is equal stays as it stands."""
+    """Indices that sort stably by several fields of non-negative integers, of which the first one matters most."""
     n = len(fields[0])
     widths = [int(field.max(initial=0)).bit_length() for field in fields]
     index_width = n.bit_length()
@@ -30,7 +30,7 @@ def order_by(*fields: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
 
 
 def order_of(keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Stable order of keys that are nearly always distinct."""
+    """Indices that sort keys stably. Fast if the keys are nearly always distinct."""
     order = np.argsort(keys)
     ascending = keys[order]
     if (ascending[1:] == ascending[:-1]).any():
@@ -39,12 +39,13 @@ def order_of(keys: UInt64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
 
 
 def distinct(*values: Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " distinct"]:
-    """What occurs in any of the arrays, ascending, each once. Cheapest where equal values stand together."""
+    """The values that occur in any of the arrays, each once and ascending. Fast if equal values are adjacent."""
     found = ascending(np.concatenate([_unlike_last(v) for v in values]))
     return _unlike_last(found)
 
 
 def _unlike_last(values: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " kept"]:
+    """The values without those that equal the value before them."""
     kept: Int64[np.ndarray, " kept"] = values[
         np.append(0, np.flatnonzero(values[1:] != values[:-1]) + 1)[: len(values)]
     ]
@@ -52,28 +53,32 @@ def _unlike_last(values: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " kept"]:
 
 
 def ascending(values: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """The values sorted; the array itself if it is in order, as what comes from a corpus mostly is."""
+    """The values in ascending order. Returns the array itself if it is sorted, as positions in a corpus mostly are."""
     return values if (values[1:] >= values[:-1]).all() else np.sort(values)
 
 
 def rank_in(order: Int64[np.ndarray, " n"], *groups: Integer[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-    """Place of each row within its group, from 0, if all are put into an order that keeps groups together."""
-    opens = np.zeros(len(order), dtype=bool)
-    opens[:1] = True
+    """Rank of each row within its group, counted from 0, when the rows are visited in `order`.
+
+    Rows with equal values in all `groups` are one group; `order` must visit the rows of a group one after another.
+    """
+    starts = np.zeros(len(order), dtype=bool)
+    starts[:1] = True
     for group in groups:
         sorted_group = group[order]
-        opens[1:] |= sorted_group[1:] != sorted_group[:-1]
-    start = np.flatnonzero(opens)
+        starts[1:] |= sorted_group[1:] != sorted_group[:-1]
+    start = np.flatnonzero(starts)
     rank = np.empty(len(order), dtype=np.int64)
     rank[order] = np.arange(len(order)) - np.repeat(start, np.diff(start, append=len(order)))
     return rank
 
 
 SPARE = 128
+"""Rows that `enough` adds to twice the size of a sample."""
 
 
 def enough(sizes: Int64[np.ndarray, " groups"]) -> Int64[np.ndarray, " groups"]:
-    """Of how many random rows a sample of each size can nearly always be made, turns of ten kinds included."""
+    """Number of random rows that nearly always suffice for a sample of each size, even if ten kinds take turns."""
     return 2 * sizes + SPARE
 
 
@@ -83,28 +88,30 @@ def in_turns(
     hashes: UInt64[np.ndarray, " n"],
     sizes: Int64[np.ndarray, " groups"],
 ) -> tuple[Int64[np.ndarray, " drawn"], Int64[np.ndarray, " drawn"]]:
-    """A random sample of each group in which its kinds take turns: indices by group and order, and orders from 0.
+    """A random sample of each group in which the group's kinds take turns.
 
-    Within a kind the lowest of the 48-bit `hashes` comes first, and so it does among those of one turn; the smaller
-    index, should two be equal. The sample of a smaller size is the beginning of a larger one's.
+    Returns the indices of the sampled rows, sorted by group and place in the sample, and these places, from 0. Within a
+    kind, and among the rows of one turn, the row with the lowest of the 48-bit `hashes` comes first, and the row with
+    the lower index if two hashes are equal. A smaller sample is the beginning of a larger one.
     """
     n_groups, n_kinds = len(sizes), int(kind.max(initial=0)) + 1
     cell = group * n_kinds + kind
     n = np.bincount(group, minlength=n_groups)
-    # Those of low hash come first, whatever else there is: some more than are asked for mostly decide the sample.
+    # Rows with low hashes come first, so a few more rows than the sample's size nearly always determine the sample.
+    # Groups in which these rows do not suffice are sampled again from all of their rows.
     limit = np.minimum(enough(sizes) / np.maximum(n, 1), 1.0)
     keep = np.flatnonzero(hashes < (limit * 2.0**48)[group])
     drawn, order = _in_turns(group, cell, hashes, sizes, keep)
-    there, left, taken = (
+    present, kept, taken = (
         np.bincount(x, minlength=n_groups * n_kinds).reshape(n_groups, n_kinds) for x in (cell, cell[keep], cell[drawn])
     )
-    missed = ((left < there) & (left < taken.max(axis=1, keepdims=True))).any(axis=1)
+    missed = ((kept < present) & (kept < taken.max(axis=1, keepdims=True))).any(axis=1)
     short = (limit < 1) & (missed | (taken.sum(axis=1) < np.minimum(sizes, n)))
     if not short.any():
         return drawn, order
     more, more_order = _in_turns(group, cell, hashes, sizes, np.flatnonzero(short[group]))
-    fine = ~short[group[drawn]]
-    drawn, order = np.concatenate([drawn[fine], more]), np.concatenate([order[fine], more_order])
+    complete = ~short[group[drawn]]
+    drawn, order = np.concatenate([drawn[complete], more]), np.concatenate([order[complete], more_order])
     by_group = order_by(group[drawn], order)
     return drawn[by_group], order[by_group]
 
@@ -116,6 +123,7 @@ def _in_turns(
     sizes: Int64[np.ndarray, " groups"],
     keep: Int64[np.ndarray, " kept"],
 ) -> tuple[Int64[np.ndarray, " drawn"], Int64[np.ndarray, " drawn"]]:
+    """As `in_turns`, from the rows `keep` alone; `cell` numbers the pairs of group and kind."""
     keep = keep[np.lexsort((hashes[keep], group[keep]))]
     turn = rank_in(order_by(cell[keep]), cell[keep])
     keep = keep[order_by(group[keep], turn)]
