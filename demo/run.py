@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +27,13 @@ from latentgloss.machine.memory import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()  # before any thread has an arena of its own
 
-import polars as pl  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn  # noqa: E402
 from rich.progress import Progress as Bars  # noqa: E402
-from rich.table import Column, Table  # noqa: E402
+from rich.table import Column  # noqa: E402
 
 from latentgloss import schema  # noqa: E402
+from latentgloss.cli.report import first_screen, report_rows, write_page  # noqa: E402
 from latentgloss.config.entries import BASELINES  # noqa: E402
 from latentgloss.errors import LatentglossError  # noqa: E402
 from latentgloss.pipeline.stage import Stage  # noqa: E402
@@ -48,11 +48,6 @@ _TERMINAL = os.fdopen(os.dup(sys.stdout.fileno()), "w") if sys.stdout.isatty() e
 """The terminal itself: while a step runs, Dagster sends what is written to standard output to a file."""
 
 console = Console(file=_TERMINAL) if _TERMINAL else Console(width=190)
-SHOWN_METRIC = "balanced_accuracy"
-GAIN_METRIC = "auroc"
-BASELINE, NULL = "token_table", "null:"
-"""Balanced accuracy over 100 + 100 windows moves in steps of .005: too coarse for a difference. Shown, too, where a
-scorer has no balanced accuracy."""
 
 
 def main() -> int:
@@ -236,148 +231,45 @@ def _bar(bars: Bars, label: str) -> "Advance":
 
 
 def _print_report(workspace: Workspace) -> None:
-    """A table per SAE, trained ones and baselines: a row per scorer, kind of negatives and explainer."""
-    reports = [workspace.store.current("score_report", model) for model in sorted(workspace.registry.models)]
-    frames = [r.read(schema.REPORT) for r in reports if r is not None]
-    both = pl.concat(frames) if frames else schema.REPORT.empty()
-    if not both.height:
+    """The first screen of `latentgloss report`, and every row as a page."""
+    rows = report_rows(workspace, sorted(workspace.registry.models))
+    if rows.is_empty():
         console.print("There is no report yet.")
         return
-    order = list(workspace.settings.explanations.explainers)
-    shown = [e for e in order if e != BASELINE and not e.startswith(NULL)]
-    # What a judge cannot judge anywhere is said once, not in a row of every table.
-    key = ("scorer", "judge", "embedder", "explainer")
-    never = set(both.group_by(key).agg(pl.col("n_scored").sum()).filter(n_scored=0).select(key).iter_rows())
-    for (partition,), of_sae in both.group_by("partition", maintain_order=True):
-        first = of_sae.row(0, named=True)
-        counts = f"{first['n_eligible']:,} of {first['n_latents']:,} latents eligible, {first['n_alive']:,} alive"
-        table = Table(title=f"{partition}{_kind(workspace, str(partition))}: {counts}", title_justify="left")
-        for head, width in COLUMNS:
-            table.add_column(head, justify="left" if head in WORDS else "right", min_width=width, overflow="fold")
-        for scorer, rows, gains in _arms(of_sae):
-            by = {row["explainer"]: row for row in rows.iter_rows(named=True)}
-            gain = {row["explainer"]: row for row in gains.iter_rows(named=True)}
-            for explainer in (e for e in shown if e in by):
-                row = by[explainer]
-                if tuple(row[name] for name in key) in never:
-                    continue
-                table.add_row(
-                    scorer,
-                    row["negatives"],
-                    explainer,
-                    f"{row['n_scored']:,}" + ("" if row["n_asked"] == row["n_eligible"] else f" of {row['n_asked']:,}"),
-                    "" if row["n_judged"] is None else f"{row['n_judged']:.0f}",
-                    _short(row["coverage"]),
-                    _interval(row, "median"),
-                    _short(row["corrected"]),
-                    _interval(row, "specificity"),
-                    _interval(by.get(f"{NULL}{explainer}"), "median"),
-                    _interval(by.get(BASELINE), "median"),
-                    _interval(gain.get(explainer), "gain"),
-                )
-        console.print(table)
-    console.print(
-        "Score: balanced accuracy unless AUROC is named. Medians over scored latents, 95 % intervals over latents.\n"
-        "n: contexts judged per latent; coverage: the share of them that could be counted. Corrected: 0 within\n"
-        "reach of knowing nothing, 1 perfect. Null: other latents' texts; specificity: what is gained over them.\n"
-        f"Gain over `{BASELINE}`: median paired difference over all eligible latents. Population: all other contexts,\n"
-        "each kind by its share.",
-        highlight=False,
-    )
-    for scorer, judge, _, explainer in sorted(n for n in never if n[3] in shown):
-        console.print(f"`{explainer}` is not scored in {scorer}: {judge} has no answer to it.", highlight=False)
-    _print_sentences(workspace)
+    page = workspace.settings.store_root / "report.md"
+    write_page(workspace, rows, page)
+    for line in first_screen(workspace, rows):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\nEvery row and metric: {_from_here(page)}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_sentences(workspace: Workspace) -> None:
-    """What a language model said of one latent of each SAE."""
-    if workspace.settings.explanations.model is None:
-        return
-    console.print(f"\nWhat {workspace.settings.explanations.model} says of one latent of each SAE:", highlight=False)
-    for partition in sorted(workspace.registry.saes):
-        version = workspace.store.current("explanations", partition)
-        if version is not None:
-            asked = version.scan(schema.EXPLANATIONS).filter(pl.col("reply").is_not_null()).head(1).collect()
-            for row in asked.iter_rows(named=True):
-                said = f"“{row['explanation']}”" if row["status"] == "ok" else f"{row['status']}: {row['reason']}"
-                console.print(f"  {partition} {row['latent']}: {said}", highlight=False, markup=False)
-    console.print("")
-
-
-COLUMNS = (
-    ("scorer", 9),
-    ("negatives", 9),
-    ("explainer", 9),
-    ("scored", 6),
-    ("n", 3),
-    ("coverage", 8),
-    ("score", 17),
-    ("corrected", 9),
-    ("specificity", 17),
-    ("null", 17),
-    (BASELINE, 17),
-    (f"{GAIN_METRIC} gain", 17),
-)
-
-
-WORDS = ("scorer", "negatives", "explainer")
-
-
-def _arms(of_sae: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame, pl.DataFrame]]:
-    """Of one SAE's report: what scored and in which metric, rows to show, rows that tell the gain."""
-    key = ["scorer", "judge", "embedder", "profile", "negatives"]
-    several = {s for (s,), rows in of_sae.group_by("scorer") if rows.select("judge", "embedder").n_unique() > 1}
-    for (scorer, judge, embedder, profile, _), rows in of_sae.group_by(key, maintain_order=True):
-        metric = SHOWN_METRIC if SHOWN_METRIC in rows["metric"] else GAIN_METRIC
-        by = f" by {embedder or judge}" if scorer in several else ""
-        notes = [] if metric == SHOWN_METRIC else [metric]
-        notes += [] if profile == schema.DEFAULT_PROFILE else [f"profile {profile}"]
-        unlike = f" ({', '.join(notes)})" if notes else ""
-        yield f"{scorer}{by}{unlike}", rows.filter(metric=metric), rows.filter(metric=GAIN_METRIC)
-
-
-def _kind(workspace: Workspace, partition: str) -> str:
-    sae = workspace.registry.saes.get(partition)
-    if sae is None:
-        return ""
-    return " (control)" if sae.control else " (baseline)" if sae.format in BASELINES else ""
-
-
-def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}".replace("0.", ".", 1)
-
-
-def _interval(row: dict[str, Any] | None, name: str) -> str:
-    if row is None or row[name] is None:
-        return ""
-    value, low, high = (_short(row[key]) for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{value} [{low}, {high}]" if low else f"{value} [none]"
+def _from_here(path: Path) -> Path:
+    """A path as people would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _print_next(workspace: Workspace) -> None:
-    partition = next(iter(sorted(workspace.registry.saes)), "MODEL/HOOKPOINT/SAE")
-    for sae in sorted(workspace.registry.saes, key=lambda name: (workspace.registry.saes[name].control, name)):
-        found = workspace.store.current("detection_scores", sae)
-        if found is not None:
-            scored = found.scan(schema.SCORES).filter(status="ok").select("latent").head(1).collect()
-            if scored.height:
-                partition, latent = sae, scored.item()
-                break
-    else:
-        latent = 0
-    tool = Path(sys.executable).with_name("latentgloss")
-    here = Path.cwd()
-    tool = tool.relative_to(here) if tool.is_relative_to(here) else tool
-    console.print(f"Artefacts: {workspace.store.files.root}", highlight=False, soft_wrap=True)
+    """Three commands that lead further."""
+    saes = sorted(
+        workspace.registry.saes.values(), key=lambda sae: (sae.control, sae.format in BASELINES, sae.partition)
+    )
+    partition, latent = "MODEL/HOOKPOINT/SAE", 0
+    for sae in saes:
+        found = workspace.store.current("detection_scores", sae.partition)
+        scored = found.scan(schema.SCORES).filter(status="ok").select("latent").head(1).collect() if found else None
+        if scored is not None and scored.height:
+            partition, latent = sae.partition, scored.item()
+            break
+    tool = _from_here(Path(sys.executable).with_name("latentgloss"))
+    console.print("")
     for command, what in (
-        ("make ui", "the graph, every run and picture, in the Dagster UI"),
-        *([(f'{tool} search "raising an error"', "latents by meaning, by words or both")] if FULL else []),
-        (f"{tool} explanations {partition} --latent {latent}", "what is said of a latent"),
-        (f"{tool} scores {partition} --latent {latent}", "how good that is"),
-        (f"{tool} lineage {partition} {latent} --verify", "where the score comes from, every hash recomputed"),
-        (f"{tool} status", "what is fresh, stale or missing, and why"),
+        ("make ui", "the assets, runs and pictures in the Dagster UI"),
+        (f"{tool} lineage {partition} {latent}", "where its score comes from"),
+        (f'{tool} search "raising an error"', "latents by meaning or words")
+        if FULL
+        else (f"{tool} explanations {partition}", "every explanation"),
     ):
-        console.print(f"  {command:<76} {what}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"  {command:<62} {what}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_failures(workspace: Workspace, states: Sequence[State]) -> int:

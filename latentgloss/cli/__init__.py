@@ -1,11 +1,21 @@
-"""`latentgloss …`: looks at a workspace and tends it. Stages are run by Dagster, never from here.
+"""The command `latentgloss …`: shows what is in a workspace, checks it and cleans it up.
 
-What belongs here: the commands, one module per group (`show`, `forecast`, `trace`, `tryout`, `search`, `saes`,
-`upkeep`), and how errors leave: one message on stderr and exit code 1 for what was asked for and failed, 2 for wrong
-usage. What a command *finds out* is in the core module it calls; heavy imports are inside the commands, so that
+What belongs here: the commands, one module per group, and how errors are reported. An error is one message on stderr
+with exit code 1 if the request failed, or 2 if the command was used wrongly. What a command *finds out* is in the core
+module that it calls. Stages are run by Dagster, never from here. Heavy imports are inside the commands, so that
 `--help` is instant and only commands that read weights load torch.
 
-click: small, stable, already among the dependencies of Dagster and transformers, with a test runner of its own.
+- `show`         `status`, `explanations`, `scores`
+- `search`       `search`, `index rebuild`
+- `saes`         `saes list`, `saes check`
+- `estimate`     `estimate`, `spent`
+- `try_latent`   `try`
+- `lineage`      `lineage`
+- `maintenance`  `gc`, `doctor`
+- `output`       what commands share: the workspace, tables, JSON
+
+The commands use click, because it is small and stable, is already a dependency of Dagster and transformers, and has a
+test runner.
 """
 
 from __future__ import annotations
@@ -16,22 +26,23 @@ from typing import Any
 import click
 
 from latentgloss import __version__
-from latentgloss.cli import estimate, lineage, maintenance, saes, search, show, try_latent
+from latentgloss.cli import estimate, lineage, maintenance, report, saes, search, show, try_latent
 from latentgloss.errors import LatentglossError
 
 __all__ = ["cli", "main"]
 
 
 class _Commands(click.Group):
-    """Turns errors that say what to do into a message; what is left is a defect and keeps its traceback."""
+    """Turns errors of latentgloss and of files into messages. Any other error is a defect and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command. Raises ClickException for an error that is reported as a message."""
         try:
             return super().invoke(ctx)
         except LatentglossError as e:
             raise click.ClickException(str(e)) from e
         except BrokenPipeError:
-            raise  # `… | head` is no error: click ends quietly
+            raise  # not an error, as in `… | head`: click ends quietly
         except OSError as e:
             raise click.ClickException(f"{e.filename or 'input or output'}: {e.strerror or e}.") from e
 
@@ -40,15 +51,19 @@ class _Commands(click.Group):
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="Settings file. Default: LATENTGLOSS_CONFIG, else the nearest latentgloss.toml upward from here.",
+    help="Settings file. Default: the environment variable LATENTGLOSS_CONFIG, or else the first latentgloss.toml in "
+    "this folder or the folders above it.",
 )
 @click.version_option(__version__, prog_name="latentgloss")
 @click.pass_context
 def cli(ctx: click.Context, config: Path | None) -> None:
-    """Explanations of the latents of sparse autoencoders, and where each of them comes from.
+    """Explain the latents of sparse autoencoders, score every explanation, and show where each number comes from.
 
-    A SAE is named MODEL/HOOKPOINT/SAE, as `latentgloss saes list` prints it. Stages are run by Dagster; these
-    commands look at what is there, check it, and clear up.
+    These commands show what is in the store, check it and clean it up. The results themselves are computed by
+    Dagster, for example with `dagster asset materialize`.
+
+    An SAE is named MODEL/HOOKPOINT/SAE, for example smollm2/layers.9/topk2048; `latentgloss saes list` lists them.
+    Every command has an example under --help, and --json for use in programs.
 
     \b
     Example:
@@ -61,6 +76,7 @@ for command in (
     show.status,
     show.explanations,
     show.scores,
+    report.report,
     estimate.estimate,
     estimate.spent,
     lineage.lineage,

@@ -1,0 +1,218 @@
+"""`latentgloss report`: what the scores say, on one screen.
+
+What belongs here: printing the first screen (also at the end of `make demo`) and writing every row of the report as a
+Markdown page. What is chosen for the screen is `report/headline.py`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from latentgloss.cli.output import json_option, open_workspace, plain, print_json_rows, unknown
+from latentgloss.errors import LatentglossError, MissingInput
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from latentgloss.report.headline import Headline, Summary
+    from latentgloss.workspace import Workspace
+
+WIDTH = 100
+"""Characters of a line."""
+EXTREMES = 1
+"""Best and worst latents shown, of each."""
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option(
+    "--page", type=click.Path(path_type=Path, dir_okay=False), help="Also write every row to this Markdown file."
+)
+@json_option
+@click.pass_context
+def report(ctx: click.Context, model: str | None, page: Path | None, as_json: bool) -> None:
+    """Summarise the scores of every SAE: medians with intervals, nulls and baselines.
+
+    One row per SAE: how many of its latents are eligible and explained, and the median detection and fuzzing scores,
+    each with its 95 % interval, beside the median with other latents' explanations (null) and with a plain table of
+    tokens (table). Read a score beside those two: .5 is chance. MODEL limits the report to one subject model.
+
+    \b
+    Examples:
+      latentgloss report
+      latentgloss report smollm2 --page report.md
+    """
+    workspace = open_workspace(ctx)
+    if model is not None and model not in workspace.registry.models:
+        raise unknown("model", model, workspace.registry.models, "see `latentgloss saes list`")
+    rows = report_rows(workspace, [model] if model else sorted(workspace.registry.models))
+    if rows.is_empty():
+        raise MissingInput(
+            "there is no report yet",
+            expected="the asset score_report of at least one model",
+            todo="materialise it in the Dagster UI, or run `make demo`",
+        )
+    if page is not None:
+        write_page(workspace, rows, page)
+    if as_json:
+        print_json_rows(rows.iter_rows(named=True))
+        return
+    for line in first_screen(workspace, rows):
+        click.echo(line)
+    if page is not None:
+        click.echo(f"Every row: {page}")
+
+
+def report_rows(workspace: Workspace, models: list[str]) -> pl.DataFrame:
+    """The current reports of some models, as one table (`schema.REPORT`); empty if there are none."""
+    import polars as pl
+
+    from latentgloss import schema
+
+    versions = (workspace.store.current("score_report", model) for model in models)
+    return pl.concat([schema.REPORT.empty(), *(v.read(schema.REPORT) for v in versions if v is not None)])
+
+
+def write_page(workspace: Workspace, rows: pl.DataFrame, path: Path) -> None:
+    """Writes every row of the report as Markdown. Raises OSError if the file cannot be written."""
+    from latentgloss.report.page import markdown
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(markdown(rows, str(workspace.store.files.root)), encoding="utf-8")
+
+
+def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
+    """Lines of at most `WIDTH` characters: a row per SAE, the best and the worst latents, an LLM's explanation."""
+    from latentgloss.report.headline import headlines, shown_explainer
+
+    explainer = shown_explainer(rows, workspace.settings.explanations.explainers)
+    if explainer is None:
+        return ["No explanation has been scored yet."]
+    found = headlines(rows, explainer)
+    lines = [
+        f"{'':<36} latents        detection               fuzzing",
+        f"{'SAE':<36} eligible expl.  median 95 %   null table  median 95 %   null table",
+    ]
+    for model in dict.fromkeys(row.partition.partition("/")[0] for row in found):
+        mine = [row for row in found if row.partition.startswith(f"{model}/")]
+        lines.append(f"{model}{' (control)' if all(row.control for row in mine) else ''}")
+        lines += [_row(row) for row in mine]
+    lines += [
+        "",
+        f"Median balanced accuracy of `{explainer}` on windows that no explainer saw, with its 95 % interval over",
+        "latents; chance is .50. null: other latents' explanations. table: rates per token, no explanation.",
+    ]
+    for line in (_extremes(workspace, found, explainer), _sentence(workspace, found)):
+        lines += line
+    return lines
+
+
+def _row(row: Headline) -> str:
+    name = row.partition.partition("/")[2]
+    share = f"{row.n_eligible:,}/{row.n_latents:,}"
+    cells = "  ".join(_cells(row.scores.get(scorer)) for scorer in ("detection", "fuzzing"))
+    return f"  {name:<36.36} {share:>7} {row.n_explained:>5,}  {cells}".rstrip()
+
+
+def _cells(summary: Summary | None) -> str:
+    if summary is None:
+        return " " * 24
+    interval = f"{_short(summary.low)}–{_short(summary.high)}" if summary.low is not None else ""
+    return f"{_short(summary.median):>4} {interval:<9} {_short(summary.null):>4} {_short(summary.baseline):>5}"
+
+
+def _short(value: float | None) -> str:
+    """Two decimals without the leading zero."""
+    return "-" if value is None else f"{value:.2f}".replace("0.", ".", 1)
+
+
+def _extremes(workspace: Workspace, found: list[Headline], explainer: str) -> list[str]:
+    """The best and the worst latents of the first trained SAE: scores, what is said, and where it fires."""
+    from latentgloss import schema
+    from latentgloss.config.entries import BASELINES
+    from latentgloss.report.headline import best_and_worst
+
+    trained = [r for r in found if not r.control and _format(workspace, r.partition) not in BASELINES]
+    first = next((r for r in trained or found if "detection" in r.scores), None)
+    scores = None if first is None else workspace.store.current("detection_scores", first.partition)
+    if first is None or scores is None:
+        return []
+    rows = best_and_worst(scores.read(schema.SCORES), explainer, first.scores["detection"], EXTREMES)
+    lines: list[str] = []
+    for number, row in enumerate(rows):
+        label, scored = "Best" if number < EXTREMES else "Worst", f"detection {_short(row['score'])}"
+        lines += ["", f"{label}: {first.partition} latent {row['latent']}, {scored}, null {_short(row['null'])}"]
+        said, fires = _looks(workspace, first.partition, row["latent"], explainer)
+        lines += [_fit(f"  says   {said}")] + ([_fit(f"  fires  {fires}")] if fires else [])
+    return lines
+
+
+def _format(workspace: Workspace, partition: str) -> str:
+    sae = workspace.registry.saes.get(partition)
+    return "" if sae is None else sae.format
+
+
+def _looks(workspace: Workspace, partition: str, latent: int, explainer: str) -> tuple[str, str]:
+    """What an explainer says of a latent, and the context of its explain split in which it fires most."""
+    import numpy as np
+
+    from latentgloss import schema
+    from latentgloss.contexts.marks import dense_activations, marks
+    from latentgloss.explanations.explainers import block_name
+    from latentgloss.report.headline import excerpt
+
+    block = f"{latent // schema.BLOCK:06d}"
+    explained, sampled = (workspace.store.current(s, partition) for s in ("explanations", "sampled_contexts"))
+    resolved = workspace.store.current("resolved_saes", partition)
+    if explained is None or sampled is None or resolved is None:
+        return "", ""
+    said = explained.read(schema.EXPLANATIONS, block_name(block, explainer)).filter(latent=latent)["explanation"]
+    strongest = (
+        sampled.read(schema.CONTEXTS, block)
+        .filter(latent=latent, split="explain")
+        .sort("max_activation", "context", descending=[True, False])
+        .head(1)
+    )
+    fires = ""
+    try:
+        if strongest.height:
+            length = int(sampled.manifest.recipe["settings"]["contexts"]["length"])
+            tokens = workspace.corpus(resolved).contexts(strongest["context"].to_numpy(), length)[0]
+            strings = workspace.vocabulary(partition.partition("/")[0]).strings
+            active = dense_activations(strongest, length)
+            fires = excerpt(
+                [strings[t] for t in tokens], marks(active, np.zeros_like(active, dtype=bool))[0].tolist(), 84
+            )
+    except LatentglossError:  # a screen without an example beats none; `lineage --verify` names the damage
+        fires = ""
+    return (said[0] if len(said) else ""), fires
+
+
+def _sentence(workspace: Workspace, found: list[Headline]) -> list[str]:
+    """What a language model said of one latent, if the settings name one."""
+    import polars as pl
+
+    from latentgloss import schema
+
+    model = workspace.settings.explanations.model
+    for row in found if model else []:
+        version = workspace.store.current("explanations", row.partition)
+        if version is None:
+            continue
+        replied = pl.col("reply").is_not_null() & (pl.col("status") == "ok")
+        for reply in version.scan(schema.EXPLANATIONS).filter(replied).head(1).collect().iter_rows(named=True):
+            return [
+                "",
+                f"{model} on {row.partition} latent {reply['latent']}:",
+                _fit(f"  says   {reply['explanation']}"),
+            ]
+    return []
+
+
+def _fit(text: str) -> str:
+    """One line of at most `WIDTH` characters; what is cut off shows as an ellipsis."""
+    text = plain(" ".join(text.split(" ")))
+    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"

@@ -1,0 +1,141 @@
+"""The report's first screen: one row per SAE, and the latents that are explained best and worst.
+
+What belongs here: choosing from the tables of a workspace what people look at first. Pure functions over rows of
+`schema.REPORT` and `schema.SCORES`; printing is the command line's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from latentgloss.explanations.explainers import NULL
+from latentgloss.report.summary import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+ARMS = (("detection", ("random", "same_document", "neighbour", "similar")), ("fuzzing", ("donor", "random")))
+"""The scorers of the first screen, each with its kinds of negatives; the first kind that was scored is shown."""
+METRIC = "balanced_accuracy"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A scorer's median over the latents of one SAE; None where there is no such score."""
+
+    negatives: str
+    judge: str
+    n_scored: int
+    median: float | None
+    low: float | None
+    """Ends of the median's 95 % bootstrap interval over latents."""
+    high: float | None
+    null: float | None
+    """The median with other latents' explanations."""
+    baseline: float | None
+    """The median of the explainer `token_table`."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One SAE on the first screen."""
+
+    partition: str
+    control: bool
+    n_latents: int
+    """Latents that the registry entry selects."""
+    n_eligible: int
+    n_explained: int
+    scores: Mapping[str, Summary]
+    """By scorer, those of `ARMS` that were scored."""
+
+
+def shown_explainer(report: pl.DataFrame, explainers: Iterable[str]) -> str | None:
+    """The explainer of the first screen: of those in the settings the first with scores that is no baseline."""
+    scored = set(report.filter(pl.col("n_scored") > 0)["explainer"])
+    shown = [name for name in explainers if name in scored and not name.startswith(NULL) and name != BASELINE]
+    return shown[0] if shown else None
+
+
+def headlines(report: pl.DataFrame, explainer: str) -> list[Headline]:
+    """One row per SAE of a report (`schema.REPORT`), trained SAEs before controls, else by name."""
+    found: list[Headline] = []
+    for (partition,), rows in report.group_by("partition", maintain_order=True):
+        own = rows.filter(explainer=explainer)
+        first = rows.row(0, named=True)
+        scores = {scorer: summary for scorer, kinds in ARMS if (summary := _summary(rows, scorer, kinds, explainer))}
+        found.append(
+            Headline(
+                str(partition),
+                first["control"],
+                first["n_latents"],
+                first["n_eligible"],
+                own["n_explained"][0] if own.height else 0,
+                scores,
+            )
+        )
+    return sorted(found, key=lambda row: (row.control, row.partition))
+
+
+def _summary(rows: pl.DataFrame, scorer: str, kinds: Sequence[str], explainer: str) -> Summary | None:
+    """The median of an explainer by the first kind of negatives and the first judge that has scores."""
+    scored = rows.filter(scorer=scorer, metric=METRIC, explainer=explainer).filter(pl.col("n_scored") > 0)
+    for kind in kinds:
+        for row in scored.filter(negatives=kind).head(1).iter_rows(named=True):
+            alike = rows.filter(
+                scorer=scorer, metric=METRIC, negatives=kind, judge=row["judge"], profile=row["profile"]
+            )
+            medians = dict(alike.select("explainer", "median").iter_rows())
+            return Summary(
+                kind,
+                row["judge"],
+                row["n_scored"],
+                row["median"],
+                row["median_low"],
+                row["median_high"],
+                medians.get(f"{NULL}{explainer}"),
+                medians.get(BASELINE),
+            )
+    return None
+
+
+def best_and_worst(scores: pl.DataFrame, explainer: str, summary: Summary, n: int) -> list[dict[str, Any]]:
+    """The `n` best and the `n` worst latents of one SAE by one scorer, best first.
+
+    `scores`: rows of `schema.SCORES`. Each row has latent, score, and null: the mean of the scores with other latents'
+    explanations, None if there are none. Ties go to the lower latent id.
+    """
+    alike = scores.filter(judge=summary.judge, negatives=summary.negatives, status="ok")
+    null = (
+        alike.filter(pl.col("explainer").str.starts_with(f"{NULL}{explainer}"))
+        .group_by("latent")
+        .agg(null=pl.col("score").mean())
+    )
+    ranked = (
+        alike.filter(explainer=explainer)
+        .select("latent", "score")
+        .join(null, on="latent", how="left")
+        .sort("score", "latent", descending=[True, False])
+    )
+    last = ranked.tail(min(n, max(ranked.height - n, 0)))
+    return pl.concat([ranked.head(n), last]).to_dicts()
+
+
+def excerpt(texts: Sequence[str], marked: Sequence[bool], width: int) -> str:
+    """About `width` characters of a context around its first marked token, with marked tokens in « ».
+
+    `texts`: what each token reads as. White space is folded, and what is cut off shows as "…".
+    """
+    pieces = [f"«{text.strip()}»" if mark and text.strip() else text for text, mark in zip(texts, marked, strict=True)]
+    spaced = [
+        f" {piece}" if text[:1].isspace() and mark else piece
+        for piece, text, mark in zip(pieces, texts, marked, strict=True)
+    ]
+    start = sum(len(piece) for piece in spaced[: list(marked).index(True)]) if any(marked) else 0
+    whole = "".join(spaced)
+    first = max(0, min(start - width // 3, len(whole) - width))
+    cut = " ".join(whole[first : first + width].split())
+    return ("…" if first > 0 else "") + cut + ("…" if first + width < len(whole) else "")
