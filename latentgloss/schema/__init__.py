@@ -1,7 +1,14 @@
-"""Every table of the store: its columns with dtypes, units and meaning, one file per noun.
+"""Every table in the store: its columns with their dtypes, units and meanings.
 
-What belongs here: `Table` and `Column` (`table.py`), the tables themselves, and the few words that they share
-(`SPLITS`, `STRATA`, `BLOCK`, …). `docs/data_dictionary.md` is generated from this package.
+- `table`        what a table and a column are; constants that several tables share (`SPLITS`, `STRATA`, `BLOCK`, …)
+- `corpus`       documents, spans, sequences
+- `activations`  activations, masked, latents
+- `contexts`     eligibility, contexts, negatives, strata
+- `explanations` explanations
+- `scores`       judgements, trials, scores
+- `report`       report
+
+`docs/data_dictionary.md` is generated from this package (`make docs`).
 """
 
 from latentgloss.schema.activations import ACTIVATIONS, LATENTS, MASKED

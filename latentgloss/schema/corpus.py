@@ -8,15 +8,20 @@ from latentgloss.schema.table import SPLIT, Column, Table
 
 DOCUMENTS = Table(
     "documents",
-    "One row per document of the corpus, kept or not.",
+    "One row per document that was read, including documents that were left out of the corpus.",
     (
         Column("document", pl.UInt32, "Number of the document, in reading order."),
-        Column("name", pl.String, "Name in its source (module path, file and line, …)."),
-        Column("content_sha256", pl.String, "Hash of the text as read."),
-        Column("cluster", pl.UInt32, "Near-duplicate cluster; a cluster is in one split."),
+        Column("name", pl.String, "Name of the document in its source (module path, file and line, …)."),
+        Column("content_sha256", pl.String, "SHA-256 hash of the text as it was read."),
+        Column("cluster", pl.UInt32, "Number of the cluster of near-duplicates; a cluster lies in one split."),
         SPLIT,
-        Column("status", pl.String, "`ok`, `duplicate_exact`, `duplicate_near`, `empty`, `over_limit`."),
-        Column("duplicate_of", pl.UInt32, "The document that was kept instead.", nullable=True),
+        Column(
+            "status",
+            pl.String,
+            "`ok`, or why the document was left out: `duplicate_exact`, `duplicate_near`, `empty`, or `over_limit` (it "
+            "would have exceeded the limit on tokens).",
+        ),
+        Column("duplicate_of", pl.UInt32, "Number of the document that was kept instead.", nullable=True),
         Column("n_tokens", pl.UInt32, "Tokens of the document in the corpus; 0 if it was left out.", "tokens"),
         Column("n_characters", pl.UInt32, "Length of the text.", "characters"),
     ),
@@ -25,11 +30,12 @@ DOCUMENTS = Table(
 
 SPANS = Table(
     "spans",
-    "Where each document lies in the token array; one row per piece within one sequence.",
+    "Where each document is in the token array. A document that continues in another sequence has one row for each "
+    "piece.",
     (
         Column("document", pl.UInt32, "Number of the document."),
-        Column("start", pl.UInt32, "First position of the piece.", "position"),
-        Column("end", pl.UInt32, "Position after its last token.", "position"),
+        Column("start", pl.UInt32, "Position of the piece's first token.", "position"),
+        Column("end", pl.UInt32, "Position after the piece's last token.", "position"),
     ),
     key=("start",),
 )
@@ -37,6 +43,6 @@ SPANS = Table(
 SEQUENCES = Table(
     "sequences",
     "One row per sequence of the token array.",
-    (Column("sequence", pl.UInt32, "Row of the token array."), SPLIT),
+    (Column("sequence", pl.UInt32, "Number of the sequence, which is its row in the token array."), SPLIT),
     key=("sequence",),
 )

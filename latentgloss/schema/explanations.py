@@ -9,25 +9,31 @@ from latentgloss.schema.table import EXPLAINER, LATENT, Column, Table
 STATUS_EXPLANATION = (
     "`ok`, `failed`, `no_partner`, `parse_failed`, `refused`, `llm_error`, `unsupported`, `not_imported`, `not_sampled`"
 )
+"""The values of `status`, other than the reasons for which a latent is not eligible."""
 
 EXPLANATIONS = Table(
     "explanations",
-    "One row per latent asked for and explainer, always; a failure is a row with a status and a reason.",
+    "Exactly one row per selected latent and explainer. A failure is a row with a status and a reason.",
     (
         LATENT,
         EXPLAINER,
-        Column("status", pl.String, f"{STATUS_EXPLANATION}, or why the latent is not eligible."),
+        Column("status", pl.String, f"{STATUS_EXPLANATION}, or why the latent is not eligible (see `eligibility`)."),
         Column("reason", pl.String, "Why there is no explanation, in words; empty if there is one."),
-        Column("explanation", pl.String, "The text; empty unless status is `ok`."),
-        Column("program", pl.String, "Executable form as JSON, where the explainer has one.", nullable=True),
-        Column("source_latent", pl.UInt32, "Latent the text was written for, if not this one.", nullable=True),
-        Column("context_ids", pl.List(pl.UInt32), "Contexts the explainer was shown, in order."),
-        Column("model", pl.String, "Language model, or empty.", nullable=True),
-        Column("prompt_sha256", pl.String, "Hash of the rendered prompt.", nullable=True),
-        Column("reply", pl.String, "What the model answered, unparsed.", nullable=True),
-        Column("prompt_tokens", pl.UInt32, "Tokens of the prompt.", "tokens"),
-        Column("completion_tokens", pl.UInt32, "Tokens of the reply.", "tokens"),
-        Column("cost_usd", pl.Float64, "Price of the request; 0 for local models.", "USD"),
+        Column("explanation", pl.String, "The text; empty unless the status is `ok`."),
+        Column("program", pl.String, "The explanation's executable form as JSON, if it has one.", nullable=True),
+        Column(
+            "source_latent",
+            pl.UInt32,
+            "The latent for which the text was written, if it is another one (null explanations).",
+            nullable=True,
+        ),
+        Column("context_ids", pl.List(pl.UInt32), "Numbers of the contexts that the explainer was shown, in order."),
+        Column("model", pl.String, "Name of the language model, if one was asked.", nullable=True),
+        Column("prompt_sha256", pl.String, "SHA-256 hash of the rendered prompt.", nullable=True),
+        Column("reply", pl.String, "The language model's reply, unparsed.", nullable=True),
+        Column("prompt_tokens", pl.UInt32, "Tokens of the prompts that this row took.", "tokens"),
+        Column("completion_tokens", pl.UInt32, "Tokens of the replies that this row took.", "tokens"),
+        Column("cost_usd", pl.Float64, "Price of the requests that this row took; 0 for local models.", "USD"),
     ),
     key=("latent", "explainer"),
 )
