@@ -1,15 +1,19 @@
-"""Language models: engines, the client that keeps them busy, the cache of replies, the ledger and the budget.
+"""Language models: how they are opened and asked, which replies are kept, and what may be spent.
 
-Nothing here knows what is asked.
+What belongs here: everything between a request and its reply. What a prompt says about latents, and what a reply means,
+belongs to explainers and judges.
 
-- `opening`      a registry entry becomes a `protocols.LanguageModel`
-- `client`       bounded concurrency, retries, budget
-- `asking`       a prompt, its parser and one repair become an answer or a reason
-- `reply_cache`  replies kept by request
-- `ledger`       what was spent
+- `opening`      makes a `protocols.LanguageModel` from a registry entry
+- `asking`       sends queries, parses the replies, repairs each once
+- `client`       the callers' side: replies in order, bounded requests in flight, the event loop
+- `jobs`         requests in flight
+- `sending`      one request until it has a reply: claims, attempts, pauses
+- `health`       decides whether a request failed or the server is gone
+- `payments`     what a request may cost, and what it did cost
+- `reply_cache`  replies by request
+- `ledger`       what was spent, and the budget
 - `claims`       equal requests of several processes are sent once
-- `database`     the SQLite file behind the three
-- `health`       when to give a server up
-- `engines/`     how requests reach a model
-- `prompts/`     templates, quoting of corpus text, the wording of prompts (`*.txt`)
+- `database`     the SQLite file of replies and ledger
+- `engines/`     how a request reaches a model
+- `prompts/`     the wording of prompts (`*.txt`), templates, quoting of corpus text
 """

@@ -1,7 +1,8 @@
-"""Requests and tokens of what will be asked, and from some latents to all.
+"""Counts the requests and tokens of planned queries, and extrapolates from some latents to all.
 
-What belongs here: counting prompts with the model's tokenizer, telling apart what is answered already, extrapolating.
-Which prompts, and what they cost, is `estimate.py`'s.
+What belongs here: counting prompts with the model's tokenizer, recognising requests whose replies are in the reply
+cache, choosing the latents to count, and extrapolating. Which queries are planned is in `planned.py`, what they cost
+in `estimate.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 
 from latentgloss import schema
 from latentgloss.llm.asking import follow_up
-from latentgloss.llm.client import most_prompt_tokens
+from latentgloss.llm.payments import most_prompt_tokens
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.statistics.counter_rng import counter_hash
 from latentgloss.store.digests import json_sha256
@@ -27,84 +28,97 @@ if TYPE_CHECKING:
 
 
 BLOCKS = 16
-"""Blocks of latents that a sample is taken from: reading them is most of the work in a wide SAE."""
+"""Most blocks of latents from which a sample is taken. In a wide SAE, reading blocks takes most of the time."""
 _SALT = 0xE571
 
 REQUESTS, CACHED, PROMPT, COMPLETION, AGAIN = range(5)
-"""Quantities per latent: requests, those answered already; of the others prompt tokens, most tokens of replies, and
-prompt tokens that asking each of them once more would take."""
+"""Indices of the quantities that are counted per latent: requests, and those already answered; then for the others the
+prompt tokens, the most tokens of their replies, and the prompt tokens of a second request for each of them."""
 
 Counts = dict[str, "Float64[np.ndarray, ' quantities']"]
-"""Per model."""
+"""Quantities per language model."""
 
 
 class Counter:
-    """Requests and tokens of what is planned, by model; what is answered already is told apart."""
+    """Counts planned queries by model, apart from those that the reply cache answers."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.uncounted: set[str] = set()
+        """Notes about models whose prompt tokens were not counted but bounded."""
         self._identities: dict[str, str] = {}
 
     def count(self, planned: list[Planned]) -> Counts:
-        """Of one latent. Equal requests are sent once."""
+        """The quantities of one latent, whose queries are given. Equal requests count once, because they are sent once.
+
+        The tokens of an explanation that does not exist yet count at their upper bound.
+        """
         found: Counts = {}
-        todo: dict[str, list[tuple[Request, Planned]]] = {}
+        to_send: dict[str, list[tuple[Request, Planned]]] = {}
         seen: set[bytes] = set()
-        for one in planned:
-            name = one.model.name
+        for item in planned:
+            name = item.model.name
             sums = found.setdefault(name, np.zeros(5))
-            key = self._key(one.model, one.query.request)
-            if not one.unwritten and key in seen:
+            key = self._key(item.model, item.query.request)
+            if not item.unwritten and key in seen:
                 continue
             seen.add(key)
             sums[REQUESTS] += 1
-            request = one.query.request if one.unwritten else self._to_send(one)
+            request = item.query.request if item.unwritten else self._to_send(item)
             if request is None:
                 sums[CACHED] += 1
             else:
-                todo.setdefault(name, []).append((request, one))
-        for name, several in todo.items():
-            sums, model = found[name], several[0][1].model
-            requests = [request for request, _ in several]
-            prompts = self._tokens(model, requests)
-            # A repair adds the reply and a message; that message is about the same length whatever was wrong.
-            first = several[0][1].query
-            repaired = replace(first.request, messages=first.repair(first.request.messages, "", "x" * 100))
-            with_repair, without = self._tokens(model, [repaired, first.request])
-            for (request, one), tokens in zip(several, prompts, strict=True):
-                prompt = tokens + one.unwritten
-                sums[PROMPT] += prompt
-                sums[COMPLETION] += request.max_tokens
-                sums[AGAIN] += prompt + with_repair - without + request.max_tokens
+                to_send.setdefault(name, []).append((request, item))
+        for name, several in to_send.items():
+            self._add_tokens(found[name], several)
         return found
 
-    def _to_send(self, one: Planned) -> Request | None:
-        """What of a query is still to be sent: itself, its repair, or nothing."""
-        reply = self.workspace.replies.get(self._key(one.model, one.query.request))
+    def _add_tokens(self, sums: Float64[np.ndarray, " quantities"], to_send: list[tuple[Request, Planned]]) -> None:
+        """Adds the tokens of one model's requests to `sums`."""
+        model = to_send[0][1].model
+        prompts = self._tokens(model, [request for request, _ in to_send])
+        # A repair adds the reply and a message, which has about the same length whatever was wrong with the reply.
+        first = to_send[0][1].query
+        repaired = replace(first.request, messages=first.repair(first.request.messages, "", "x" * 100))
+        with_repair, without = self._tokens(model, [repaired, first.request])
+        for (request, item), tokens in zip(to_send, prompts, strict=True):
+            prompt = tokens + item.unwritten
+            sums[PROMPT] += prompt
+            sums[COMPLETION] += request.max_tokens
+            sums[AGAIN] += prompt + with_repair - without + request.max_tokens
+
+    def _to_send(self, planned: Planned) -> Request | None:
+        """The request of a query that is still to be sent: the first one, the repair, or None."""
+        reply = self.workspace.replies.get(self._key(planned.model, planned.query.request))
         if reply is None:
-            return one.query.request
-        repair = follow_up(one.query, reply)
-        known = repair is not None and self.workspace.replies.get(self._key(one.model, repair)) is not None
-        return None if known else repair
+            return planned.query.request
+        repair = follow_up(planned.query, reply)
+        answered = repair is not None and self.workspace.replies.get(self._key(planned.model, repair)) is not None
+        return None if answered else repair
 
     def _key(self, model: LanguageModel, request: Request) -> bytes:
+        """The key of a request in the reply cache."""
         if model.name not in self._identities:
             self._identities[model.name] = json_sha256(model.identity())
         return request_key(self._identities[model.name], request)
 
     def _tokens(self, model: LanguageModel, requests: list[Request]) -> list[int]:
+        """Prompt tokens of each request; an upper bound if the model has no tokenizer, and then `uncounted` says so."""
         counted = model.count_tokens(requests)
         if counted is not None:
             return counted
         self.uncounted.add(
-            f"{model.name} has no `tokenizer` in its registry entry: two bytes of prompt count as a token"
+            f"{model.name} has no `tokenizer` in its registry entry, so two bytes of prompt count as a token"
         )
         return [most_prompt_tokens(request) for request in requests]
 
 
 def sample_of(latents: UInt32[np.ndarray, " latents"], most: int) -> tuple[UInt32[np.ndarray, " few"], int]:
-    """At most `most` latents, ascending, of at most `BLOCKS` blocks, by lowest hash; and how many blocks that are."""
+    """At most `most` latents, ascending, and the number of blocks they were taken from.
+
+    If there are more latents than `most`, the sample is taken from at most `BLOCKS` blocks; blocks and latents with the
+    lowest hashes are chosen.
+    """
     blocks = np.unique(latents // schema.BLOCK)
     if len(latents) <= most:
         return latents, len(blocks)
@@ -121,10 +135,12 @@ def extrapolated(
     *,
     whole_blocks: bool,
 ) -> tuple[Float64[np.ndarray, " quantities"], float]:
-    """Totals over `n` latents from those of some, and half the width of the 95 % interval of prompt tokens.
+    """Totals over `n` latents, extrapolated from some of them, and half the width of a 95 % interval of prompt tokens.
 
-    `whole_blocks`: every block is in the sample. Then latents are the units of a simple random sample without
-    replacement; otherwise blocks are, in a ratio estimate (Cochran, Sampling Techniques, chapter 9), with Student's t.
+    `each`: quantities of the counted latents; `block`: the block of each. `whole_blocks`: whether latents of every
+    block were counted. If so, or if there is only one block, the counted latents are a simple random sample without
+    replacement. Otherwise blocks were sampled, and the interval is that of a ratio estimate over blocks (Cochran,
+    Sampling Techniques, chapter 9). Both intervals use Student's t.
     """
     from scipy import stats
 

@@ -20,6 +20,7 @@ from latentgloss.cli import cli
 from latentgloss.llm.ledger import Cost
 from latentgloss.preview import counts, estimate
 from latentgloss.preview.one_latent import as_it_stands
+from latentgloss.preview.planned import planned_queries
 from latentgloss.protocols import Reply
 from latentgloss.workspace import Workspace
 
@@ -105,7 +106,9 @@ def test_explanations_that_do_not_exist_yet_are_bounded_from_above(root):
     workspace = opened(root, ASKING)
     rows = [row for row in estimate.estimate(workspace, [tiny.SAELENS]) if row.stage == "detection_scores"]
     before = rows[0]
-    assert not before.exact and "as long as can be, in tokens: pattern 1,000, llm 160, null:llm 160" in before.notes[0]
+    assert (
+        not before.exact and "as long as possible, in tokens: pattern 1,000, llm 160, null:llm 160" in before.notes[0]
+    )
     assert not [o.error for o in tiny.run_all(workspace, ["explanations"]) if o.error]
     (after,) = [row for row in estimate.estimate(workspace, [tiny.SAELENS]) if row.stage == "detection_scores"]
     assert (
@@ -163,7 +166,7 @@ def test_latents_are_sampled_from_few_blocks_in_a_wide_sae():
 
 
 def planned(workspace):
-    source = estimate._explaining(as_it_stands(workspace, "explanations", P), [])
+    source = planned_queries(as_it_stands(workspace, "explanations", P), [])
     blocks = sorted({int(latent) // schema.BLOCK for latent in source.latents})
     return [
         one
@@ -200,7 +203,8 @@ def test_a_paid_model_is_priced_and_refuses_without_a_budget(root, vendor):
     assert any("no `tokenizer`" in note for note in row.notes)
     (warning,) = estimate.warnings(vendor, rows)
     assert (
-        "vendor is paid for and there is no budget: runs will refuse to start" in warning and "[budget] usd" in warning
+        "vendor is paid for and there is no budget, so runs will refuse to start" in warning
+        and "[budget] usd" in warning
     )
     small = opened(root, ASKING_VENDOR + "\n[budget]\nusd = 0.01\n")
     (warning,) = estimate.warnings(small, rows)
@@ -213,7 +217,9 @@ def test_no_reply_costs_more_than_the_client_enters_in_the_ledger_for_it(vendor)
     """The sum of what is reserved for each request is what the estimate calls the most."""
     (row,) = rows_of(vendor, "explanations")
     client = vendor.language_model("vendor")
-    assert row.usd_most == pytest.approx(sum(client._most(one.query.request).usd for one in planned(vendor)), rel=1e-6)
+    assert row.usd_most == pytest.approx(
+        sum(client._payments.most(one.query.request).usd for one in planned(vendor)), rel=1e-6
+    )
 
 
 def test_replies_so_far_say_what_to_expect(root, tmp_path):
@@ -242,7 +248,7 @@ def test_the_table_and_the_json_say_the_same(root):
     assert set(row) == {*estimate.Estimate.__dataclass_fields__, "exact"}
     assert f"{row['prompt_tokens']:,}" in table.stdout and "runs will refuse to start" in table.stdout
     assert found["total"]["requests"] == row["requests"] == 48 and found["warnings"][0] in table.stdout
-    assert "If every reply had to be asked for twice" in table.stdout
+    assert "If every request had to be sent twice" in table.stdout
 
 
 def test_nothing_to_ask_and_nobody_to_ask(root):

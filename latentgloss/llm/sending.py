@@ -1,0 +1,197 @@
+"""Sends one request until it has a reply: claim, attempts and pauses, payment, and the reply cache.
+
+What belongs here: what happens to a job in the client's event loop. Each reply is in the store before any caller
+receives it.
+
+- **Once.** Before a request is sent, it is claimed against all processes of the store (`claims.py`). A request that
+  another process has claimed is looked up in the cache again after a pause.
+- **Retries.** Pauses double from `BACKOFF_S` up to `BACKOFF_MOST_S`, and each is multiplied by a random factor from a
+  half to one and a half. A server that is busy holds back all requests for as long as it demands. A refused request is
+  not repeated.
+- **Cause.** If a request keeps failing while the server answers others, its reply has status `llm_error`. If the server
+  answers nothing, the run ends with LanguageModelError (`health.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING
+
+from latentgloss.errors import LanguageModelError, LatentglossError
+from latentgloss.llm.claims import Claims
+from latentgloss.llm.engines.base import BILLED, Failure
+from latentgloss.llm.health import Health, Tries
+from latentgloss.llm.jobs import Job
+from latentgloss.llm.ledger import Cost
+from latentgloss.llm.reply_cache import request_key
+from latentgloss.protocols import Message, Reply, Request
+
+if TYPE_CHECKING:
+    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.llm.engines.base import Engine
+    from latentgloss.llm.jobs import Jobs
+    from latentgloss.llm.payments import Payments
+    from latentgloss.llm.reply_cache import ReplyCache
+
+
+BACKOFF_S = 0.5
+BACKOFF_MOST_S = 30.0
+CLAIMED_S, CLAIMED_MOST_S = 0.02, 1.0
+"""Pause between two looks at a request that another process has claimed: the first, and the longest."""
+PROBE = Request((Message("user", "Reply with the word: yes"),), max_tokens=8)
+"""Sent to a server at which a request has failed often, to find out whether it answers anything."""
+
+
+class Sender:
+    """Sends jobs to an engine. Everything except the constructor and `begin` runs in the client's event loop."""
+
+    def __init__(
+        self,
+        spec: LanguageModelSpec,
+        jobs: Jobs,
+        replies: ReplyCache,
+        payments: Payments,
+        *,
+        model_sha256: str,
+        backoff_s: float,
+    ) -> None:
+        self.spec, self.replies, self.health = spec, replies, Health(spec.patience_s)
+        self._jobs, self._payments, self._backoff_s = jobs, payments, backoff_s
+        self._claims = Claims(replies.database.path.parent)
+        self._probe_key = request_key(model_sha256, PROBE)
+
+    def begin(self, engine: Engine) -> None:
+        """Prepares for a new event loop."""
+        self._engine = engine
+        self._slots = asyncio.Semaphore(self.spec.in_flight)
+        self._probing = asyncio.Lock()
+
+    async def run(self, job: Job) -> None:
+        """Sets the job's future to the reply or to the error that ended it, and removes the job."""
+        outcome: Reply | BaseException = CancelledError()
+        try:
+            outcome = await self._reply(job)
+        except LatentglossError as e:
+            if isinstance(e, LanguageModelError) and job.waiting > 0:  # without callers, it belongs to an earlier run
+                self.health.stop(e)
+            outcome = e
+        except Exception as e:  # a defect here must reach the caller instead of the event loop's log
+            outcome = e
+        finally:
+            self._jobs.remove(job)
+            if isinstance(outcome, Reply):
+                job.future.set_result(outcome)
+            else:
+                job.future.set_exception(outcome)
+
+    async def _reply(self, job: Job) -> Reply:
+        """The reply, from the server or, if another process sends the request, from the cache. Raises as `_send`."""
+        pause = CLAIMED_S
+        while True:
+            async with self._slots:
+                if self._claims.take(job.key):
+                    try:
+                        # Another process may have received the reply since this one last read the cache.
+                        return self.replies.get(job.key) or await self._send(job)
+                    finally:
+                        self._claims.release(job.key)
+            self.health.raise_if_stopped()
+            if not self._jobs.send_or_drop(job):
+                raise CancelledError
+            job.sent = False
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, CLAIMED_MOST_S)
+
+    async def _send(self, job: Job) -> Reply:
+        """The server's reply, or one of status `llm_error` with the reason.
+
+        Raises LanguageModelError if the server answers nothing or the budget is spent, CancelledError if no caller
+        waits for the job any longer.
+        """
+        tries = Tries()
+        while True:
+            while (pause := self.health.not_before - time.monotonic()) > 0:
+                await asyncio.sleep(pause * random.uniform(1.0, 1.1))
+            self.health.raise_if_stopped()
+            if not self._jobs.send_or_drop(job):
+                raise CancelledError
+            try:
+                reply = await self._attempt(job)
+            except Failure as e:
+                job.sent = False
+                tries.count(e)
+                given_up = await self._given_up(job, e, tries)
+                if given_up is not None:
+                    return given_up
+                pause = min(self._backoff_s * 2 ** (tries.most - 1), BACKOFF_MOST_S) * random.uniform(0.5, 1.5)
+                if e.kind == "busy":
+                    self.health.pause(e.wait_s or 0.0)
+                await asyncio.sleep(max(pause, e.wait_s or 0.0))
+            else:
+                self.health.good()
+                return reply
+
+    async def _given_up(self, job: Job, failure: Failure, tries: Tries) -> Reply | None:
+        """The reply `llm_error` if the request is given up; None if it is tried again.
+
+        Raises LanguageModelError if the run ends.
+        """
+        found = self.health.verdict(failure, tries)
+        if found is None:
+            return None
+        if found.ends and not (found.doubtful and await self._answers(job)):
+            if found.again:
+                return None
+            raise LanguageModelError(
+                f"{self.spec.name} {found.ends}",
+                todo=f"{found.todo}, then run again: replies that arrived are kept and not requested again",
+            ) from None
+        return Reply("llm_error", found.reason)
+
+    async def _answers(self, job: Job) -> bool:
+        """Whether the server answers a short request that has nothing to do with the failing one.
+
+        Several failing requests share one such request.
+        """
+        since = time.monotonic()
+        async with self._probing:
+            if self.health.last_good > since:
+                return True
+            self.health.raise_if_stopped()
+            try:
+                await self._attempt(Job(self._probe_key, PROBE, job.charged))
+            except Failure:
+                return False
+            self.health.good()
+            return True
+
+    async def _attempt(self, job: Job) -> Reply:
+        """Sends the request once. A reply is in the store, and paid, when this returns. Raises Failure."""
+        entry = await self._payments.reserve(job.request, job.charged, self.health.raise_if_stopped)
+        billed = True  # an attempt that is cancelled midway may be billed
+        answered = False
+        try:
+            local = self.spec.engine != "openai_compatible"
+            try:
+                async with asyncio.timeout(None if local else self.spec.timeout_s):
+                    reply = await self._engine.answer(job.request)
+            except TimeoutError:
+                raise Failure("timeout", f"no whole answer in {self.spec.timeout_s:g} s") from None
+            reply = self._payments.priced(reply, job.request)
+            self._keep(job, reply, entry)
+            answered = True
+            return reply
+        except Failure as e:
+            billed = e.kind in BILLED
+            raise
+        finally:
+            self._payments.settle(entry, answered=answered, billed=billed)
+
+    def _keep(self, job: Job, reply: Reply, entry: int | None) -> None:
+        """Writes a reply and its cost in one transaction."""
+        with self.replies.database.transaction() as transaction:
+            self.replies.put(transaction, job.key, reply)
+            self._payments.ledger.answered(transaction, entry, self.spec.name, job.charged, Cost.paid(reply))
