@@ -1,8 +1,9 @@
-"""Which requests are under way, told to the store's other processes, so that equal ones are sent once.
+"""Claims on requests in flight, shared by the processes of a store, so that equal requests are sent once.
 
-What belongs here: taking a claim and giving it back. A claim is a lock on one byte of the file `claims` beside the
-replies, at a place that the request's key says: nothing is written, the kernel gives it back when a process dies (kill
--9 included), and there is no time after which it lapses. Requests of one place by chance (62 bits) wait for each other.
+What belongs here: taking a claim and releasing it. A claim is a lock on one byte of the file `claims` beside the
+replies; 62 bits of the request's key are the byte's offset. Nothing is written to the file. The kernel releases the
+lock when the process dies (kill -9 included), and a claim never expires. Two requests that share an offset by chance
+wait for each other.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ FILE = "claims"
 
 @dataclass
 class _File:
-    """The file, open as long as this process holds a claim in it."""
+    """The claims file, which is open as long as this process holds a claim in it."""
 
     descriptor: int
     process: int
     held: set[int] = field(default_factory=set)
 
 
-# Of the process: to the kernel the process is the holder, whichever of its threads asks, and closing any descriptor of
-# the file gives back everything the process holds in it.
+# One per process: for the kernel, the process holds a lock, whichever of its threads took it, and closing any
+# descriptor of the file releases all locks of the process in it.
 _files: dict[Path, _File] = {}
 _lock = threading.Lock()
 
 
 class Claims:
-    """Claims on requests by key, against everybody else with the same folder, in this process or another."""
+    """Claims on requests by key, among all users of the same folder in this process and in others."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
 
     def take(self, key: bytes) -> bool:
-        """Whether nobody else has it, and it is taken from now on. Never waits."""
+        """Takes the claim and returns True, or returns False if it is taken already. Never waits."""
         place = _place(key)
         with _lock:
             file = self._file()
@@ -55,12 +56,12 @@ class Claims:
                 self._close_if_idle(file)
                 return False
             except OSError:
-                pass  # a file system without locks: at worst two processes pay for the same reply
+                pass  # the file system has no locks, so two processes may pay for the same reply
             file.held.add(place)
             return True
 
     def release(self, key: bytes) -> None:
-        """Gives back what was taken."""
+        """Releases a claim that `take` has taken."""
         place = _place(key)
         with _lock:
             file = self._file()
@@ -71,7 +72,7 @@ class Claims:
 
     def _file(self) -> _File:
         file = _files.get(self.path)
-        if file is None or file.process != os.getpid():  # a forked child has none of its parent's claims
+        if file is None or file.process != os.getpid():  # a forked child does not inherit its parent's claims
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             file = _files[self.path] = _File(descriptor, os.getpid())
@@ -84,4 +85,5 @@ class Claims:
 
 
 def _place(key: bytes) -> int:
+    """The offset of a key's byte: its first 62 bits."""
     return int.from_bytes(key[:8], "big") >> 2

@@ -1,7 +1,8 @@
-"""One SQLite file per store for what must survive the moment it happens: replies, and what they cost.
+"""One SQLite file per store for data that must be on disk at once: replies, and what they cost.
 
-What belongs here: opening the file, one connection per process, transactions, and turning what SQLite raises into
-errors that name the file. Tables belong to `reply_cache.py` and `ledger.py`. Why SQLite, and what is promised:
+What belongs here: creating and opening the file, one connection per process, transactions, and turning SQLite's errors
+into errors that name the file. `reply_cache.py` and `ledger.py` read and write the tables. Reads and writes
+`language_models/replies.sqlite` below the store's root. Why it is SQLite, and what it guarantees, is in
 docs/decisions/0010-reply-cache.md.
 """
 
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
 
 FOLDER, FILE = "language_models", "replies.sqlite"
-"""Below the store's root."""
+"""The file's place below the store's root."""
 
 VERSION = 1
-"""Of the tables. A file of another version is refused, never altered."""
+"""Version of the tables. A file of another version is refused and never altered."""
 
 BUSY_S = 60.0
-"""How long a writer waits for another process's transaction; each lasts well under a millisecond."""
+"""How long a writer waits for another process's transaction. A transaction takes well under a millisecond."""
 
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "lustre", "beegfs", "ceph", "gpfs", "9p"})
 
@@ -67,7 +68,7 @@ END;
 
 
 class Database:
-    """The file, for all threads of this process. Opened on first use; reopened after a fork."""
+    """The file, for all threads of this process. It is opened on first use and reopened after a fork."""
 
     def __init__(self, store_root: Path) -> None:
         self.path = store_root / FOLDER / FILE
@@ -77,7 +78,10 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and visible to every process once left. Raises StoreError."""
+        """A block whose changes are made all or not at all, and are visible to every process after it.
+
+        Raises StoreError.
+        """
         with self._lock, self._explained():
             connection = self._open()
             connection.execute("BEGIN IMMEDIATE")
@@ -89,13 +93,14 @@ class Database:
             connection.commit()
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """What a query finds, other processes' rows included. Creates nothing. Raises StoreError."""
+        """The rows that a query finds, including those of other processes. Creates no file. Raises StoreError."""
         if self._connection is None and not self.path.is_file():
             return []
         with self._lock, self._explained():
             return self._open().execute(query, values).fetchall()
 
     def close(self) -> None:
+        """Closes the connection. The next use opens a new one."""
         with self._lock:
             if self._connection is not None and self._process == os.getpid():
                 self._connection.close()
@@ -104,7 +109,7 @@ class Database:
     def _open(self) -> sqlite3.Connection:
         if self._connection is None or self._process != os.getpid():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Tables are made, and the journal is chosen, by one process at a time.
+            # Only one process at a time may create the tables and choose the journal.
             with LocalFiles(self.path.parent.parent).lock(FOLDER):
                 self._connection = self._connected()
             self._process = os.getpid()
@@ -113,7 +118,7 @@ class Database:
     def _connected(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
         try:
-            # A write-ahead log is shared memory between processes of one machine: no such thing on a network.
+            # A write-ahead log needs shared memory between its processes, which a network file system does not have.
             network = file_system(self.path.parent) in _NETWORK
             connection.execute(f"PRAGMA journal_mode = {'DELETE' if network else 'WAL'}")
             connection.execute(f"PRAGMA synchronous = {'FULL' if network else 'NORMAL'}")
@@ -122,9 +127,9 @@ class Database:
                 connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version = {VERSION}; COMMIT;")
             elif version != VERSION:
                 raise StoreError(
-                    f"{self.path} is of version {version}",
+                    f"{self.path} has version {version}",
                     expected=f"version {VERSION}",
-                    todo="use the release of latentgloss that wrote it, or move the file away and pay for replies anew",
+                    todo="use the release of latentgloss that wrote it, or move it away and pay for its replies again",
                 )
         except BaseException:
             connection.close()
@@ -141,13 +146,13 @@ class Database:
             raise StoreError(
                 f"{self.path}: {e}",
                 expected="the store's database of replies, readable and writable",
-                todo="see docs/language_models.md on damaged files; no reply that can be read is lost by copying "
-                "with `sqlite3 FILE .recover`",
+                todo="see docs/language_models.md on damaged files; `sqlite3 FILE .recover` copies every reply that is "
+                "readable",
             ) from e
 
 
 def file_system(folder: Path) -> str:
-    """Type of the file system a folder is on (`ext4`, `nfs4`), or empty where the system does not say."""
+    """Type of the file system that holds a folder (`ext4`, `nfs4`); empty if the system does not report it."""
     try:
         mounts = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
     except OSError:

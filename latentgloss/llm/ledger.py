@@ -1,8 +1,9 @@
-"""What language models were asked and what it cost, store-wide, and the budget that ends it.
+"""The ledger: every request that was sent to a language model in this store, what it cost, and the budget.
 
-What belongs here: entries, totals, and the rule for a request that is about to be paid for. The entry is written
-*before* the request is sent, with the most it can cost, and corrected when the reply arrives: several processes thus
-share one budget, and what was in flight when a process was killed stays counted, since the vendor may bill it.
+What belongs here: entries, their totals, and the rule that admits a paid request. The entry of a paid request is
+written *before* it is sent, with the most that it can cost, and corrected when the reply arrives. Several processes can
+therefore share one budget, and a request that was in flight when its process was killed stays counted, because the
+vendor may bill it. Reads and writes the tables `ledger` and `account` of the store's database (`database.py`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 GROUPS = ("model", "stage", "partition")
-"""What entries can be added up by."""
+"""Columns by which entries can be grouped."""
 
 
 @dataclass(frozen=True)
@@ -35,43 +36,54 @@ class Cost:
 
     @property
     def tokens(self) -> int:
+        """Tokens of the prompt and the reply together."""
         return self.prompt_tokens + self.completion_tokens
 
     @classmethod
     def of(cls, prices: Prices, prompt: int, cached: int, completion: int) -> Cost:
+        """The cost of `prompt` tokens, `cached` of them from the server's prefix cache, and `completion` tokens.
+
+        Prices are in USD per million tokens.
+        """
         again = prices.prompt if prices.cached_prompt is None else prices.cached_prompt
         usd = (prompt - cached) * prices.prompt + cached * again + completion * prices.completion
         return cls(prompt, cached, completion, usd / 1e6)
 
     @classmethod
     def paid(cls, reply: Reply) -> Cost:
+        """The cost of a reply that has a price already."""
         return cls(reply.prompt_tokens, reply.cached_prompt_tokens, reply.completion_tokens, reply.cost_usd)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Totals of paid models: answered, and sent without an answer (at the most that can have cost)."""
+    """Totals over paid models. Requests without an answer count as the most that they can have cost."""
 
     tokens: int
     usd: float
 
 
 class Ledger:
-    """Entries in a store's database, and the budget over them. None: no limit in that unit."""
+    """The entries in a store's database and the budget over them; None means no limit in that unit."""
 
     def __init__(self, database: Database, *, tokens: int | None = None, usd: float | None = None) -> None:
         self.database, self.tokens, self.usd = database, tokens, usd
 
     @property
     def limited(self) -> bool:
+        """Whether there is a budget."""
         return self.tokens is not None or self.usd is not None
 
     def spent(self) -> Spent:
+        """What all processes have spent in this store so far."""
         found = self.database.rows("SELECT tokens, usd FROM account")
         return Spent(*found[0]) if found else Spent(0, 0.0)
 
     def send(self, model: str, charged: tuple[str, str], most: Cost) -> int | None:
-        """Enters a request that is about to be paid for, at the most it can cost. None if the budget forbids it."""
+        """Enters a paid request before it is sent, with the most that it can cost, and returns the entry's id.
+
+        Returns None, and enters nothing, if that would exceed the budget.
+        """
         with self.database.transaction() as transaction:
             ((tokens, usd),) = transaction.execute("SELECT tokens, usd FROM account")
             if self.tokens is not None and tokens + most.tokens > self.tokens:
@@ -83,7 +95,7 @@ class Ledger:
     def answered(
         self, transaction: sqlite3.Connection, entry: int | None, model: str, charged: tuple[str, str], cost: Cost
     ) -> None:
-        """Corrects a paid request's entry to what the reply cost; enters a free one (`entry` is None)."""
+        """Corrects a paid request's entry to what the reply cost. A free request (`entry` is None) is entered now."""
         if entry is None:
             self._enter(transaction, model, charged, cost, paid=False, state="answered")
             return
@@ -94,7 +106,7 @@ class Ledger:
         )
 
     def unanswered(self, entry: int | None, *, billed: bool) -> None:
-        """No reply came. `billed`: it may have to be paid for all the same, and stays counted."""
+        """Ends a request without a reply. If the vendor may have `billed` it, it stays counted; else it is deleted."""
         if entry is None:
             return
         with self.database.transaction() as transaction:
@@ -104,7 +116,7 @@ class Ledger:
                 transaction.execute("DELETE FROM ledger WHERE id = ?", (entry,))
 
     def totals(self, by: Sequence[str] = GROUPS) -> list[dict[str, Any]]:
-        """Requests, tokens, money, and requests without an answer, by what of `GROUPS` is named; the rest is summed."""
+        """Answered and unanswered requests, tokens and USD, grouped by the columns of `GROUPS` that `by` names."""
         groups = ", ".join(name for name in GROUPS if name in by)
         found = self.database.rows(
             f"SELECT {groups}, max(paid), sum(state = 'answered'), sum(state != 'answered'), "

@@ -1,7 +1,8 @@
-"""A language model of the registry, ready to be asked.
+"""Makes a language model that can be asked from an entry of the registry.
 
-What belongs here: which engine an entry names, and what each engine adds to the entry's identity and capabilities.
-Opening loads nothing: servers are asked and weights are read with the first request that the cache cannot answer.
+What belongs here: the choice of the engine that an entry names, and the identity and capabilities that come with it.
+Opening a model hashes its local files, if it has any, but loads no weights and sends nothing. Both happen at the first
+request whose reply is not in the cache.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 def open_model(
     spec: LanguageModelSpec, replies: ReplyCache, ledger: Ledger, cache_dir: Path, machine: MachineSettings
 ) -> Client:
-    """The model behind `spec`. Raises LanguageModelError if it runs here and its files are not to be found."""
+    """The model that `spec` declares. Raises LanguageModelError if it runs in this process and has no files."""
     if spec.engine == "openai_compatible":
 
         def served() -> Engine:
@@ -54,7 +55,7 @@ def open_model(
 
 
 def capabilities_of(spec: LanguageModelSpec) -> frozenset[Capability]:
-    """What a model can do: as declared of a server, as known of an engine."""
+    """What a model can do: for a server, what its entry declares; otherwise, what the engine supports."""
     if spec.engine == "vllm":
         from latentgloss.llm.engines.vllm import CAPABILITIES
 
@@ -78,13 +79,13 @@ def _local(spec: LanguageModelSpec, cache_dir: Path, machine: MachineSettings) -
 
 
 def model_of(spec: LanguageModelSpec, source: str) -> ModelSpec:
-    """The entry as a source of files, for what resolves subject models."""
+    """The entry as a `ModelSpec` with the files at `source`, for the functions that resolve subject models' files."""
     dtype: Any = spec.dtype or "bfloat16"
     return ModelSpec(name=spec.name, source=source, dtype=dtype, folder=spec.folder)
 
 
 def _counter(spec: LanguageModelSpec, cache_dir: Path) -> Callable[[Sequence[Request]], list[int]]:
-    """Counts prompt tokens by the model's own tokenizer and chat template."""
+    """A function that counts prompt tokens with the model's own tokenizer and chat template."""
     tokenizer: list[Any] = []
 
     def count(requests: Sequence[Request]) -> list[int]:

@@ -1,8 +1,8 @@
-"""Replies by what was asked: store-wide, append-only, kept the moment each arrives.
+"""The reply cache: every reply of a language model in this store, by its request, written as soon as it arrives.
 
-What belongs here: the key of a request, how a reply is written down, and finding it again. A reply is a fact about a
-complete request (model identity, messages, parameters), so it never goes stale; `llm_error` is no fact about the
-request and is not kept.
+What belongs here: the key of a request, the record of a reply, and looking one up. A reply belongs to a complete
+request (model identity, messages, parameters), so it never becomes stale. The status `llm_error` says nothing about the
+request and is not kept. Reads the table `reply` of the store's database (`database.py`) and adds rows to it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 KEPT = frozenset({"ok", "truncated", "refused"})
-"""Statuses that a model's answer has."""
+"""Statuses of replies that come from the model itself."""
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Request)}
 _COUNTS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd")
 
 
 def request_key(identity_sha256: str, request: Request) -> bytes:
-    """sha256 of everything that decides the reply. `identity_sha256` is the model's.
+    """sha256 (32 bytes) of everything that decides the reply; `identity_sha256` is the hash of the model's identity.
 
-    Parameters at their default are left out, so that a parameter added later changes no key.
+    Parameters that have their default value are left out, so that adding a parameter to `Request` changes no key.
     """
     content: dict[str, Any] = {"model": identity_sha256, "messages": [[m.role, m.content] for m in request.messages]}
     for name, default in _DEFAULTS.items():
@@ -43,13 +43,13 @@ def request_key(identity_sha256: str, request: Request) -> bytes:
 
 
 class ReplyCache:
-    """The replies in a store's database."""
+    """The replies in a store's database. `len` is their number."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
     def get(self, key: bytes) -> Reply | None:
-        """The reply, whoever wrote it, with `from_cache` set. Raises StoreError if its record is damaged."""
+        """The reply with this key, with `from_cache` set, or None. Raises StoreError if its record is damaged."""
         found = self.database.rows("SELECT body FROM reply WHERE key = ?", key)
         if not found:
             return None
@@ -59,11 +59,11 @@ class ReplyCache:
             raise StoreError(
                 f"{self.database.path}: the reply to {key.hex()} is damaged ({e})",
                 expected="the record as it was written",
-                todo=f"delete it (DELETE FROM reply WHERE key = x'{key.hex()}') to have it asked again",
+                todo=f"delete it (DELETE FROM reply WHERE key = x'{key.hex()}'), and the request is sent again",
             ) from e
 
     def put(self, transaction: sqlite3.Connection, key: bytes, reply: Reply) -> None:
-        """Keeps a reply, within a transaction of the database. The first of two for one key stays."""
+        """Writes a reply within a transaction of the database. If the key has a reply already, that one stays."""
         if reply.status in KEPT:
             transaction.execute("INSERT OR IGNORE INTO reply (key, body) VALUES (?, ?)", (key, _encoded(reply)))
 
@@ -73,7 +73,7 @@ class ReplyCache:
 
 
 def _encoded(reply: Reply) -> bytes:
-    """JSON, deflated: small, and its checksum tells a damaged record."""
+    """Deflated JSON, which is small and whose checksum reveals a damaged record."""
     content: dict[str, Any] = {"status": reply.status, "text": reply.text}
     content |= {name: value for name in ("reason", *_COUNTS) if (value := getattr(reply, name))}
     if reply.logprobs:
@@ -82,7 +82,7 @@ def _encoded(reply: Reply) -> bytes:
 
 
 def decoded(body: bytes) -> Reply:
-    """A record of the database. Raises ValueError, KeyError, TypeError or zlib.error if it is damaged."""
+    """The reply in a record of the database. Raises ValueError, KeyError, TypeError or zlib.error if it is damaged."""
     content = json.loads(zlib.decompress(body))
     logprobs = tuple(
         TokenLogprobs(token, logprob, tuple((t, p) for t, p in top))

@@ -1,1 +1,8 @@
-"""How requests reach a language model: over HTTP, vLLM in the process, or transformers in the process."""
+"""Engines: how a request reaches a language model.
+
+- `base`               the interface of an engine, the kinds of failure, batches of single requests
+- `openai_compatible`  a server over HTTP
+- `vllm`               vLLM in this process
+- `transformers`       transformers in this process
+- `grammars`           replies held to a regular expression or a JSON schema
+"""

@@ -1,7 +1,7 @@
-"""What plugs into the client: something that answers one request, or fails in a way that can be told apart.
+"""The interface between the client and an engine, which answers one request or fails in one of several known ways.
 
-What belongs here: the two interfaces an engine may have, the ways an attempt fails, and the adapter that gathers
-single requests into batches. Retries, the cache and the budget are the client's, never an engine's.
+What belongs here: the two interfaces that an engine can have, the kinds of failure, and the adapter that gathers single
+requests into batches. An engine knows nothing of retries, the cache and the budget, which are the client's.
 """
 
 from __future__ import annotations
@@ -23,50 +23,59 @@ Kind = Literal[
 ]
 """How an attempt failed:
 
-- `unreachable`: no connection was made; `dropped`: it broke before a whole answer; `timeout`: no answer in time;
-- `failed`: the server reports a fault of its own (5xx); `malformed`: an answer that cannot be read;
-- `busy`: asked to come back later (429); `rejected`: the server refuses this request (4xx);
-- `forbidden`: it refuses us, or does not know the model; `misdeclared`: it lacks a declared capability.
+- `unreachable`: no connection was made;
+- `dropped`: the connection broke before the answer was complete;
+- `timeout`: no answer came in time;
+- `failed`: the server reports an error of its own (5xx);
+- `malformed`: the answer cannot be parsed;
+- `busy`: the server demands a pause (429);
+- `rejected`: the server refuses this request (4xx);
+- `forbidden`: the server refuses this client, or does not know the model;
+- `misdeclared`: the server lacks a capability that the registry declares.
 """
 
 BILLED: frozenset[Kind] = frozenset({"dropped", "timeout", "malformed", "misdeclared"})
-"""After these the vendor may bill what was never received."""
+"""Failures after which the vendor may bill a reply that was never received."""
 
 
 class Failure(Exception):
-    """An attempt that brought no reply."""
+    """An attempt without a reply."""
 
     def __init__(self, kind: Kind, reason: str, *, wait_s: float | None = None) -> None:
         super().__init__(reason)
         self.kind: Kind = kind
         self.reason = reason
         self.wait_s = wait_s
-        """How long the server asks to be left alone."""
+        """The pause that the server demands; None if it demands none."""
 
 
 class Engine(Protocol):
     """Answers requests, many at a time. All calls come from one event loop."""
 
     async def answer(self, request: Request) -> Reply:
-        """A reply with status `ok`, `truncated` or `refused` and its tokens, unpriced. Raises Failure."""
+        """A reply with status `ok`, `truncated` or `refused`, with its tokens but without a price. Raises Failure."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Releases connections and tasks. `answer` may be called again afterwards."""
+        ...
 
 
 class BatchEngine(Protocol):
-    """Answers many requests in one go, in this process."""
+    """Answers a batch of requests at once, in this process."""
 
     def answer_all(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
-        """Each request's place and its reply, in any order, each once. One call at a time.
+        """Yields the index of each request with its reply or failure, each once, in any order.
 
-        Raises LanguageModelError if it can answer nothing at all.
+        At most one call runs at a time.
+
+        Raises LanguageModelError if the engine can answer no request at all.
         """
         ...
 
 
 class Batches:
-    """`Engine` over a `BatchEngine`: what is waiting when the last batch is done makes the next one."""
+    """An `Engine` over a `BatchEngine`: requests that arrive during one batch form the next, at most `size` of them."""
 
     def __init__(self, engine: BatchEngine, size: int) -> None:
         self.engine, self.size = engine, size
@@ -74,6 +83,7 @@ class Batches:
         self._running: asyncio.Task[None] | None = None
 
     async def answer(self, request: Request) -> Reply:
+        """The reply from the request's batch. Raises Failure, or LanguageModelError if the engine cannot run."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, future))
         if self._running is None:
@@ -81,6 +91,7 @@ class Batches:
         return await future
 
     async def close(self) -> None:
+        """Stops waiting for the batch; its thread is left to end by itself."""
         if self._running is not None:
             self._running.cancel()
 
@@ -99,35 +110,35 @@ class Batches:
 
         def settle(place: int, outcome: Reply | BaseException) -> None:
             future = taken[place][1]
-            if future.done():  # nobody waits any more
+            if future.done():  # cancelled meanwhile
                 return
             if isinstance(outcome, BaseException):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
 
-        def tell(what: Callable[..., None], *values: Any) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(what, *values)
+        def in_loop(function: Callable[..., None], *values: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed, so no caller is left
+                loop.call_soon_threadsafe(function, *values)
 
         def run() -> None:
             left = set(range(len(taken)))
             try:
                 for place, outcome in self.engine.answer_all([request for request, _ in taken]):
                     left.discard(place)
-                    tell(settle, place, outcome)
-            except BaseException as e:  # a thread has nobody to raise to
-                ours = isinstance(e, LatentglossError)  # files that are missing: no retry mends that
+                    in_loop(settle, place, outcome)
+            except BaseException as e:  # an exception would be lost in this thread
+                ours = isinstance(e, LatentglossError)  # such as missing files, which a retry does not find
                 failure = e if ours else Failure("failed", f"{type(e).__name__}: {e}")
                 for place in left:
-                    tell(settle, place, failure)
+                    in_loop(settle, place, failure)
             finally:
-                tell(done.set)
+                in_loop(done.set)
 
-        # A thread of its own, which ends with the process: an executor's would be waited for.
+        # A daemon thread ends with the process; Python would wait for the thread of an executor.
         threading.Thread(target=run, name="language model", daemon=True).start()
         await done.wait()
 
 
 GATHER_S = 0.01
-"""How long the first request waits for company."""
+"""How long the first request of a batch waits for others."""

@@ -1,8 +1,8 @@
-"""Any server that speaks OpenAI's chat completions: vLLM's, a vendor's.
+"""An engine for any server with OpenAI's chat completions API, such as vLLM's server or a vendor's.
 
-What belongs here: one attempt at one request on the `openai` client, and reading its answer. The client's own
-retries are off. The key is read from the environment when the first request is sent, and is taken out of every text
-that leaves this module.
+What belongs here: one attempt at one request through the `openai` client, and reading the answer. The client's own
+retries are disabled. The key is read from the environment when the first request is sent, and is removed from every
+text that leaves this module.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ if TYPE_CHECKING:
 
 
 PER_CLIENT = 32
-"""Connections of one HTTP client. Its work per request grows with them, so more requests get more clients."""
+"""Connections per HTTP client. A client's work per request grows with them, so more requests use more clients."""
 
 CONNECT_S = 10.0
+"""Longest time to wait for a connection."""
 IMPOSSIBLE = -9999.0
-"""What servers write for minus infinity, which JSON has not."""
+"""Written by servers instead of minus infinity, which JSON does not have."""
 _QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-"""Codes of a 429 that no waiting mends."""
+"""Error codes of a 429 that does not pass by waiting."""
 
 
 class OpenAICompatible:
-    """`Engine` over HTTP. Raises LanguageModelError at once if the key's variable is not set."""
+    """An `Engine` over HTTP. The constructor raises LanguageModelError if the key's variable is not set."""
 
     def __init__(self, spec: LanguageModelSpec) -> None:
         self.spec = spec
-        self._key = "none"  # the client insists on one; a server without keys ignores it
+        self._key = "none"  # the client requires a key; a server without keys ignores it
         if spec.api_key_env:
             self._key = os.environ.get(spec.api_key_env, "")
             if not self._key:
                 raise LanguageModelError(
                     f"{spec.name}: the environment variable {spec.api_key_env} is not set",
-                    expected="the key of this server in it",
-                    todo=f"export {spec.api_key_env}=…, in the environment of the run",
+                    expected="a variable that holds the key of this server",
+                    todo=f"export {spec.api_key_env}=… in the environment of the run",
                 )
         self._clients: list[AsyncOpenAI] = []
         self._turn = 0
@@ -58,25 +59,27 @@ class OpenAICompatible:
         return f"OpenAICompatible({self.spec.name})"
 
     async def answer(self, request: Request) -> Reply:
+        """Sends a request once and reads the answer. Raises Failure."""
         import httpx2
         import openai
 
         client = self._client()
         try:
-            # The low-level call: the typed one spends half a millisecond on classes nobody reads.
+            # This low-level call saves the half millisecond that the typed one spends on unused classes.
             response = await client.post("/chat/completions", body=self.body(request), cast_to=httpx2.Response)
         except (openai.APIError, httpx2.HTTPError) as e:
             failure = self._failure(e)
         else:
             return _reply(response.content, request)
-        raise failure  # outside of the handler: the client's exception holds the key in its request
+        raise failure  # outside the handler, because the client's exception carries a request with the key
 
     async def close(self) -> None:
+        """Closes the connections. The next request opens new ones."""
         clients, self._clients = self._clients, []
         await asyncio.gather(*(client.close() for client in clients), return_exceptions=True)
 
     def body(self, request: Request) -> dict[str, Any]:
-        """What is sent. Parameters of the registry entry come last: they were chosen by hand."""
+        """The body of the HTTP request. Parameters of the registry entry override all others."""
         body: dict[str, Any] = {
             "model": self.spec.model,
             "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -106,7 +109,7 @@ class OpenAICompatible:
             import httpx2
             from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-            logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line per request otherwise
+            logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line per request otherwise
             limits = httpx2.Limits(max_connections=PER_CLIENT, max_keepalive_connections=PER_CLIENT)
             timeout = httpx2.Timeout(self.spec.timeout_s, connect=min(CONNECT_S, self.spec.timeout_s))
             for _ in range(-(-self.spec.in_flight // PER_CLIENT)):
@@ -143,7 +146,7 @@ class OpenAICompatible:
         return Failure("unreachable" if refused else "dropped", self._clean(f"{type(cause).__name__}: {cause}"))
 
     def _clean(self, text: str) -> str:
-        """Without the key (servers quote it back), and short."""
+        """A text without the key, which servers quote in errors, cut to 500 characters."""
         text = text.replace(self._key, "[key]") if len(self._key) > 4 else text
         return text if len(text) <= 500 else text[:500] + "…"
 
@@ -156,7 +159,7 @@ def _message(error: openai.APIStatusError) -> str:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds from the header, given as a number or as a date; None if absent or neither."""
+    """Seconds to wait, from a header that holds a number or a date; None if it is absent or holds neither."""
     try:
         return None if value is None else max(0.0, float(value))
     except ValueError:
@@ -168,7 +171,7 @@ def _retry_after(value: str | None) -> float | None:
 
 
 def _reply(content: bytes, request: Request) -> Reply:
-    """Reads an answer. Raises Failure (`malformed`, `misdeclared`)."""
+    """The reply in the body of an answer. Raises Failure (`malformed`, `misdeclared`)."""
     try:
         data = json.loads(content)
         (choice,) = data["choices"]
@@ -193,7 +196,7 @@ def _reply(content: bytes, request: Request) -> Reply:
     if request.logprobs and not logprobs and text:
         raise Failure("misdeclared", "no log probabilities in the answer, which the registry says it can give")
     if request.choice is not None and ended == "stop" and (text or "").strip() not in request.choice:
-        # A server that knows no such parameter passes over it in silence: every reply would have to be asked for twice.
+        # A server that lacks this parameter ignores it silently, and every reply would have to be requested twice.
         raise Failure("misdeclared", "an answer outside the choice it was given, which the registry says it keeps to")
     return Reply("truncated" if ended == "length" else "ok", "", text or "", logprobs, **counts)
 

@@ -1,13 +1,14 @@
-"""A small language model in this process, on transformers: no server, nothing to pay.
+"""An engine that runs a small language model in this process with transformers, without a server and free.
 
-What belongs here: prompts in the model's chat template, batched decoding, choices, log probabilities. Which tokens
-lead to a match is `grammars.py`'s; batching and threads are `engine.Batches`'.
+What belongs here: prompts in the model's chat template, batched decoding, choices, log probabilities. `grammars.py`
+decides which tokens lead to a match; `base.Batches` forms batches and runs them in a thread.
 
-**The same whatever the batch.** Prompts are padded on the left to a multiple of `STEP` tokens; those of one padded
-length are computed a fixed number at a time (`tile_rows`), the last tile filled up. Every product's shape then depends
-on the request alone (its padded length, the step), not on what else is asked, and random numbers are drawn per
-request. Measured: the same bits in any order and company, on one and on two threads (tests/test_llm_transformers.py).
-Another kind of device or another version of torch may differ in the last digits, and greedy decoding then in a word.
+**A reply does not depend on its batch.** Prompts are padded on the left to a multiple of `STEP` tokens. Prompts of
+equal padded length are computed in tiles of a fixed number of rows (`tile_rows`), and the last tile is filled up. The
+shape of every matrix product therefore depends only on the request (its padded length and the decoding step), and
+random numbers are drawn per request. Measured: the bits are the same in any order and batch, on one thread and on two
+(tests/llm/engines/test_transformers.py). On another kind of device or with another version of torch, the last digits
+may differ, and a word of greedy decoding with them.
 """
 
 from __future__ import annotations
@@ -35,28 +36,31 @@ if TYPE_CHECKING:
 
 
 VERSION = "2"
-"""Part of every identity: raise it when the same files can give other replies to the same request.
+"""Part of every identity. Raise it when the same files can give other replies to the same request.
 
-A new capability is none: nothing that needs it was answered before, and who asks names in its recipe what it uses."""
+A new capability is no reason to raise it: no request that needs the capability was answered before, and explainers and
+judges list the capabilities that they use in their recipes."""
 
 CAPABILITIES: frozenset[Capability] = frozenset({"choice", "json_schema", "regex", "logprobs", "seed"})
 
 STEP = 32
+"""Prompts are padded to a multiple of this many tokens."""
 TILE = {"cpu": 8}
 TILE_GPU = 32
+"""Most prompts in a tile."""
 TILE_TOKENS = {"cpu": 2048}
-"""Prompt tokens in a tile, beyond which more rows save nothing: what fills up the last tile is computed, too."""
+"""Prompt tokens per tile above which more rows save nothing, because rows that fill up the last tile cost time."""
 
 
 class TransformersEngine:
-    """`BatchEngine` over a model's files, which are read with the first request."""
+    """A `BatchEngine` over a model's files, which are loaded at the first request."""
 
     def __init__(self, spec: ModelSpec, cache_dir: Path, *, device: str | None = None, threads: int | None = None):
         self.spec, self.cache_dir, self.device, self.threads = spec, cache_dir, device, threads
         self._loading = threading.Lock()
 
     def identity(self) -> dict[str, Any]:
-        """Content of the model's files, chat template included. Loads nothing. Raises LanguageModelError."""
+        """Hashes of the model's files, including its chat template. Loads no weights. Raises LanguageModelError."""
         from latentgloss.models.files import files_sha256, source_folder
         from latentgloss.models.identity import model_identity
 
@@ -71,6 +75,7 @@ class TransformersEngine:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer. Raises LanguageModelError if it cannot be loaded."""
         from latentgloss.models.tokenizer import load_tokenizer
 
         try:
@@ -104,7 +109,7 @@ class TransformersEngine:
 
     @cached_property
     def _ends(self) -> frozenset[int]:
-        """Tokens that end a reply."""
+        """Ids of the tokens that end a reply."""
         config: Any = self._model.generation_config
         ids = config.eos_token_id if config is not None else None
         found = set(ids) if isinstance(ids, list) else {ids}
@@ -115,7 +120,7 @@ class TransformersEngine:
         return Grammars(self.tokenizer, self._ends)
 
     def answer_all(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
-        """Replies tile by tile, the shortest prompts first."""
+        """Yields the index of each request with its reply or failure, tile by tile, the shortest prompts first."""
         prompts = [chat_tokens(self.tokenizer, request) for request in requests]
         most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         by_length: dict[int, list[tuple[int, _Decoding]]] = {}
@@ -125,18 +130,18 @@ class TransformersEngine:
                 yield place, Failure("rejected", reason)
                 continue
             try:
-                one = _Decoding(self, request, prompt)
+                decoding = _Decoding(self, request, prompt)
             except Failure as e:
                 yield place, e
             else:
-                by_length.setdefault(-(-len(prompt) // STEP) * STEP, []).append((place, one))
+                by_length.setdefault(-(-len(prompt) // STEP) * STEP, []).append((place, decoding))
         for length in sorted(by_length):
             same, rows = by_length[length], tile_rows(self._model.device.type, length)
             for first in range(0, len(same), rows):
                 tile = same[first : first + rows]
-                self._decode([one for _, one in tile], length, rows)
-                for place, one in tile:
-                    yield place, one.reply()
+                self._decode([decoding for _, decoding in tile], length, rows)
+                for place, decoding in tile:
+                    yield place, decoding.reply()
 
     def _decode(self, tile: list[_Decoding], length: int, rows: int) -> None:
         """Runs the model until every reply of the tile has ended."""
@@ -145,17 +150,17 @@ class TransformersEngine:
         from transformers import DynamicCache
 
         def attention(width: int) -> AbstractContextManager[None]:
-            # The fused kernel of a CPU, for one query in float32, gives a row other last digits in another place.
+            # On a CPU, for a single query in float32, the last digits of the fused kernel depend on the row's position.
             plain = width == 1 and self._model.device.type == "cpu"
             return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
         filler = self.tokenizer.eos_token_id or 0
         ids = torch.full((rows, length), int(filler), dtype=torch.int64)
         mask = torch.zeros((rows, length), dtype=torch.int64)
-        mask[:, -1] = 1  # rows that fill up the tile attend to something, too
-        for row, one in enumerate(tile):
-            ids[row, length - len(one.prompt) :] = torch.tensor(one.prompt)
-            mask[row, length - len(one.prompt) :] = 1
+        mask[:, -1] = 1  # rows that fill up the tile need something to attend to
+        for row, decoding in enumerate(tile):
+            ids[row, length - len(decoding.prompt) :] = torch.tensor(decoding.prompt)
+            mask[row, length - len(decoding.prompt) :] = 1
         device, cache = self._model.device, DynamicCache()
         ids, mask = ids.to(device), mask.to(device)
         with torch.inference_mode():
@@ -171,8 +176,8 @@ class TransformersEngine:
                         logits_to_keep=1,
                     )
                 logits = out.logits[:, -1].float().cpu()
-                chosen = [one.next(logits[row]) for row, one in enumerate(tile)]
-                if all(one.ended for one in tile):
+                chosen = [decoding.next(logits[row]) for row, decoding in enumerate(tile)]
+                if all(decoding.ended for decoding in tile):
                     return
                 chosen += [int(filler)] * (rows - len(tile))
                 ids = torch.tensor(chosen, dtype=torch.int64, device=device)[:, None]
@@ -180,16 +185,16 @@ class TransformersEngine:
 
 
 def tile_rows(device: str, length: int) -> int:
-    """Prompts of one padded length that are computed together: it follows from nothing but that length."""
+    """How many prompts of this padded length a tile holds. On one kind of device it depends on that length alone."""
     most = TILE.get(device, TILE_GPU)
     return min(most, max(1, TILE_TOKENS[device] // length)) if device in TILE_TOKENS else most
 
 
 class _Decoding:
-    """One reply in the making."""
+    """One reply that is being decoded."""
 
     def __init__(self, engine: TransformersEngine, request: Request, prompt: list[int]) -> None:
-        """Raises Failure if the reply cannot be held to what the request demands."""
+        """Raises Failure if the reply cannot be held to the request's expression or schema."""
         self.engine, self.request, self.prompt = engine, request, prompt
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []
@@ -205,7 +210,10 @@ class _Decoding:
         self._matcher = engine._grammars.matcher(request) if held else None
 
     def next(self, logits: Tensor) -> int:
-        """Takes and returns the next token, from the model's logits over the vocabulary."""
+        """Picks the next token from the model's logits over the vocabulary, appends it, and returns it.
+
+        After the reply has ended, it returns a token that ends a reply.
+        """
         if not self.ended:
             try:
                 return self._next(logits)
@@ -230,12 +238,13 @@ class _Decoding:
         return token
 
     def _complete(self) -> bool:
-        """Whether what is demanded is there, although the model has not ended the reply."""
+        """Whether the reply meets the request's demands although the model has not ended it."""
         if self._matcher is not None:
             return self._matcher.complete
         return tuple(self.tokens) in {choice[:-1] for choice in self._choices}
 
     def reply(self) -> Reply | Failure:
+        """The finished reply, cut before the first stop text, or why there is none."""
         if self.failure is not None:
             return self.failure
         text = self._text()
@@ -254,7 +263,7 @@ class _Decoding:
         return bool(self.request.stop) and any(stop in self._text() for stop in self.request.stop)
 
     def _allowed(self, logits: Tensor) -> Tensor:
-        """Minus infinity for tokens that lead to none of the choices, or to no match."""
+        """The logits, with minus infinity for tokens that lead to no choice or no match."""
         import torch
 
         if self._matcher is not None:
@@ -268,7 +277,7 @@ class _Decoding:
         return masked
 
     def _pick(self, logits: Tensor) -> int:
-        """Greedy at temperature 0, else a draw from the nucleus."""
+        """The most probable token at temperature 0, else a draw from the nucleus."""
         import torch
 
         if self.request.temperature <= 0:
@@ -280,7 +289,7 @@ class _Decoding:
         return int(torch.multinomial(probabilities, 1, generator=self._generator()))
 
     def _generator(self) -> Any:
-        """Draws that depend on the prompt and the seed alone."""
+        """A generator whose draws depend only on the prompt and the seed."""
         if self._draws is None:
             import torch
 
@@ -289,7 +298,7 @@ class _Decoding:
         return self._draws
 
     def _logprobs(self, logits: Tensor, token: int) -> TokenLogprobs:
-        """Before temperature and nucleus; among what is allowed, where a reply is held to something (as vLLM does)."""
+        """Log probabilities before temperature and nucleus. As in vLLM, they are relative to the allowed tokens."""
         import torch
 
         logprobs = torch.log_softmax(logits, dim=0)
@@ -301,12 +310,12 @@ class _Decoding:
 
 
 def chat_tokens(tokenizer: Any, request: Request) -> list[int]:
-    """Token ids of the prompt: the messages in the tokenizer's chat template, ready for the reply.
+    """Token ids of the prompt: the messages in the tokenizer's chat template, with the header of the reply.
 
-    Raises LanguageModelError if the model has no template: it was not made to be asked.
+    Raises LanguageModelError if the tokenizer has no chat template, which means that the model is not made for chat.
     """
     if not tokenizer.chat_template:
-        raise LanguageModelError("the tokenizer has no chat template", expected="a model made for instructions")
+        raise LanguageModelError("the tokenizer has no chat template", expected="an instruction-tuned model")
     messages = [{"role": m.role, "content": m.content} for m in request.messages]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

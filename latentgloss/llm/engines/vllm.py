@@ -1,11 +1,11 @@
-"""vLLM in this process: a GPU (or a CPU) kept busy without a server.
+"""An engine that runs vLLM in this process, on a GPU or a CPU, without a server.
 
-What belongs here: prompts in, sampling parameters, outputs read. `vllm` is no dependency: it brings a PyTorch of its
-own, and is imported when the first request is sent. A server in an environment of its own (engine `openai_compatible`)
-gives the same and outlives a run; this engine is for one process that owns the device.
+What belongs here: passing prompts and sampling parameters to vLLM, and reading its outputs. `vllm` is not a
+dependency, because it brings its own PyTorch; it is imported when the first request is sent. A server in its own
+environment (engine `openai_compatible`) does the same and outlives a run. This engine is for a single process that owns
+the device.
 
-Replies depend on what else is in the batch in their last digits, as with any vLLM: the reply cache is what makes a run
-repeatable.
+As always with vLLM, the last digits of a reply depend on the rest of its batch. The reply cache makes a run repeatable.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 CAPABILITIES: frozenset[Capability] = frozenset({"choice", "json_schema", "regex", "logprobs", "seed"})
 
 VERSION = "1"
-"""Part of every identity: raise it when the same files can give other replies."""
+"""Part of every identity. Raise it when the same files can give other replies."""
 
 
 class VllmEngine:
-    """`BatchEngine` over vLLM; the model's files are those of `TransformersEngine`."""
+    """A `BatchEngine` over vLLM. It reads the same files as `TransformersEngine`."""
 
     def __init__(self, spec: LanguageModelSpec, model: ModelSpec, cache_dir: Path) -> None:
         self.spec, self.model, self.cache_dir = spec, model, cache_dir
@@ -41,11 +41,12 @@ class VllmEngine:
         self._numbers = itertools.count()
 
     def identity(self) -> dict[str, Any]:
-        """As of the same files in transformers, under another engine. Raises LanguageModelError."""
+        """The identity of the same files in transformers, with this engine's name. Raises LanguageModelError."""
         return {**self._files.identity(), "engine": "vllm", "version": VERSION}
 
     @property
     def tokenizer(self) -> Any:
+        """The model's tokenizer. Raises LanguageModelError if it cannot be loaded."""
         return self._files.tokenizer
 
     @cached_property
@@ -57,7 +58,7 @@ class VllmEngine:
             from vllm.platforms import current_platform
         except ImportError as e:
             raise LanguageModelError(
-                f"{self.spec.name}: vllm is not installed here ({e})",
+                f"{self.spec.name}: vllm is not installed in this environment ({e})",
                 expected="vllm in this environment",
                 todo="install it, or serve the model with `vllm serve` and engine openai_compatible",
             ) from e
@@ -74,14 +75,14 @@ class VllmEngine:
             max_logprobs=20,
             seed=0,
             disable_log_stats=True,
-            enforce_eager=current_platform.is_cpu(),  # compiling for a CPU takes minutes and a compiler
+            enforce_eager=current_platform.is_cpu(),  # compiling for a CPU takes minutes and needs a compiler
             **options,
         )
 
     def answer_all(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
-        """Replies as they are finished."""
+        """Yields the index of each request with its reply or failure, as they finish."""
         engine = self._llm.llm_engine
-        # Numbers never come again: what an interrupted batch left in the engine is nobody's reply.
+        # Request numbers are never reused, so replies to requests of an interrupted batch are recognised and ignored.
         places: dict[str, int] = {}
         for place, request in enumerate(requests):
             number = str(next(self._numbers))
@@ -89,7 +90,7 @@ class VllmEngine:
             try:
                 engine.add_request(number, prompt, self._parameters(request))
                 places[number] = place
-            except Exception as e:  # its validation has a family of its own, which moves between releases
+            except Exception as e:  # the classes of its validation errors change between releases
                 if "Dead" in type(e).__name__:
                     raise
                 yield place, Failure("rejected", str(e))

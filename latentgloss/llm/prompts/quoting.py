@@ -1,13 +1,13 @@
-"""Text of a corpus as it stands in a prompt: readable, on one line, and unable to be anything but quoted text.
+"""Quotes corpus text for a prompt: readable, on one line, and in a form that can only be read as quoted text.
 
-What belongs here: from token ids (with marks) or a string to what may stand between `OPEN` and `CLOSE`. Nothing is
-read or written. How things are shown is told to the model by the prompts (`prompts/`), to people by docs/prompts.md.
+What belongs here: turning token ids (with marks) or a string into the text between `OPEN` and `CLOSE`. Nothing is read
+or written. The prompts (`*.txt`) explain the notation to the model, docs/prompts.md explains it to people.
 
-Corpus text and explanations are not to be trusted: they may hold what looks like the end of their own quotation, like
-another entry, like marks, or like the control tokens of a chat template. None of that can come out of here: no
-delimiter, no line break, no control character, no `<<` or `>>` that is not a mark. And nothing is lost: what was
-replaced can be told from what is shown (`docs/prompts.md` has the table), except that the marks of a character that
-several tokens make up are joined.
+Corpus text and explanations are not trusted. They may contain text that looks like the end of their own quotation, like
+another entry, like marks, or like the control tokens of a chat template. A quotation therefore never contains a
+delimiter, a line break, a control character, or a `<<` or `>>` that is not a mark. Nothing is lost: the original text
+follows from the quotation (the table is in docs/prompts.md), except that the marks of a character made of several
+tokens are joined.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 OPEN, CLOSE = "⟦", "⟧"
 MARK, UNMARK = "<<", ">>"
 BORDER = "⟨|⟩"
-"""In place of special tokens, which in a corpus stand between documents only."""
+"""Shown instead of special tokens, which a corpus contains only between documents."""
 
 _SHOWN = {"\n": "⏎", "\t": "⇥", "<": "‹", ">": "›"}
 _RESERVED = frozenset("⟦⟧⟨⟩⏎⇥‹›")
-"""What has a meaning in a quotation is written as its number where the text itself has it."""
+"""Characters with a meaning in a quotation. Where the text itself contains them, their numbers are shown."""
 _PLAIN = re.compile(r"[ -;=?-Z\\^-~]*")
-"""Nothing in such a text is replaced."""
+"""A text in which nothing is replaced."""
 _NAMES = r"bos|eos|pad|unk|mask|cls|sep|think|\w+_of_\w+|(?:begin|end|start)_\w+|unused\d+|tool\w*"
 _ANGLES = re.compile(
     r"<{2,}|>{2,}"
@@ -45,7 +45,9 @@ _ANGLES = re.compile(
     re.IGNORECASE,
 )
 _BETWEEN_MARKS = re.compile(rf"/s|/?(?:{_NAMES})", re.IGNORECASE)
-"""What a mark's own angles would make a control token of. But for `s`: <<s>> is the plural of many words."""
+"""Marked text that would form a control token with the angles of its own mark.
+
+`s` is left out, because <<s>> is the plural ending of many words."""
 _BRACKETS = re.compile(
     r"\[/?(?:INST|SYS\w*|AVAILABLE_TOOLS|TOOL_\w+|ARGS|CALL_ID|IMG\w*|PREFIX|MIDDLE|SUFFIX|THINK|PAD|CLS|SEP|MASK|UNK)\]"
 )
@@ -53,11 +55,11 @@ _BRACKETS = re.compile(
 
 @lru_cache(maxsize=4096)
 def _replacement(character: str) -> str | None:
-    """What stands for a character wherever it occurs; None: it may stand as it is."""
+    """The text that replaces a character wherever it occurs; None if it is shown as it is."""
     number = ord(character)
     if character in "\n\t":
         return _SHOWN[character]
-    if 0xDC80 <= number <= 0xDCFF:  # a byte that is no part of a character, as "surrogateescape" decodes it
+    if 0xDC80 <= number <= 0xDCFF:  # "surrogateescape" decodes a byte that belongs to no character to this
         return f"⟨{number - 0xDC00:02X}⟩"
     if character in _RESERVED or (character != " " and unicodedata.category(character)[0] in "CZ"):
         return _numbered(character)
@@ -65,11 +67,12 @@ def _replacement(character: str) -> str | None:
 
 
 def _numbered(character: str) -> str:
+    """A character's number, as a quotation shows it."""
     return f"⟨U+{ord(character):04X}⟩"
 
 
 def _escaped(text: str) -> list[str]:
-    """One entry per character of `text`, what it is shown as."""
+    """The text shown for each character of `text`."""
     shown = list(text)
     for i, character in enumerate(text):
         if not (" " <= character <= "~"):
@@ -83,22 +86,22 @@ def _escaped(text: str) -> list[str]:
 
 
 def readable(text: str) -> str:
-    """A string as it may stand in a quotation, unmarked. Lone surrogates are shown as bytes or numbers."""
+    """The inside of a string's quotation, without marks. Lone surrogates are shown as bytes or numbers."""
     return text if _PLAIN.fullmatch(text) else "".join(_escaped(text))
 
 
 def quoted(text: str) -> str:
-    """The quotation of a string."""
+    """The quotation of a string, with its delimiters."""
     return f"{OPEN}{readable(text)}{CLOSE}"
 
 
 def quoted_tokens(
     tokens: UInt32[np.ndarray, " length"], vocabulary: Vocabulary, marked: Bool[np.ndarray, " length"] | None = None
 ) -> str:
-    """The quotation of a window. Neighbouring marked tokens stand between one `<<` and `>>`.
+    """The quotation of a window's tokens. Neighbouring marked tokens share one pair of `<<` and `>>`.
 
-    A character that several tokens make up is marked as a whole if one of them is. Raises ExplainerError if a token is
-    not of the vocabulary.
+    A character made of several tokens is marked as a whole if one of them is. Raises ExplainerError if a token id is
+    outside the vocabulary.
     """
     return quoted_runs(tokens, vocabulary, marked)[0]
 
@@ -106,10 +109,10 @@ def quoted_tokens(
 def quoted_runs(
     tokens: UInt32[np.ndarray, " length"], vocabulary: Vocabulary, marked: Bool[np.ndarray, " length"] | None = None
 ) -> tuple[str, list[slice]]:
-    """`quoted_tokens`, and for each mark in order the tokens that have a part in it."""
+    """`quoted_tokens`, and for each mark, in order, the slice of the tokens that are at least partly inside it."""
     vocabulary.check(tokens[None])
     ids = tokens.tolist()
-    # A special token is one byte that is in no text; its place is remembered, so that the byte itself stays possible.
+    # A special token becomes a byte that UTF-8 never uses. Its position is replaced below, not every such byte.
     data = [b"\xff" if i in vocabulary.special else vocabulary.data[i] for i in ids]
     text = b"".join(data).decode("utf-8", "surrogateescape")
     flags = [False] * len(ids) if marked is None else marked.tolist()
@@ -126,7 +129,7 @@ def quoted_runs(
     of_byte = np.repeat(flags, [len(d) for d in data])
     on = [bool(of_byte[a:b].any()) for a, b in pairwise(at)] if any(flags) else [False] * len(text)
     edges = [i for i, (a, b) in enumerate(zip([False, *on], [*on, False], strict=True)) if a != b]
-    for i in edges:  # an angle of the text beside a mark would be taken for part of it
+    for i in edges:  # an angle of the text beside a mark would look like a part of it
         for beside in (i - 1, i):
             if 0 <= beside < len(text):
                 shown[beside] = _SHOWN.get(text[beside], shown[beside])
@@ -143,5 +146,5 @@ def quoted_runs(
 
 
 def _character_starts(text: str) -> list[int]:
-    """The byte at which each character starts, and where the last ends."""
+    """The offset in bytes at which each character starts, and at which the last one ends."""
     return [0, *accumulate(len(c.encode("utf-8", "surrogateescape")) for c in text)]

@@ -1,16 +1,16 @@
-"""Prompts: read from `prompts/`, filled in, and told apart by hash.
+"""Prompts: reads their files, fills in their variables, and identifies them by hash.
 
-What belongs here: the form of a prompt's file and how it becomes the messages of a request. A file has sections, each
-begun by a line `=== NAME`:
+What belongs here: the format of a prompt file and how it becomes the messages of a request. Reads `*.txt` of this
+folder. A file has sections, each of which starts with a line `=== NAME`:
 
-    system                what is the same for every request
+    system                instructions, the same for every request
     user, assistant …     worked examples, in turns
-    user                  what is asked: the only section with variables, beside
-    repair                what is said once when a reply cannot be read
+    user                  the question; together with `repair` the only section with variables
+    repair                the message that follows a reply that cannot be parsed
 
-What differs between requests thus comes last, after everything they share, so that a server computes the shared part
-once. Variables are `$name` (`string.Template`); one that is missing, or given and not used, is an error. Values are
-put in as they are and not read again: whoever gives corpus text has quoted it (`quoting.py`).
+The part that differs between requests thus comes last, after everything that they share, so that a server computes the
+shared part once. Variables are `$name` (`string.Template`); a variable that is missing, or given but not used, is an
+error. Values are inserted as they are and not searched for variables. The caller quotes corpus text (`quoting.py`).
 """
 
 from __future__ import annotations
@@ -35,49 +35,54 @@ PACKAGE = "latentgloss.llm.prompts"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt. `sha256` is of the file: whatever in it changes makes what was made with it stale."""
+    """One prompt. `sha256` is the hash of its file, so that any change to the file makes results made with it stale."""
 
     name: str
     sha256: str
     shared: tuple[Message, ...]
-    """System and examples."""
+    """The messages that all requests share: instructions and examples."""
     asked: str
+    """The question, with variables."""
     repair: str
+    """The message after a reply that cannot be parsed, with variables."""
 
     def messages(self, **values: str) -> tuple[Message, ...]:
-        """The messages of a request. Raises PromptError unless `values` are exactly the variables of the prompt."""
+        """The messages of a request. Raises PromptError unless `values` are exactly the question's variables."""
         return (*self.shared, Message("user", self._filled(self.asked, "user", values)))
 
     def repaired(self, messages: tuple[Message, ...], reply: str, **values: str) -> tuple[Message, ...]:
-        """The same request with a reply that could not be read, and what is wrong with it."""
+        """The messages of the second request: the first one's, its unparsable reply, and the message `repair`.
+
+        Raises PromptError unless `values` are exactly the variables of `repair`.
+        """
         again = Message("user", self._filled(self.repair, "repair", values))
-        # Servers refuse empty messages; a reply without end need not be read again, and what shows what it is not
-        # cannot be taken for a message of its own.
+        # Servers refuse empty messages. A very long reply need not be shown in full. Control tokens in a reply must not
+        # look like another message.
         return (*messages, Message("assistant", harmless(reply.strip()[:LONGEST_QUOTED_REPLY]) or "(nothing)"), again)
 
     def _filled(self, text: str, section: str, values: dict[str, str]) -> str:
         wanted = set(Template(text).get_identifiers())
         if wanted != values.keys():
             raise PromptError(
-                f"prompt {self.name!r}, section {section!r}, was given {sorted(values)}",
+                f"prompt {self.name!r}, section {section!r}, was given the variables {sorted(values)}",
                 expected=f"exactly its variables {sorted(wanted)}",
-                todo=f"correct latentgloss/prompts/{self.name}.txt or whoever fills it in",
+                todo=f"correct latentgloss/llm/prompts/{self.name}.txt or the code that fills it in",
             )
         return Template(text).substitute(values)
 
 
 def harmless(reply: str) -> str:
-    """A reply line by line, without what is not seen and without control tokens."""
+    """A reply, line by line, in which invisible characters and control tokens are replaced by visible text."""
     return "\n".join(readable(line) for line in reply.splitlines())
 
 
 LONGEST_QUOTED_REPLY = 1000
-"""Characters of a reply that is shown to the model again."""
+"""Characters of an unparsable reply that the model is shown again."""
 
 
 @cache
 def prompt(name: str) -> Prompt:
-    """The prompt of that name. Raises PromptError if there is none, or its file is not of the form above."""
+    """The prompt with this name. Raises PromptError if there is none, or if its file does not have the format above."""
     path = files(PACKAGE) / f"{name}.txt"
     if not path.is_file():
         raise PromptError(f"there is no prompt {name!r}", expected=f"one of {', '.join(names())}")
@@ -85,12 +90,12 @@ def prompt(name: str) -> Prompt:
 
 
 def names() -> list[str]:
-    """All prompts there are."""
+    """The names of all prompts, sorted."""
     return sorted(path.name.removesuffix(".txt") for path in files(PACKAGE).iterdir() if path.name.endswith(".txt"))
 
 
 def parsed(name: str, text: str) -> Prompt:
-    """A prompt from the text of its file. Raises PromptError."""
+    """The prompt in the text of a file. Raises PromptError if the text does not have the format above."""
     sections: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if line.startswith("=== "):
@@ -110,24 +115,24 @@ def parsed(name: str, text: str) -> Prompt:
         raise _malformed(name, "an empty section")
     for body in bodies[-2:]:
         if not Template(body).is_valid():
-            raise _malformed(name, "a '$' that begins no variable")
+            raise _malformed(name, "a '$' that starts no variable")
     shared = [Message(role, body) for role, body in zip(roles[:-2], bodies, strict=False)]  # type: ignore[arg-type]
     return Prompt(name, text_sha256(text), tuple(shared), bodies[-2], bodies[-1])
 
 
 def _malformed(name: str, found: str) -> PromptError:
     return PromptError(
-        f"prompts/{name}.txt has {found}",
+        f"latentgloss/llm/prompts/{name}.txt has {found}",
         expected="sections system, then user and assistant in turns, then user, then repair",
         todo="correct the file",
     )
 
 
 def messages_sha256(messages: Sequence[Message]) -> str:
-    """Hash of what a model is shown."""
+    """Hash of the roles and contents of messages."""
     return json_sha256([[message.role, message.content] for message in messages])
 
 
 def as_text(messages: Sequence[Message]) -> str:
-    """Messages for a person to read."""
+    """Messages as text for people."""
     return "\n\n".join(f"=== {message.role}\n{message.content}" for message in messages)
