@@ -1,13 +1,13 @@
-"""contexts: which latents can be explained and scored, and the activating contexts sampled for each.
+"""Activating contexts: which latents can be explained and scored, and the contexts sampled for each.
 
-What belongs here: eligibility, deciles, samplers, and the stage `sampled_contexts`. Reads the corpus and
-`activation_cache`; writes the tables `eligibility` (one row per latent asked for) and `contexts` (eligible latents
-only). Non-activating contexts are in `negatives.py`; what a window is, in `windows.py`.
+What belongs here: eligibility and samplers. Makes the rows of the tables `eligibility` (one row per selected latent)
+and `contexts` (eligible latents only); the stage that writes them is in `contexts/stages.py`. Deciles are in
+`contexts/population.py`, non-activating contexts in `contexts/negatives.py`, windows in `contexts/windows.py`.
 
 Method: docs/methods.md, Data, after Paulo et al., arXiv 2410.13928, section 3, with splits instead of one pool.
 
-A sample is an order, of which the first n are taken: `order < 40` of 400 is the sample of 40, and asking for more
-only appends. Each split is drawn by itself.
+A sample is an order, of which the first n are taken: `order < 40` of 400 is the sample of 40, and a larger sample only
+appends. Each split is sampled by itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Int64, Shaped
 
 from latentgloss import schema
-from latentgloss.contexts.firing import Cells
+from latentgloss.contexts.firing import Cells, members
+from latentgloss.contexts.keys import document_keys
 from latentgloss.contexts.population import DECILES, Population
 from latentgloss.contexts.windows import REPEAT, SEVERAL, SHARED, Windows
 from latentgloss.machine.sorting import distinct, enough, order_by, rank_in
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 
 
 def sample_block(cells: Cells, windows: Windows, settings: ContextSettings) -> dict[str, pl.DataFrame]:
-    """Tables `eligibility` and `contexts` of the latents of `cells`."""
+    """Tables `eligibility` and `contexts` of the latents of one block."""
     population = Population.of(cells, windows, settings.seed)
     table = eligibility(cells, windows, population, settings)
     populations = [population] * len(schema.SPLITS)
-    if settings.pool == "one":  # chance draws each sample by itself
+    if settings.pool == "one":  # samples of one pool are drawn independently of each other
         populations = [Population.of(cells, windows, settings.seed + 1 + i) for i in range(len(schema.SPLITS))]
     eligible = (table["status"] == "eligible").to_numpy()
     samples = [
@@ -54,22 +55,14 @@ def sample_block(cells: Cells, windows: Windows, settings: ContextSettings) -> d
 def eligibility(cells: Cells, windows: Windows, population: Population, settings: ContextSettings) -> pl.DataFrame:
     """Table `eligibility`: one row per latent of the block.
 
-    Decided before anything is sampled, so it does not depend on how many contexts are asked for. The first
-    status that fits holds: `dead`, `rare`, `dense`, `one_document`.
+    Eligibility is decided before sampling, so it does not depend on sample sizes. A latent has the first status that
+    applies: `dead`, `rare`, `dense`, `one_document`, `eligible`.
     """
     test, n_splits, n_latents = schema.SPLITS.index("test"), len(schema.SPLITS), len(cells.latents)
     n_test_windows = int(windows.n_usable[test])
     n = population.n.reshape(n_latents, n_splits)
-    kinds = max(SEVERAL, SHARED, REPEAT) + 1
-
-    def count(where: Bool[np.ndarray, " cells"]) -> Int64[np.ndarray, "latents kinds"]:
-        """Cells by kind of window. What is counted here is rare."""
-        at = np.flatnonzero(where)
-        counted = np.bincount(cells.row[at] * kinds + cells.kind[at], minlength=n_latents * kinds)
-        return counted.reshape(n_latents, kinds)
-
-    dropped = count(cells.activating & (cells.kind >= n_splits))
-    masked = count(~cells.activating)
+    dropped = _by_kind(cells, cells.activating & (cells.kind >= n_splits))
+    masked_only = _by_kind(cells, ~cells.activating)
     frame = pl.DataFrame(
         {
             "latent": cells.latents,
@@ -80,11 +73,11 @@ def eligibility(cells: Cells, windows: Windows, population: Population, settings
             "n_dropped_identical": dropped[:, REPEAT],
             "firing_rate": n[:, test] / max(n_test_windows, 1),
             "alive": (n.sum(axis=1) + dropped.sum(axis=1)) > 0,
-            "silent": n_test_windows - n[:, test] - masked[:, test],
+            "silent": n_test_windows - n[:, test] - masked_only[:, test],
         }
     )
     n_tokens: Int64[np.ndarray, " latents"] = np.full(n_latents, settings.min_active_tokens)
-    if settings.min_active_tokens:  # going through every token is worth it only if somebody asks
+    if settings.min_active_tokens:  # otherwise the pass over all tokens is spared
         n_tokens = np.bincount(np.repeat(cells.row, cells.count)[cells.unmasked], minlength=n_latents)
     frame = frame.with_columns(n_tokens=n_tokens)
     problems = (
@@ -96,21 +89,31 @@ def eligibility(cells: Cells, windows: Windows, population: Population, settings
         _fewer("n_test_documents", settings.min_test_documents, "one_document", "test contexts from {} documents"),
     )
     return frame.with_columns(
-        status=pl.coalesce(*(pl.when(holds).then(pl.lit(status)) for holds, status, _ in problems), pl.lit("eligible")),
-        reason=pl.coalesce(*(pl.when(holds).then(reason) for holds, _, reason in problems), pl.lit("")),
+        status=pl.coalesce(*(pl.when(applies).then(pl.lit(name)) for applies, name, _ in problems), pl.lit("eligible")),
+        reason=pl.coalesce(*(pl.when(applies).then(reason) for applies, _, reason in problems), pl.lit("")),
     ).select(list(schema.ELIGIBILITY.schema))
 
 
+def _by_kind(cells: Cells, chosen: Bool[np.ndarray, " cells"]) -> Int64[np.ndarray, "latents kinds"]:
+    """Chosen cells by latent and kind of window. Fastest if few are chosen."""
+    n_kinds = max(SEVERAL, SHARED, REPEAT) + 1
+    cell = np.flatnonzero(chosen)
+    counts = np.bincount(cells.row[cell] * n_kinds + cells.kind[cell], minlength=len(cells.latents) * n_kinds)
+    return counts.reshape(len(cells.latents), n_kinds)
+
+
 def _fewer(column: str, least: int, status: str, words: str) -> tuple[pl.Expr, str, pl.Expr]:
+    """(whether `column` is below `least`, status, reason): why a latent is not eligible."""
     return pl.col(column) < least, status, pl.format(f"{words}, fewer than {least}", column)
 
 
 def _documents(population: Population, split: int) -> Int64[np.ndarray, " latents"]:
-    """Distinct documents among each latent's windows of a split."""
-    here = population.members(np.arange(split, len(population.n), len(schema.SPLITS)))
-    row = population.group[here] // len(schema.SPLITS)
-    pairs = distinct(row << 32 | population.cells.document[population.cell[here]])
-    return np.diff(np.searchsorted(pairs, np.arange(len(population.cells.latents) + 1) << 32))
+    """Number of distinct documents among each latent's windows of a split."""
+    index = population.members(np.arange(split, len(population.n), len(schema.SPLITS)))
+    row = population.group[index] // len(schema.SPLITS)
+    pairs = distinct(document_keys(row, population.cells.document[population.cell[index]]))
+    first_of_row = document_keys(np.arange(len(population.cells.latents) + 1), 0)
+    return np.diff(np.searchsorted(pairs, first_of_row))
 
 
 def _sample(
@@ -122,10 +125,10 @@ def _sample(
     *,
     per_document: int | None,
 ) -> pl.DataFrame:
-    """A sample from the windows of the split `source`, from as few of them as decide it.
+    """At most `size` windows of the split `source` per eligible latent, from as few windows as decide the sample.
 
-    Where chance alone orders windows, those whose hash is low come first: about two to three times as many as are
-    asked for are looked at, and all of them for latents whose sample would need more.
+    `quantile` and `random` order windows by hash, so windows of low hash come first. About two to three times as many
+    windows as the sample holds are read, and all of them for latents whose sample needs more.
     """
     n_splits = len(schema.SPLITS)
     groups = np.flatnonzero(eligible) * n_splits + source
@@ -134,36 +137,35 @@ def _sample(
     if sampler not in ("quantile", "random"):
         return draw(population.frame(population.members(groups)), sampler, size, per_document=per_document)
     most = int(enough(np.array([size]))[0])
-    low = population.lowest(groups, most)
-    some = _capped(population.frame(low), per_document)
-    sample = draw(some, sampler, size)
-    taken, left = (_by_decile(frame, len(eligible)) for frame in (sample, some))
-    whole = population.n[source::n_splits] <= most
-    short = eligible & ~whole & ((taken.sum(axis=1) < size) | (left.min(axis=1) < taken.max(axis=1)))
+    candidates = _capped(population.frame(population.lowest(groups, most)), per_document)
+    sample = draw(candidates, sampler, size)
+    taken, available = (_by_decile(frame, len(eligible)) for frame in (sample, candidates))
+    complete = population.n[source::n_splits] <= most
+    short = eligible & ~complete & ((taken.sum(axis=1) < size) | (available.min(axis=1) < taken.max(axis=1)))
     if not short.any():
         return sample
-    again = population.frame(population.members(np.flatnonzero(short) * n_splits + source))
+    everything = population.frame(population.members(np.flatnonzero(short) * n_splits + source))
     kept = sample.filter(~pl.Series(short).gather(sample["row"]))
-    return pl.concat([kept, draw(again, sampler, size, per_document=per_document)])
+    return pl.concat([kept, draw(everything, sampler, size, per_document=per_document)])
 
 
 def _by_decile(frame: pl.DataFrame, n_latents: int) -> Int64[np.ndarray, "latents deciles"]:
-    """Windows of deciles 1 to 10 by latent."""
-    cell = frame["row"].to_numpy() * (DECILES + 1) + frame["decile"].to_numpy()
-    return np.bincount(cell, minlength=n_latents * (DECILES + 1)).reshape(n_latents, -1)[:, 1:]
+    """Windows of each latent in each decile, 1 to 10."""
+    index = frame["row"].to_numpy() * (DECILES + 1) + frame["decile"].to_numpy()
+    return np.bincount(index, minlength=n_latents * (DECILES + 1)).reshape(n_latents, -1)[:, 1:]
 
 
 def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int | None = None) -> pl.DataFrame:
     """At most `size` rows per latent of one split's windows (`Population.frame`), with their `order` from 0.
 
-    - `quantile` goes round the deciles, one window each in random order, until they are used up.
-    - `top` takes the strongest first, `random` any.
-    - `mixed` takes one of `top` and one of `quantile` in turn; what both hold counts where it comes first.
-    - `importance` draws one after the other with probability proportional to the maximum, among those not drawn yet
-      (exponential keys −ln u / maximum, ascending: Efraimidis & Spirakis 2006).
+    - `quantile`: the deciles take turns, one window each in random order, until all windows are drawn.
+    - `top`: the strongest first. `random`: in random order.
+    - `mixed`: `top` and `quantile` take turns; a window that both hold counts where it comes first.
+    - `importance`: one window after the other without replacement, each with probability proportional to its maximum
+      (exponential keys −ln u / maximum, ascending: Efraimidis & Spirakis, Information Processing Letters 97, 2006).
 
-    With `per_document`, that many randomly chosen windows of a document at most. The rows of a smaller `size` are the
-    first of a larger one.
+    With `per_document`, at most that many windows of a document, chosen at random. The rows of a smaller `size` are the
+    first rows of a larger one.
     """
     population = _capped(population, per_document)
     row = population["row"].to_numpy()
@@ -186,7 +188,7 @@ def draw(population: pl.DataFrame, sampler: str, size: int, *, per_document: int
 
 
 def _capped(population: pl.DataFrame, per_document: int | None) -> pl.DataFrame:
-    """At most `per_document` windows of a document, the first in their order."""
+    """At most `per_document` windows of each latent and document, the first in order; None: all windows."""
     if per_document is None:
         return population
     row, document = population["row"].to_numpy(), population["document"].to_numpy()
@@ -194,25 +196,24 @@ def _capped(population: pl.DataFrame, per_document: int | None) -> pl.DataFrame:
 
 
 def _quantile(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
-    """Place of each window if the deciles of its latent take turns."""
+    """Place of each window in its latent's order in which deciles take turns."""
     row, decile = population["row"].to_numpy(), population["decile"].to_numpy()
     turn = rank_in(order_by(row, decile), row, decile)
     return rank_in(order_by(row, turn), row)
 
 
 def _top(population: pl.DataFrame) -> Int64[np.ndarray, " n"]:
-    """Place of each window if the strongest of its latent comes first."""
+    """Place of each window in its latent's order from the strongest to the weakest."""
     row, maximum = population["row"].to_numpy(), population["maximum"].to_numpy()
     return rank_in(np.lexsort((-maximum, row)), row)
 
 
 def _described(cells: Cells, windows: Windows, sample: pl.DataFrame) -> pl.DataFrame:
-    """Table `contexts` of a sample, with every active token of each window, masked ones included."""
+    """Table `contexts` of the sampled windows, with every active token of each, masked ones included."""
     sample = sample[order_by(*(sample[name].to_numpy() for name in ("row", "split", "order")))]
     cell = sample["cell"].to_numpy()
     window, count = cells.window[cell], cells.count[cell]
-    edges = np.append(0, np.cumsum(count))
-    token = np.arange(edges[-1]) + np.repeat(cells.first[cell] - edges[:-1], count)
+    token, edges = members(cells.first[cell], count)
     offsets = (cells.position[token] - np.repeat(window, count) * windows.length).astype(np.uint8)
     return pl.DataFrame(
         {
@@ -230,5 +231,5 @@ def _described(cells: Cells, windows: Windows, sample: pl.DataFrame) -> pl.DataF
 
 
 def _ragged(values: Shaped[np.ndarray, " items"], edges: Int64[np.ndarray, " edges"]) -> pl.Series:
-    """Lists values[edges[i] : edges[i + 1]]."""
+    """A column of lists: values[edges[i] : edges[i + 1]] in row i."""
     return pl.Series(pa.LargeListArray.from_arrays(edges, pa.array(values)))

@@ -1,4 +1,12 @@
-"""The loop over blocks of latents that both sampling stages share."""
+"""Blocks: the loop over blocks of latents that both sampling stages share.
+
+What belongs here: which blocks of a run are stale, and handing the cells of each to the code that samples from them, in
+threads. Reads the corpus, `resolved_saes` and `activation_cache`; writes the blocks of the run's tables. What is
+sampled is in `contexts/activating.py` and `contexts/negatives.py`.
+
+Memory: one byte per token of the corpus (the mask), about 20 bytes per window, and the activations of the blocks that
+are read at once.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +41,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """What a stage that goes through the blocks of a SAE reads."""
+    """What a stage that samples from the blocks of an SAE reads."""
 
     corpus: Corpus
     windows: Windows
     masked: Bool[np.ndarray, " positions"]
+    """Whether each position of the corpus is masked."""
     shards: ActivationReader
     due: list[UInt32[np.ndarray, " _"]]
-    """Latents of the blocks that have to be computed."""
+    """Latents of each block that has to be computed."""
     workers: int
+    """Threads that compute blocks."""
 
     def each(self, blocks: Sequence[UInt32[np.ndarray, " _"]], use: Callable[[int, Cells], T]) -> Iterator[T]:
-        """use(index, where its latents fire) of every block, in their order, several at a time.
+        """Yields use(index, cells) of every block in their order, computing several blocks at once.
 
-        Blocks hold ascending ids and are ascending themselves. Threads are enough: NumPy, Polars, Arrow and hashing
-        let go of the interpreter while they work.
+        Blocks hold ascending ids and are ascending themselves. Threads suffice, because NumPy, Polars, Arrow and
+        hashing release the interpreter lock while they compute.
         """
 
         def run(index: int, active: pl.DataFrame) -> T:
@@ -68,7 +78,7 @@ class Source:
 
 
 def blocks_of(latents: UInt32[np.ndarray, " latents"]) -> list[UInt32[np.ndarray, " _"]]:
-    """Ascending ids, cut where a block begins; of none there is no block."""
+    """The latents (ascending) of each block that has any; an empty list for no latents."""
     return np.split(latents, np.flatnonzero(np.diff(latents // schema.BLOCK)) + 1) if len(latents) else []
 
 
@@ -80,50 +90,56 @@ def by_block(
     strengths: bool = True,
     **consumed: Any,
 ) -> Windows:
-    """Writes one block of the work's tables per 256 latent ids; returns the windows for their counts.
+    """Writes the run's tables, one block per 256 latent ids, and returns the windows for their counts.
 
-    `prepare` is called once, and only if some block has to be computed; what it returns gives a block's tables.
-    A block's recipe holds the block's own latents, so that one more latent leaves the other blocks as they are, and
-    what else is `consumed`. Without `strengths` cells know where latents are active, not how strongly. Raises
-    InputError if the SAE has no such latents, and what `Windows.of` raises.
+    `prepare` is called once, and only if some block has to be computed; it returns the function that turns the cells of
+    a block into its tables. A block's recipe holds the block's own latents and `consumed`, what its rows depend on
+    besides activations. So one more latent leaves the other blocks fresh. Without `strengths`, cells know where latents
+    are active but not how strongly.
+
+    Raises InputError if the SAE does not have the selected latents, and what `Windows.of` raises.
     """
-    resolved, cache = run.input("resolved_saes"), run.input("activation_cache")
-    declared = resolved.json("resolved.json")
-    # The pinned choice of latents, which the registry may have left behind.
-    spec = SaeSpec.model_validate({**run.sae.model_dump(), "latents": declared["latents"]})
-    latents = selected_latents(spec, declared["n_latents"])
+    cache = run.input("activation_cache")
+    latents = _pinned_latents(run)
     windows = Windows.of(corpus, run.settings.contexts.length)
     if run.settings.contexts.pool == "one":
         windows = windows.in_one_pool()
     consumed |= {
-        "resolved_saes": resolved.content(("cache",)),
+        "resolved_saes": run.input("resolved_saes").content(("cache",)),
         "activation_cache": cache.content(("activations", "masked")),
     }
     due: list[tuple[str, dict[str, Any], UInt32[np.ndarray, " _"]]] = []
-    for chosen in blocks_of(latents):
-        name = f"{chosen[0] // schema.BLOCK:06d}"
-        recipe = run.block_recipe(latents=chosen.tolist(), **consumed)
+    for block in blocks_of(latents):
+        name = f"{block[0] // schema.BLOCK:06d}"
+        recipe = run.block_recipe(latents=block.tolist(), **consumed)
         if not run.draft.reuse(name, recipe, run.stage.tables):
-            due.append((name, recipe, chosen))
+            due.append((name, recipe, block))
     if not due:
         return windows
     keep_freed_memory()
-    blocks = [chosen for _, _, chosen in due]
+    blocks = [block for _, _, block in due]
     shards = ActivationReader(cache.tables(schema.ACTIVATIONS.name), strengths=strengths)
     workers = run.settings.machine.workers or os.cpu_count() or 1
     source = Source(corpus, windows, _masked(cache, corpus), shards, blocks, workers)
     compute = prepare(source)
 
-    def put(index: int, cells: Cells) -> int:
-        name, recipe, chosen = due[index]
+    def write(index: int, cells: Cells) -> int:
+        name, recipe, block = due[index]
         run.draft.put(name, recipe, run.stage.tables, compute(cells))
-        return len(chosen)
+        return len(block)
 
     done = len(latents) - sum(map(len, blocks))
-    for n in source.each(blocks, put):
-        done += n
+    for n_latents in source.each(blocks, write):
+        done += n_latents
         run.progress(done, len(latents), "latents")
     return windows
+
+
+def _pinned_latents(run: StageRun[Any]) -> UInt32[np.ndarray, " latents"]:
+    """The latents selected when `resolved_saes` was made; the registry may have changed since."""
+    resolved = run.input("resolved_saes").json("resolved.json")
+    spec = SaeSpec.model_validate({**run.sae.model_dump(), "latents": resolved["latents"]})
+    return selected_latents(spec, resolved["n_latents"])
 
 
 def _masked(cache: Version, corpus: Corpus) -> Bool[np.ndarray, " positions"]:

@@ -1,7 +1,8 @@
-"""The latents that something costly is done for: a seeded sample of the eligible ones.
+"""Which latents a stage works on: those the registry selects, and a seeded sample of the eligible ones.
 
-What belongs here: which latents they are. Explainers and scorers that sample use the same rule, so that with the same
-seed the smaller of two samples is part of the larger: what is judged has been explained.
+What belongs here: the selection that an SAE's registry entry makes, and the sample for stages whose cost is per latent
+(language models). Explainers and scorers sample by the same rule, so with one seed the smaller of two samples is part
+of the larger one, and what is judged has been explained. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from latentgloss.statistics.counter_rng import counter_hash
 def sampled(
     eligibility: pl.DataFrame, n: int | Literal["all"] | None, seed: int
 ) -> UInt32[np.ndarray, " sample"] | None:
-    """`n` of the eligible latents, ascending; None: all of them, for `n` None or "all".
+    """Ids of `n` eligible latents, ascending; None (no sampling, all of them) if `n` is None or "all".
 
-    Those of the lowest hashes of seed and latent, so that a smaller sample is part of a larger one, and a latent that
-    comes or goes changes the sample by one. `eligibility` has rows of `schema.ELIGIBILITY`.
+    The sample is the latents with the lowest hashes of seed and latent. So a smaller sample is part of a larger one,
+    and one latent more or less in the population changes the sample by at most one latent. `eligibility` holds rows of
+    `schema.ELIGIBILITY`.
     """
     if n is None or n == "all":
         return None
@@ -34,35 +36,41 @@ def sampled(
 
 
 def smaller(*sizes: int | Literal["all"] | None) -> int | None:
-    """The size of the smallest of several samples of one seed, which is what they have in common."""
+    """The least of several sample sizes; None if none of them limits the sample.
+
+    Samples of one seed have the smallest of them in common.
+    """
     return min((n for n in sizes if isinstance(n, int)), default=None)
 
 
 def of_block(latents: UInt32[np.ndarray, " sample"], block: str) -> list[int]:
-    """Those of a sample that are in one block."""
+    """The latents of a sample that are in one block, named by its number."""
     return [int(latent) for latent in latents[latents // schema.BLOCK == int(block)]]
 
 
 def latents_in_turn(spec: SaeSpec, n_latents: int) -> UInt32[np.ndarray, " latents"]:
-    """Ids of the latents a SAE's registry entry asks for, each once, those first that were asked for first.
+    """Ids of the latents that an SAE's registry entry selects, each once, in the order of their selection.
 
-    A sample comes by hash, so that with the same seed a smaller one is the beginning of a larger; all latents are the
-    sample of all with seed 0. A list comes as it is listed, a range from its start. Raises InputError if the SAE has
-    no such latents.
+    A list keeps its order, a range ascends, a sample is in order of its hashes: with one seed, a smaller sample is the
+    beginning of a larger one. All latents are ordered like a sample of all of them with seed 0.
+
+    Raises InputError if the selection is empty or names latents that the SAE does not have.
     """
-    asked = spec.latents
-    match asked:
+    selection = spec.latents
+    match selection:
         case "all" | LatentSample():
-            n, seed = (n_latents, 0) if asked == "all" else (asked.sample, asked.seed)
+            n, seed = (n_latents, 0) if selection == "all" else (selection.sample, selection.seed)
             if n > n_latents:
                 raise _out_of_range(spec, f"a sample of {n} latents", f"at most {n_latents}")
             chosen = np.argsort(counter_hash(seed, np.arange(n_latents)), kind="stable")[:n]
         case LatentRange():
-            if not asked.start < asked.stop <= n_latents:
-                raise _out_of_range(spec, f"latents {asked.start} to {asked.stop}", f"0 <= start < stop <= {n_latents}")
-            chosen = np.arange(asked.start, asked.stop)
+            if not selection.start < selection.stop <= n_latents:
+                raise _out_of_range(
+                    spec, f"latents {selection.start} to {selection.stop}", f"0 <= start < stop <= {n_latents}"
+                )
+            chosen = np.arange(selection.start, selection.stop)
         case _:
-            chosen = np.asarray(list(dict.fromkeys(asked)), dtype=np.int64)
+            chosen = np.asarray(list(dict.fromkeys(selection)), dtype=np.int64)
             wrong = chosen[(chosen < 0) | (chosen >= n_latents)]
             if wrong.size or not chosen.size:
                 found = f"latents {wrong[:5].tolist()}" if wrong.size else "an empty list of latents"
@@ -71,13 +79,13 @@ def latents_in_turn(spec: SaeSpec, n_latents: int) -> UInt32[np.ndarray, " laten
 
 
 def selected_latents(spec: SaeSpec, n_latents: int) -> UInt32[np.ndarray, " latents"]:
-    """The same, ascending."""
+    """The latents of `latents_in_turn`, ascending; raises what it raises."""
     return np.sort(latents_in_turn(spec, n_latents))
 
 
 def _out_of_range(spec: SaeSpec, found: str, expected: str) -> InputError:
     return InputError(
-        f"{spec.partition} asks for {found}",
-        expected=f"{expected}, since the SAE is that wide",
+        f"{spec.partition} selects {found}",
+        expected=f"{expected}, because the SAE has no other latents",
         todo="correct `latents` in the registry",
     )

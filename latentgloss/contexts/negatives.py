@@ -1,20 +1,23 @@
-"""negatives: contexts in which a latent does not fire, by kind, and how large each kind is.
+"""Negatives: contexts in which a latent does not fire, by stratum, and the size of each stratum.
 
-What belongs here: the stage `sampled_negatives`, and the strata `same_document` and `random`. Reads the corpus and
-`activation_cache`; writes the tables `negatives` and `strata`, for every latent asked for that fires at all.
+What belongs here: sampling from every stratum, and which windows are in the strata `same_document` and `random`. Makes
+the rows of the tables `negatives` and `strata` for the selected latents that fire at all. The stage that writes them is
+in `contexts/stages.py`.
 
 A context is non-activating if the latent is zero on every token of it, masked ones included. It lies in a single
-document: otherwise a boundary in the window would say which stratum it is of, or that it is activating (decision 0012).
-Strata are disjoint, a context being of the first that fits among those asked for:
+document, because otherwise a boundary in the window would tell its stratum, or that it is activating
+(docs/decisions/0012-windows-of-one-document.md). Strata are disjoint: a context belongs to the first stratum in this
+order, of those in `negatives.strata`, that it fits:
 
-- `similar` and `neighbour`: see `hard_negatives.py`.
-- `same_document`: windows of a document in which the latent fires (on an unmasked token, anywhere).
+- `similar` and `neighbour`: see `contexts/hard_negatives.py`.
+- `same_document`: windows of a document in which the latent fires (on an unmasked token of any window).
 - `random`: all others.
 
-Method: docs/methods.md, Data. Populations are exact, and nothing is drawn in vain: with the usable windows laid out
-by split and document, the last two are unions of intervals (documents, minus windows in which the latent fires), and
-the i-th context of a sample is the image of i under a random permutation of that union. So a smaller sample is the
-beginning of a larger one, and work grows with the sample and the activations, not with the corpus.
+Method: docs/methods.md, Data (non-activating contexts). Populations are exact and nothing is drawn by rejection. With
+the usable windows in order of split and document, `same_document` and `random` are unions of intervals (documents,
+minus windows in which the latent fires). The i-th context of a sample is the image of i under a random permutation of
+that union. So a smaller sample is the beginning of a larger one, and the cost grows with the sample and the number of
+activations, not with the corpus.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64, UInt64
+from jaxtyping import Int64
 
 from latentgloss import schema
 from latentgloss.contexts.blocks import Source, blocks_of
 from latentgloss.contexts.firing import Cells
 from latentgloss.contexts.hard_negatives import NOBODY, Firing, Neighbourhoods, nearest_latents, neighbour_stratum
+from latentgloss.contexts.keys import hash48
 from latentgloss.contexts.layout import Intervals, Layout, Listed, claimed, firing_documents
+from latentgloss.contexts.permutation import permuted
 from latentgloss.machine.sorting import ascending, in_turns
 from latentgloss.statistics.counter_rng import counter_hash
 
@@ -43,26 +48,26 @@ if TYPE_CHECKING:
     from latentgloss.protocols import Vectors
 
 
-_CHUNK = 2**14
-_ROUNDS = 32
-"""Of a permutation: one place is uniform but for 2^-32, and pairs are as far as the tests can see."""
-
-
 @dataclass(frozen=True)
 class Strata:
-    """What the strata of any block of a work are worked out from."""
+    """What the strata of every block of a run are computed from."""
 
     settings: NegativeSettings
     corpus: Corpus
     layout: Layout
     neighbours: Int64[np.ndarray, "latents neighbours"] | None
-    """Of every latent of the SAE (`nearest_latents`); None unless `neighbour` is asked for."""
+    """`nearest_latents` of every latent of the SAE; None unless the stratum `neighbour` is in the settings."""
     firing: Firing | None
+    """Where all those neighbours fire; None like `neighbours`."""
     nearest: Neighbourhoods | None
+    """None unless the stratum `similar` is in the settings."""
 
     @classmethod
     def of(cls, run: StageRun[Any], source: Source, vectors: Callable[[], Vectors]) -> Strata:
-        """`vectors` opens those of the corpus's contexts; called only for the stratum `similar`."""
+        """Reads what the strata in the run's settings need.
+
+        `vectors` opens the vectors of the corpus's contexts. It is called only for the stratum `similar`.
+        """
         settings, layout = run.settings.negatives, Layout.of(source.windows)
         neighbours, firing = None, None
         if "neighbour" in settings.strata:
@@ -77,17 +82,17 @@ class Strata:
         return cls(settings, source.corpus, layout, neighbours, firing, nearest)
 
     def listed(self, cells: Cells) -> dict[str, Listed]:
-        """The strata of a block that are listed window by window."""
-        found: dict[str, Listed] = {}
+        """The strata of a block that are listed window by window: `similar` and `neighbour`, as far as enabled."""
+        strata: dict[str, Listed] = {}
         if self.nearest is not None:
-            found["similar"] = self.nearest.stratum(cells, self.settings.seed, self.settings.nearest)
+            strata["similar"] = self.nearest.stratum(cells, self.settings.seed, self.settings.nearest)
         if self.firing is not None and self.neighbours is not None:
             neighbours = self.neighbours[cells.latents]
-            found["neighbour"] = neighbour_stratum(cells, self.layout, self.firing, neighbours, claimed(found))
-        return found
+            strata["neighbour"] = neighbour_stratum(cells, self.layout, self.firing, neighbours, claimed(strata))
+        return strata
 
     def sample(self, cells: Cells) -> dict[str, pl.DataFrame]:
-        """Tables of a block."""
+        """Tables `negatives` and `strata` of a block."""
         firing = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         if "same_document" in self.settings.strata:
             firing = firing_documents(cells, self.layout.windows, self.corpus)
@@ -96,17 +101,18 @@ class Strata:
 
 @dataclass(frozen=True)
 class _Touched:
-    """Usable windows in which latents are active, masked tokens included."""
+    """Cells of usable windows, whether the latent is active on unmasked or on masked tokens only."""
 
     cell: Int64[np.ndarray, " n"]
     key: Int64[np.ndarray, " n"]
-    """Row * (usable windows) + place, ascending."""
+    """Window key of each cell, ascending."""
 
     @classmethod
     def of(cls, cells: Cells, layout: Layout) -> _Touched:
+        """All cells of usable windows."""
         cell = np.flatnonzero(cells.kind < len(schema.SPLITS))
-        key = cells.row[cell] * len(layout.window) + layout.place[cells.window[cell]]
-        if (key[1:] < key[:-1]).any():  # a corpus comes split by split and there by document: in order already
+        key = layout.keys.pack(cells.row[cell], layout.place[cells.window[cell]])
+        if (key[1:] < key[:-1]).any():  # mostly false: a corpus is in order of splits and, within, of documents
             order = np.argsort(key)
             cell, key = cell[order], key[order]
         return cls(cell, key)
@@ -124,79 +130,95 @@ def strata_intervals(
     strata: Sequence[str],
     taken: Int64[np.ndarray, " taken"],
 ) -> dict[str, Intervals]:
-    """Non-activating windows of `same_document` and `random`, as intervals of keys row * (usable windows) + place.
+    """Non-activating windows of `same_document` and `random`, as far as in `strata`, as intervals of window keys.
 
-    `taken`: keys of the windows that belong to an earlier stratum.
+    `firing`: (row, document) pairs of `firing_documents`. `taken`: window keys that belong to an earlier stratum.
     """
-    size = len(layout.window)
+    keys = layout.keys
     begin, end = np.empty((2, 0), dtype=np.int64)
-    found: dict[str, Intervals] = {}
-    rest = key = np.concatenate([touched.key, taken])
+    intervals: dict[str, Intervals] = {}
+    outside = excluded = np.concatenate([touched.key, taken])
     if "same_document" in strata:
         row, document = firing
-        begin, end = row * size + layout.start[document], row * size + layout.stop[document]
-        some = np.flatnonzero(begin < end)
-        begin, end = ascending(begin[some]), ascending(end[some])
-        # A window in which the latent fires is in one of the intervals. Any other, active on masked tokens only or not
-        # at all, is in one if more intervals have begun than ended.
+        begin, end = keys.pack(row, layout.start[document]), keys.pack(row, layout.stop[document])
+        with_windows = np.flatnonzero(begin < end)
+        begin, end = ascending(begin[with_windows]), ascending(end[with_windows])
+        # A window in which the latent fires is in one of the intervals. Any other excluded window is in one if more
+        # intervals begin than end up to its key.
         inside = np.append(cells.activating[touched.cell], np.zeros(len(taken), dtype=bool))
         unsure = np.flatnonzero(~inside)
-        begun, ended = (np.searchsorted(x, key[unsure], side="right") for x in (begin, end))
+        begun, ended = (np.searchsorted(edges, excluded[unsure], side="right") for edges in (begin, end))
         inside[unsure] = begun > ended
-        here, rest = (key[np.flatnonzero(mask)] for mask in (inside, ~inside))
-        found["same_document"] = Intervals.of([begin, here + 1], [end, here])
+        excluded_inside, outside = (excluded[np.flatnonzero(mask)] for mask in (inside, ~inside))
+        intervals["same_document"] = Intervals.of([begin, excluded_inside + 1], [end, excluded_inside])
     if "random" in strata:
-        bounds = np.array([0, len(cells.latents) * size])
-        found["random"] = Intervals.of([bounds[:1], end, rest + 1], [begin, rest, bounds[1:]])
-    return found
+        bounds = keys.first(np.array([0, len(cells.latents)]))
+        intervals["random"] = Intervals.of([bounds[:1], end, outside + 1], [begin, outside, bounds[1:]])
+    return intervals
 
 
 @dataclass(frozen=True)
 class _Groups:
-    """Every (latent that fires at all, split), in order, and what is wanted of each."""
+    """Every (latent that fires at all, split) in order, with the size of the sample to draw."""
 
     row: Int64[np.ndarray, " groups"]
     split: Int64[np.ndarray, " groups"]
     low: Int64[np.ndarray, " groups"]
-    """Keys of its windows are low to high."""
+    """The window keys of a group are low to high."""
     high: Int64[np.ndarray, " groups"]
     wanted: Int64[np.ndarray, " groups"]
+    """Contexts per stratum, from the settings."""
     silent: Int64[np.ndarray, " groups"]
-    """Windows in which the latent does not fire."""
+    """Usable windows in which the latent is zero on every token."""
 
     @classmethod
     def of(cls, cells: Cells, layout: Layout, touched: _Touched, settings: NegativeSettings) -> _Groups:
-        size, n_splits = len(layout.window), len(schema.SPLITS)
+        """The groups of a block."""
+        n_splits = len(schema.SPLITS)
         alive = np.flatnonzero(cells.alive)
         row, split = np.repeat(alive, n_splits), np.tile(np.arange(n_splits), len(alive))
         source = np.array(layout.windows.drawn_from)[split]
-        low, high = (row * size + layout.edges[source + shift] for shift in (0, 1))
+        low, high = layout.keys.pack(row, layout.edges[source]), layout.keys.pack(row, layout.edges[source + 1])
         wanted = np.array([getattr(settings, name) for name in schema.SPLITS])[split]
         silent = np.diff(layout.edges)[source] - touched.between(low, high)
         return cls(row, split, low, high, wanted, silent)
 
 
-_Drawn = tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " groups"]]
-"""Group, order and key of each window drawn; population of each group."""
+@dataclass(frozen=True)
+class _Drawn:
+    """Samples from one stratum, by group and order."""
 
+    group: Int64[np.ndarray, " n"]
+    order: Int64[np.ndarray, " n"]
+    """Place in the group's sample, from 0."""
+    key: Int64[np.ndarray, " n"]
+    """Window key."""
+    population: Int64[np.ndarray, " groups"]
+    """Windows of the stratum in each group."""
 
-def _from_intervals(groups: _Groups, cells: Cells, intervals: Intervals, seed: int, stratum: str) -> _Drawn:
-    first = intervals.rank(groups.low)
-    population = intervals.rank(groups.high) - first
-    sampled = np.minimum(groups.wanted, population)
-    group = np.repeat(np.arange(len(sampled)), sampled)
-    order = np.arange(len(group)) - np.repeat(np.cumsum(sampled) - sampled, sampled)
-    keys = counter_hash(seed, cells.latents[groups.row], groups.split, schema.STRATA.index(stratum))
-    return group, order, intervals.key(first[group] + permuted(order, group, population, keys)), population
+    @classmethod
+    def from_intervals(cls, groups: _Groups, cells: Cells, intervals: Intervals, seed: int, stratum: str) -> _Drawn:
+        """Samples from a stratum that is a union of intervals."""
+        first = intervals.rank(groups.low)
+        population = intervals.rank(groups.high) - first
+        sampled = np.minimum(groups.wanted, population)
+        group = np.repeat(np.arange(len(sampled)), sampled)
+        order = np.arange(len(group)) - np.repeat(np.cumsum(sampled) - sampled, sampled)
+        hashes = counter_hash(seed, cells.latents[groups.row], groups.split, schema.STRATA.index(stratum))
+        key = intervals.key(first[group] + permuted(order, group, population, hashes))
+        return cls(group, order, key, population)
 
-
-def _from_list(groups: _Groups, cells: Cells, layout: Layout, listed: Listed, seed: int, stratum: str) -> _Drawn:
-    group = np.searchsorted(groups.low, listed.key, side="right") - 1
-    size = len(layout.window)
-    latent, window = cells.latents[listed.key // size], layout.window[listed.key % size]
-    hashes = counter_hash(seed, latent, window, schema.STRATA.index(stratum)) >> np.uint64(16)
-    drawn, order = in_turns(group, listed.decile, hashes, groups.wanted)
-    return group[drawn], order, listed.key[drawn], np.bincount(group, minlength=len(groups.row))
+    @classmethod
+    def from_list(
+        cls, groups: _Groups, cells: Cells, layout: Layout, listed: Listed, seed: int, stratum: str
+    ) -> _Drawn:
+        """Samples from a stratum that is listed window by window, in which the deciles take turns."""
+        group = np.searchsorted(groups.low, listed.key, side="right") - 1
+        latent = cells.latents[layout.keys.row(listed.key)]
+        window = layout.window[layout.keys.place(listed.key)]
+        hashes = hash48(counter_hash(seed, latent, window, schema.STRATA.index(stratum)))
+        drawn, order = in_turns(group, listed.decile, hashes, groups.wanted)
+        return cls(group[drawn], order, listed.key[drawn], np.bincount(group, minlength=len(groups.row)))
 
 
 def sample_block(
@@ -206,81 +228,59 @@ def sample_block(
     settings: NegativeSettings,
     listed: Mapping[str, Listed],
 ) -> dict[str, pl.DataFrame]:
-    """Tables `negatives` and `strata` of the latents of `cells` that fire at all."""
+    """Tables `negatives` and `strata` of the latents of `cells` that fire at all.
+
+    `firing`: (row, document) pairs of `firing_documents`, empty if `same_document` is not in the settings. `listed`:
+    the strata that are listed window by window (`Strata.listed`).
+    """
     touched = _Touched.of(cells, layout)
     groups = _Groups.of(cells, layout, touched, settings)
     intervals = strata_intervals(cells, layout, touched, firing, settings.strata, claimed(listed))
     negatives, shares = [schema.NEGATIVES.empty()], [schema.STRATA_SHARES.empty()]
     for stratum in schema.STRATA:
         if stratum in listed:
-            drawn = _from_list(groups, cells, layout, listed[stratum], settings.seed, stratum)
+            drawn = _Drawn.from_list(groups, cells, layout, listed[stratum], settings.seed, stratum)
         elif stratum in intervals:
-            drawn = _from_intervals(groups, cells, intervals[stratum], settings.seed, stratum)
+            drawn = _Drawn.from_intervals(groups, cells, intervals[stratum], settings.seed, stratum)
         else:
             continue
-        group, order, key, population = drawn
-        window = layout.window[key % len(layout.window)]
-        negatives.append(
-            schema.NEGATIVES.conform(
-                pl.DataFrame(
-                    {
-                        "latent": cells.latents[groups.row[group]],
-                        "split": pl.Series(schema.SPLITS).gather(groups.split[group]),
-                        "context": window,
-                        "order": order,
-                        "stratum": pl.repeat(stratum, len(group), eager=True),
-                        "document": layout.windows.document[window],
-                    }
-                )
-            )
-        )
-        shares.append(
-            schema.STRATA_SHARES.conform(
-                pl.DataFrame(
-                    {
-                        "latent": cells.latents[groups.row],
-                        "split": pl.Series(schema.SPLITS).gather(groups.split),
-                        "stratum": pl.repeat(stratum, len(groups.row), eager=True),
-                        "population": population,
-                        "share": population / np.maximum(groups.silent, 1),
-                        "sampled": np.minimum(groups.wanted, population),
-                    }
-                )
-            )
-        )
-    # Strata come in the order of schema.STRATA, and a stable sort keeps it.
+        negatives.append(_negative_rows(groups, cells, layout, drawn, stratum))
+        shares.append(_share_rows(groups, cells, drawn, stratum))
+    # Strata are appended in the order of schema.STRATA, which the stable sort keeps.
     return {
         "negatives": pl.concat(negatives).sort("latent", "split", maintain_order=True),
         "strata": pl.concat(shares).sort("latent", "split", maintain_order=True),
     }
 
 
-def permuted(
-    index: Int64[np.ndarray, " n"],
-    group: Int64[np.ndarray, " n"],
-    sizes: Int64[np.ndarray, " groups"],
-    keys: UInt64[np.ndarray, " groups"],
-) -> Int64[np.ndarray, " n"]:
-    """Image of each index under the random permutation of range(size) of its group; index < size <= 2^32.
+def _negative_rows(groups: _Groups, cells: Cells, layout: Layout, drawn: _Drawn, stratum: str) -> pl.DataFrame:
+    """Rows of the table `negatives` for one stratum."""
+    window = layout.window[layout.keys.place(drawn.key)]
+    return schema.NEGATIVES.conform(
+        pl.DataFrame(
+            {
+                "latent": cells.latents[groups.row[drawn.group]],
+                "split": pl.Series(schema.SPLITS).gather(groups.split[drawn.group]),
+                "context": window,
+                "order": drawn.order,
+                "stratum": pl.repeat(stratum, len(drawn.group), eager=True),
+                "document": layout.windows.document[window],
+            }
+        )
+    )
 
-    The swap-or-not shuffle (Hoang, Morris & Rogaway, CRYPTO 2012): a round pairs x with k - x, k random, and swaps
-    each pair or not by a random bit. It works for any size, tiny ones included, and needs no table.
-    """
-    rounds = [counter_hash(number, keys) for number in range(_ROUNDS)]
-    shifts = [(bits % np.maximum(sizes, 1).astype(np.uint64)).astype(np.int64) for bits in rounds]
-    image = np.empty_like(index)
-    for low in range(0, len(index), _CHUNK):  # as much as stays near the processor
-        part = slice(low, low + _CHUNK)
-        x, of = index[part].copy(), group[part]
-        size = sizes[of]
-        for number, (bits, k) in enumerate(zip(rounds, shifts, strict=True)):
-            partner = k[of]
-            partner -= x
-            partner += size & (partner >> 63)  # modulo the size: the sign bit is all ones or none
-            key = np.maximum(x, partner)
-            key ^= bits.view(np.int64)[of]
-            partner -= x
-            partner &= counter_hash(number, key).view(np.int64) >> 63  # swapped or not
-            x += partner
-        image[part] = x
-    return image
+
+def _share_rows(groups: _Groups, cells: Cells, drawn: _Drawn, stratum: str) -> pl.DataFrame:
+    """Rows of the table `strata` for one stratum."""
+    return schema.STRATA_SHARES.conform(
+        pl.DataFrame(
+            {
+                "latent": cells.latents[groups.row],
+                "split": pl.Series(schema.SPLITS).gather(groups.split),
+                "stratum": pl.repeat(stratum, len(groups.row), eager=True),
+                "population": drawn.population,
+                "share": drawn.population / np.maximum(groups.silent, 1),
+                "sampled": np.minimum(groups.wanted, drawn.population),
+            }
+        )
+    )

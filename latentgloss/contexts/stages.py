@@ -1,8 +1,8 @@
 """The stages `sampled_contexts` and `sampled_negatives`.
 
-What belongs here: handing each block of latents to its sampler, and the counts that people see. Reads the corpus and
-`activation_cache`; writes `eligibility` and `contexts`, `negatives` and `strata`. Sampling is in `activating.py` and
-`negatives.py`.
+What belongs here: handing each block of latents to its sampler, and the counts that are shown for each stage. Reads the
+corpus and `activation_cache`; writes `eligibility` and `contexts` (`sampled_contexts`), `negatives` and `strata`
+(`sampled_negatives`). Sampling is in `contexts/activating.py` and `contexts/negatives.py`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 class ContextNeeds(Protocol):
     """What these stages need that is not in the store."""
 
-    def corpus(self, resolved: Version) -> Corpus: ...
+    def corpus(self, resolved: Version) -> Corpus:
+        """The corpus that a version of `resolved_saes` pins."""
 
-    def negative_vectors(self, resolved: Version) -> Vectors: ...
+    def negative_vectors(self, resolved: Version) -> Vectors:
+        """Vectors of that corpus's contexts, from the embedder that decides the stratum `similar`."""
 
 
 def _contexts(run: StageRun[ContextNeeds]) -> None:
@@ -73,8 +75,8 @@ def _negatives(run: StageRun[ContextNeeds]) -> None:
 
 
 def _consumed(run: StageRun[Any]) -> dict[str, Any]:
-    """What a block of negatives depends on besides its latents and the activations."""
-    consumed: dict[str, Any] = dict(run.recipe.content["external"])  # embedder and version, where they matter
+    """What a block of negatives depends on besides its latents and their activations."""
+    consumed: dict[str, Any] = dict(run.recipe.content["external"])  # embedder and version, for `similar`
     if "neighbour" in run.settings.negatives.strata:
         consumed["neighbours"] = run.input("activation_cache").content(("latents",))
     return consumed

@@ -1,13 +1,13 @@
-"""What activating and non-activating contexts share: windows of a corpus, and where latents fire in them.
+"""Windows: which windows of a corpus samples may hold, and why the others are left out.
 
-What belongs here: which latents are asked for, the windows a sample may hold, a block's activations gathered per
-(latent, window), counter-based randomness, and the loop over blocks. Reads the corpus and `activation_cache`;
-writes nothing. Used by `contexts.py` and `negatives.py` only (docs/methods.md, Data).
+What belongs here: the split, the document and the usability of each window of the corpus. Reads the corpus; writes
+nothing. Where latents fire in windows is in `contexts/firing.py`.
 
-The *population* is the same for both: windows that hold no 13-gram of an earlier split, one per distinct text.
-Which of several token-identical windows stands for the text does not depend on any latent.
+A window is *usable* if it lies in a single document, holds no 13-gram of an earlier split, and represents its text:
+of several token-identical windows one is kept. Activating and non-activating contexts are drawn from the same usable
+windows. Which of several token-identical windows is kept does not depend on any latent.
 
-Memory: one byte per token, about 20 per window, and a block's share of the activations.
+Memory: about 20 bytes per window. Method: docs/methods.md, Data.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from latentgloss.corpus.reader import Corpus
 
 
-_CHUNK = 1 << 16  # windows hashed at once
-
+_CHUNK = 1 << 16
+"""Windows hashed at once."""
 
 SEVERAL, SHARED, REPEAT = range(len(schema.SPLITS), len(schema.SPLITS) + 3)
 """Kinds of window that are not usable (`Windows.kind`)."""
@@ -45,69 +45,79 @@ class Windows:
     document: UInt32[np.ndarray, " windows"]
     """Document of the middle token."""
     several: Bool[np.ndarray, " windows"]
-    """Does not lie in a single document: then where documents end could tell what a latent does (decision 0012)."""
+    """The window does not lie in a single document, so its document boundaries could tell what a latent does
+    (docs/decisions/0012-windows-of-one-document.md)."""
     shared: Bool[np.ndarray, " windows"]
-    """Holds a whole 13-gram that an earlier split holds too."""
+    """The window holds a whole 13-gram that also occurs in an earlier split."""
     repeat: Bool[np.ndarray, " windows"]
-    """Neither of these, but token-identical to another window, which stands for the text."""
+    """Neither `several` nor `shared`, but token-identical to another window, which represents the text."""
     drawn_from: tuple[int, ...] = tuple(range(len(schema.SPLITS)))
-    """Of each split, the split whose windows its samples are drawn from."""
+    """For each split, the split whose windows its samples are drawn from."""
 
     @classmethod
     def of(cls, corpus: Corpus, length: int) -> Windows:
-        """Raises SettingsError if no 13-gram fits a window, CorpusError if `length` does not divide sequences."""
+        """The windows of `length` tokens of a corpus.
+
+        Raises SettingsError if a 13-gram does not fit into a window, CorpusError if `length` does not divide the
+        sequence length.
+        """
         if length < schema.GRAM:
             raise SettingsError(
                 f"contexts.length = {length}",
-                expected=f"at least {schema.GRAM}: text shared between splits is found by its {schema.GRAM}-grams",
+                expected=f"at least {schema.GRAM}, because text shared between splits is found by its "
+                f"{schema.GRAM}-grams",
                 todo="set a longer contexts.length",
             )
         split = corpus.split_of_context(length)
         shared = corpus.shares_13gram(length)
         start = np.arange(len(split), dtype=np.int64) * length
         # Spans are ascending and disjoint; BOS and separators lie between them.
-        first = np.searchsorted(corpus.span_end, start, side="right")
-        last = np.searchsorted(corpus.span_start, start + length, side="left") - 1
-        middle = np.searchsorted(corpus.span_start, start + length // 2, side="right") - 1
-        document = corpus.span_document[np.maximum(np.clip(middle, first, last), 0)]
-        several = first != last
-        repeat = _repeats(text_hashes(corpus.tokens.reshape(-1, length)), split, ~(several | shared))
-        return cls(length, split, document, several, shared, repeat)
+        first_span = np.searchsorted(corpus.span_end, start, side="right")
+        last_span = np.searchsorted(corpus.span_start, start + length, side="left") - 1
+        middle_span = np.searchsorted(corpus.span_start, start + length // 2, side="right") - 1
+        document = corpus.span_document[np.maximum(np.clip(middle_span, first_span, last_span), 0)]
+        several = first_span != last_span
+        text = text_hashes(corpus.tokens.reshape(-1, length))
+        return cls(length, split, document, several, shared, _repeats(text, split, ~(several | shared)))
 
     def in_one_pool(self) -> Windows:
-        """All windows as one pool for every split, as in the paper: nothing is kept apart, nothing dropped."""
-        nothing = np.zeros(len(self.split), dtype=bool)
+        """The windows as one pool that all splits are drawn from, with no window dropped (`contexts.pool = "one"`).
+
+        This is the protocol of Paulo et al., arXiv 2410.13928.
+        """
+        none = np.zeros(len(self.split), dtype=bool)
         pool = schema.SPLITS.index("test")
         return replace(
             self,
             split=np.full_like(self.split, pool),
-            several=nothing,
-            shared=nothing,
-            repeat=nothing,
+            several=none,
+            shared=none,
+            repeat=none,
             drawn_from=(pool,) * len(schema.SPLITS),
         )
 
     @cached_property
     def usable(self) -> Bool[np.ndarray, " windows"]:
-        """The windows that samples are drawn from."""
+        """Whether samples may hold each window."""
         usable: Bool[np.ndarray, " windows"] = ~(self.several | self.shared | self.repeat)
         return usable
 
     @cached_property
     def kind(self) -> UInt8[np.ndarray, " windows"]:
-        """Split of a usable window; of others `SEVERAL`, `SHARED` or `REPEAT`, the first that holds."""
+        """The split of a usable window; otherwise the first of `SEVERAL`, `SHARED` and `REPEAT` that applies."""
         kind = self.split.copy()
-        for number, holds in ((REPEAT, self.repeat), (SHARED, self.shared), (SEVERAL, self.several)):
-            kind[holds] = number
+        for number, applies in ((REPEAT, self.repeat), (SHARED, self.shared), (SEVERAL, self.several)):
+            kind[applies] = number
         return kind
 
     @cached_property
     def n_usable(self) -> Int64[np.ndarray, " splits"]:
+        """Usable windows of each split."""
         return np.bincount(self.split[self.usable], minlength=len(schema.SPLITS))
 
     def facts(self) -> dict[str, dict[str, int]]:
-        """Counts of windows by split, for people."""
-        counted = {
+        """Counts of windows by split, for display."""
+        masks = {
             "usable": self.usable,
             "dropped_several": self.several,
             "dropped_shared": self.shared,
@@ -115,12 +125,12 @@ class Windows:
         }
         return {
             f"windows_{name}": {split: int((self.split[mask] == i).sum()) for i, split in enumerate(schema.SPLITS)}
-            for name, mask in counted.items()
+            for name, mask in masks.items()
         }
 
 
 def text_hashes(tokens: UInt32[np.ndarray, "windows length"]) -> UInt64[np.ndarray, " windows"]:
-    """64-bit hash of the tokens of each window. Equal texts have equal hashes; two others at odds of 2^-64."""
+    """64-bit hash of the tokens of each window. Two different texts have equal hashes with probability 2^-64."""
     hashes = np.empty(len(tokens), dtype=np.uint64)
     for low in range(0, len(tokens), _CHUNK):
         chunk = np.asarray(tokens[low : low + _CHUNK])
@@ -133,9 +143,10 @@ def _repeats(
     split: UInt8[np.ndarray, " windows"],
     candidate: Bool[np.ndarray, " windows"],
 ) -> Bool[np.ndarray, " windows"]:
-    """Candidates that are not the one of their text: the earliest split's, there the one with the lowest hash.
+    """Candidates whose text another candidate represents: the one of the earliest split with the lowest hash there.
 
-    By hash and not the first, since a repeated text differs from its first occurrence in what precedes it.
+    The lowest hash decides instead of the first position because a repeated text differs from its first occurrence in
+    what precedes it.
     """
     repeat = np.zeros(len(text), dtype=bool)
     windows = np.flatnonzero(candidate)

@@ -383,7 +383,7 @@ def test_selected_latents() -> None:
     "latents", [[4], [-1], [], LatentRange(start=2, stop=5), LatentRange(start=3, stop=3), LatentSample(sample=5)]
 )
 def test_latents_out_of_range_are_refused(latents: object) -> None:
-    with pytest.raises(InputError, match=r"m/layers.0/s asks for .*Expected: .*[34]"):
+    with pytest.raises(InputError, match=r"m/layers.0/s selects .*Expected: .*[34]"):
         selected_latents(spec(latents), 4)
 
 
