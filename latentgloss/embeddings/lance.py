@@ -1,14 +1,15 @@
-"""LanceDB tables of a store: the one place that knows LanceDB.
+"""LanceDB tables of a store. This is the only module that imports LanceDB.
 
     <store>/embeddings/<name>.lance
 
-What belongs here: opening and creating tables, the refusal of a table that is not what was asked for, one writer at a
-time, and errors in our own words. What the tables hold is in `vectors.py` and `search.py`.
+What belongs here: opening and creating tables, refusing a table that was made with something else than expected, a
+lock per table for its single writer, and converting LanceDB's exceptions to our errors. `vector_table.py`,
+`search_index.py` and `search_writer.py` define what the tables hold.
 
-A table's metadata says what its vectors are (embedder, format), its schema of how many numbers. Every write is a
-transaction: what a killed writer leaves is the table before its last write, or, if it died while creating it, a folder
-without a version, which is taken for nothing. A writer takes the table's lock; readers need none, since they read a
-version that stays.
+A table's metadata records what its vectors are (embedder, format); its schema records their dimension. Every write is a
+transaction. A writer that is killed leaves the table as it was before its last write; if it is killed while creating
+the table, it leaves a folder without a version, which counts as no table. Readers need no lock, because each reads one
+version of the table, and versions do not change.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
 
 
 FOLDER = "embeddings"
-"""Below the store."""
+"""Folder of the tables, below the store's root."""
 REBUILD = "latentgloss index rebuild"
-_MEND = f"run `{REBUILD}`, which removes it; what is needed of it is made again"
+"""The command that removes unusable tables and builds the search index again."""
+_MEND = f"run `{REBUILD}`, which removes the table and makes what is needed again"
 _METADATA = b"latentgloss"
 _KEEP = datetime.timedelta(hours=1)
-"""Versions of a table that a reader may still be reading."""
+"""Compaction keeps versions of a table that are younger than this, because a reader may still be reading them."""
 
 
 class LanceTables:
@@ -48,14 +50,15 @@ class LanceTables:
 
     @cached_property
     def _connection(self) -> Any:
-        os.environ.setdefault("LANCE_LOG", "error")  # it warns of every table that is made
+        os.environ.setdefault("LANCE_LOG", "error")  # it logs a warning for every new table
         import lancedb
 
         self.root.mkdir(parents=True, exist_ok=True)
-        # Zero: a table that another process wrote to is seen as it is now.
+        # Zero, so that writes of other processes are visible at once.
         return lancedb.connect(self.root, read_consistency_interval=datetime.timedelta(0))
 
     def path(self, name: str) -> Path:
+        """Folder of a table."""
         return self.root / f"{name}.lance"
 
     def names(self) -> list[str]:
@@ -63,24 +66,25 @@ class LanceTables:
         return sorted(path.stem for path in self.root.glob("*.lance") if self.exists(path.stem))
 
     def told(self, name: str) -> dict[str, Any]:
-        """What a table says of itself: its facts, and `dimension`, the numbers per vector. Raises StoreError."""
+        """What a table records about itself: its facts, and `dimension`, the numbers per vector. Raises StoreError."""
         return self._open(name)[1]
 
     def exists(self, name: str) -> bool:
+        """Whether a table has a version."""
         return any((self.path(name) / "_versions").glob("*.manifest"))
 
     def open(self, name: str, facts: Mapping[str, Any]) -> Any | None:
-        """The table, or None if it was never made. `facts` are what it must say of itself (`told`).
+        """The table, or None if it does not exist. `facts`: what it must record about itself (`told`).
 
-        Raises StoreError if the table cannot be read or says anything else: another embedder, dimension or format.
+        Raises StoreError if the table cannot be read, or records something else: another embedder, dimension or format.
         """
         if not self.exists(name):
             return None
-        table, told = self._open(name)
-        if told != {**told, **facts}:
-            wrong = [key for key in facts if told.get(key) != facts[key]]
+        table, recorded = self._open(name)
+        if recorded != {**recorded, **facts}:
+            wrong = [key for key in facts if recorded.get(key) != facts[key]]
             raise StoreError(
-                f"{self.path(name)} was made with " + _listed(told, wrong),
+                f"{self.path(name)} was made with " + _listed(recorded, wrong),
                 expected=_listed(facts, wrong),
                 todo=f"{_MEND}; or restore the settings it was made with",
             )
@@ -90,13 +94,16 @@ class LanceTables:
         with self.reading(name):
             table = self._connection.open_table(name)
             schema = table.schema
-            told: dict[str, Any] = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
+            recorded: dict[str, Any] = json.loads((schema.metadata or {}).get(_METADATA, b"{}"))
             if "vector" in schema.names:
-                told["dimension"] = getattr(schema.field("vector").type, "list_size", None)
-        return table, told
+                recorded["dimension"] = getattr(schema.field("vector").type, "list_size", None)
+        return table, recorded
 
     def create(self, name: str, schema: pa.Schema, facts: Mapping[str, Any]) -> Any:
-        """A new, empty table; hold its lock. What an interrupted creation left is removed."""
+        """Creates an empty table that records `facts`, after removing the rest of an interrupted creation.
+
+        Hold the table's lock. Raises StoreError.
+        """
         if self.path(name).exists() and not self.exists(name):
             self.drop(name)
         schema = schema.with_metadata({_METADATA: json.dumps(dict(facts)).encode()})
@@ -104,24 +111,24 @@ class LanceTables:
             return self._connection.create_table(name, schema=schema)
 
     def drop(self, name: str) -> None:
-        """Removes a table, whatever its state; hold its lock."""
+        """Removes a table, damaged or not. Hold its lock."""
         self.files.remove(self.path(name).name)
 
     def rename(self, name: str, to: str) -> None:
-        """A table takes the place of another; hold the locks of both."""
+        """Moves a table to the place of `to`, which is removed. Hold the locks of both. Raises StoreError."""
         with self.writing(to):
             self.drop(to)
             self.path(name).replace(self.path(to))
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """One writer per table."""
+        """Holds a table's lock, so that it has one writer at a time."""
         with self.files.lock(f".locks/{name}"):
             yield
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Turns what LanceDB raises about damaged files into an error that names the table and what mends it."""
+        """Converts LanceDB's exceptions about damaged files to a StoreError that names the table and the remedy."""
         try:
             yield
         except (RuntimeError, ValueError, OSError) as e:
@@ -133,7 +140,7 @@ class LanceTables:
 
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[None]:
-        """Turns what LanceDB raises about a full disk or damaged files into an error of ours."""
+        """Converts LanceDB's exceptions about a full disk or damaged files to a StoreError."""
         try:
             with self.reading(name):
                 yield
@@ -143,12 +150,12 @@ class LanceTables:
             raise
 
     def compact(self, name: str, table: Any) -> None:
-        """Joins the many small pieces that many writes leave; versions older than an hour go. Hold the lock."""
+        """Merges the small files that many writes leave, and deletes versions older than an hour. Hold the lock."""
         with self.writing(name):
             table.optimize(cleanup_older_than=_KEEP)
 
     def damage(self, name: str) -> StoreError | None:
-        """Why a table cannot be read, by reading all of it; None if it can."""
+        """Reads all of a table and returns the error that this raises; None if the table is sound."""
         try:
             with self.reading(name):
                 for _ in self._connection.open_table(name).search().to_batches(batch_size=4096):
@@ -159,16 +166,16 @@ class LanceTables:
 
 
 def index_words(table: Any, column: str) -> None:
-    """Makes the full-text index of a column, unless there is one. Hold the lock."""
+    """Makes the full-text index of a column if there is none. Hold the table's lock."""
     from lancedb.index import FTS
 
     if not any(index.columns == [column] for index in table.list_indices()):
-        # Stop words stay: explanations are at times about them.
+        # Stop words are indexed too, because some explanations are about them.
         table.create_index(column, config=FTS(remove_stop_words=False))
 
 
 def words_query(table: Any, column: str, text: str) -> Any:
-    """A query for rows whose column holds words of `text`; nothing in it is an operator."""
+    """A full-text query for rows whose column contains words of `text`; characters in it are never operators."""
     from lancedb.query import MatchQuery
 
     words = MatchQuery(text, column)  # type: ignore[call-arg]  # its defaults are not typed
@@ -176,7 +183,7 @@ def words_query(table: Any, column: str, text: str) -> Any:
 
 
 def _listed(facts: Mapping[str, Any], keys: list[str]) -> str:
-    return ", ".join(f"{key} {facts.get(key, 'not stated')!r}" for key in keys)
+    return ", ".join(f"{key} {facts.get(key, 'not recorded')!r}" for key in keys)
 
 
 def _brief(error: BaseException) -> str:

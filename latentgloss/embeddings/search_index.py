@@ -1,16 +1,17 @@
-"""The search index: one LanceDB table over the explanations of all SAEs, with vectors, full text and scores.
+"""The search index: one LanceDB table with the explanations of all SAEs, their vectors, full text and scores.
 
     search.lance: key, model, hookpoint, sae, partition, latent, explainer, explanation, density, one column per
                   scorer, vector, version
 
-What belongs here: a row per explanation of status `ok` (nulls left out: another latent's text is no finding), writing
-the rows of one SAE as a whole, and the three ways to search. Everything in it is derived; `rebuild` makes it anew from
-the versions that are current, beside the one that is there, and puts it in its place when it is whole. `version` is the
-fingerprint of the `search_index` version a row belongs to, so that a reader can tell an index that is behind; how many
-rows a SAE must have is in that version, so that one whose writer was stopped is told, too.
+What belongs here: the table's columns and the three ways to search it. `search_writer.py` writes it.
 
-A scorer's column holds the *lowest* of an explanation's scores over judges and kinds of negatives: who filters by it
-gets what holds up everywhere. All of them: `latentgloss scores`.
+The table has a row for each explanation of status `ok`, null explanations excepted. All of it is derived and can be
+rebuilt from the current versions (`workspace/search.py`). `version` is the fingerprint of the `search_index` version
+that a row belongs to, so that a reader can detect an outdated index. That version records the number of rows of each
+SAE, so that an incomplete index, whose writer was stopped, is detected too.
+
+A scorer's column holds the *lowest* score of an explanation over judges and kinds of negatives, so that a filter keeps
+only explanations that reach the bound everywhere. `latentgloss scores` lists all scores.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 
 Mode = Literal["vector", "text", "hybrid"]
+"""By cosine of vectors, by words (BM25), or by both rankings fused."""
 NAME, STAGE, FORMAT = "search", "search_index", "1"
+"""Name of the table, the stage that writes it, and the version of its layout."""
 SCORERS = (
     "detection",
     "fuzzing",
@@ -44,18 +47,20 @@ SCORERS = (
     "intervention",
     "generation",
 )
-"""Columns; a scorer that was not run is empty, so that the table's columns never change."""
+"""Columns of scores. All exist from the start, empty for a scorer that was not run, so that columns never change."""
 FILTERS = ("model", "hookpoint", "sae", "partition", "explainer")
+"""Columns that a search can be restricted to one value of."""
 LONGEST = 2000
-"""Characters of a query."""
+"""Most characters of a query."""
 FUSION = 60
 """Constant of reciprocal rank fusion (Cormack, Clarke & Büttcher, SIGIR 2009)."""
 TEXT_COLUMNS = ("key", "model", "hookpoint", "sae", "partition", "explainer", "explanation", "version")
+"""Columns of strings."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One explanation found."""
+    """One explanation that a search found."""
 
     partition: str
     latent: int
@@ -64,38 +69,45 @@ class Hit:
     similarity: float | None
     """Cosine with the query; None in mode `text`."""
     text_score: float | None
-    """BM25; None where the words were not searched or not found."""
+    """BM25; None if words were not searched or not found."""
     density: float
+    """The latent's density (`schema.LATENTS`)."""
     scores: dict[str, float]
+    """Lowest score by scorer; scorers without a score are left out."""
 
     def as_json(self) -> dict[str, Any]:
+        """The fields by name."""
         return dict(vars(self))
 
 
 class SearchIndex:
-    """The table of one store, for one embedder."""
+    """The search index of one store, for one embedder."""
 
     name = NAME
 
     def __init__(self, tables: LanceTables, embedder: dict[str, Any]) -> None:
-        """`embedder`: identity of what made the vectors."""
+        """`embedder`: identity of the embedder that made the vectors."""
         self.tables = tables
         self.facts = {"what": "search", "embedder": embedder, "format": FORMAT}
 
     def table(self, dimension: int | None = None) -> Any:
-        """Raises MissingInput if there is none, StoreError if it is another embedder's or cannot be read."""
+        """The LanceDB table.
+
+        Raises MissingInput if there is none, StoreError if it was made with another embedder or dimension or cannot be
+        read.
+        """
         table = self.tables.open(NAME, self.facts | ({} if dimension is None else {"dimension": dimension}))
         if table is None:
             raise MissingInput(
                 "there is no search index yet",
                 expected="the asset search_index of at least one model",
-                todo="materialise it: `dagster asset materialize --select search_index --partition MODEL`; if it was "
-                "and its table is gone, run `latentgloss index rebuild`",
+                todo="materialise it: `dagster asset materialize --select search_index --partition MODEL`; if it is "
+                "materialised and only its table is missing, run `latentgloss index rebuild`",
             )
         return table
 
     def counts(self) -> dict[str, dict[tuple[str, str], int]]:
-        """Per model: rows of each (partition, version)."""
+        """Number of rows by model and then by (partition, version). Raises as `table` does."""
         columns = ["model", "partition", "version"]
         with self.tables.reading(NAME):
             rows = pl.from_arrow(self.table().search().select(columns).to_arrow())
@@ -106,14 +118,14 @@ class SearchIndex:
         return found
 
     def unscored(self, scorer: str) -> tuple[int, int]:
-        """Rows without a score of a scorer, and rows."""
+        """Number of rows without a score of this scorer, and number of all rows. Raises as `table` does."""
         _where({}, {scorer: 0.0})
         with self.tables.reading(NAME):
             table = self.table()
             return table.count_rows(f"{scorer} IS NULL"), table.count_rows()
 
     def known(self, column: str) -> list[str]:
-        """Distinct values of one of `FILTERS`."""
+        """Distinct values of one of the columns `FILTERS`, sorted. Raises as `table` does."""
         with self.tables.reading(NAME):
             found = self.table().search().select([column]).to_arrow()[column].unique().to_pylist()
         return sorted(found)
@@ -128,13 +140,15 @@ class SearchIndex:
         filters: Mapping[str, str] | None = None,
         at_least: Mapping[str, float] | None = None,
     ) -> list[Hit]:
-        """The best `limit` rows. `filters`: equal to; `at_least`: scorer to its lowest score that will do.
+        """The best `limit` rows, best first.
 
-        `vector` (the query's) is not needed in mode `text`. Words are looked up one by one: nothing in a query is an
-        operator. Mode `hybrid` fuses the two rankings by reciprocal rank.
+        `vector`: the query's vector, not needed in mode `text`. `filters`: the required value by column. `at_least`:
+        the lowest accepted score by scorer. Words are searched one by one; nothing in a query is an operator. Mode
+        `hybrid` fuses the two rankings by reciprocal rank: each adds 1 / (`FUSION` + rank). Raises InputError for an
+        unknown column or scorer, and as `table` does.
         """
         table, where = self.table(None if vector is None else len(vector)), _where(filters or {}, at_least or {})
-        deep = max(4 * limit, 100)  # beyond the limit, so that ties are cut by key and not by chance
+        deep = max(4 * limit, 100)  # more than `limit`, so that ties at the limit are ordered by key and not by chance
         rows: dict[str, dict[str, Any]] = {}
         ranks: dict[str, float] = {}
         lists: list[list[dict[str, Any]]] = []
@@ -166,7 +180,7 @@ def _limited(query: Any, where: str, limit: int) -> list[dict[str, Any]]:
 
 def _hit(row: dict[str, Any], vector: Float32[np.ndarray, " dimension"] | None) -> Hit:
     similarity = row.get("_similarity")
-    if similarity is None and vector is not None:  # found by its words only
+    if similarity is None and vector is not None:  # found only by its words
         similarity = float(vector @ np.asarray(row["vector"], dtype=np.float32))
     return Hit(
         row["partition"],
@@ -181,21 +195,21 @@ def _hit(row: dict[str, Any], vector: Float32[np.ndarray, " dimension"] | None) 
 
 
 def _where(filters: Mapping[str, str], at_least: Mapping[str, float]) -> str:
-    """An SQL condition. Names of columns are ours; values are quoted, so that none of them is read as SQL."""
+    """An SQL condition. Column names come from a fixed list, and values are quoted, so no input is read as SQL."""
     unknown = [name for name in filters if name not in FILTERS] + [name for name in at_least if name not in SCORERS]
     if unknown:
         raise InputError(
-            f"{unknown[0]!r} is nothing to filter by", expected=f"one of {', '.join((*FILTERS, *SCORERS))}"
+            f"{unknown[0]!r} is not a column to filter by", expected=f"one of {', '.join((*FILTERS, *SCORERS))}"
         )
     equal = [f"{name} = '" + value.replace("'", "''") + "'" for name, value in sorted(filters.items())]
     return " AND ".join([*equal, *(f"{name} >= {float(value)!r}" for name, value in sorted(at_least.items()))])
 
 
 def checked_query(text: str) -> str:
-    """The query without surrounding white space. Raises InputError if nothing is left, or if it is too long."""
-    text = text.encode("utf-8", "replace").decode().strip()  # bytes that are no UTF-8 arrive as surrogates
+    """The query without surrounding white space. Raises InputError if nothing is left or the query is too long."""
+    text = text.encode("utf-8", "replace").decode().strip()  # bytes that are not UTF-8 arrive as surrogates
     if not text:
-        raise InputError("the query is empty", expected="what the latent should respond to, in words")
+        raise InputError("the query is empty", expected="words that say what the latent should respond to")
     if len(text) > LONGEST:
         raise InputError(
             f"the query has {len(text):,} characters",

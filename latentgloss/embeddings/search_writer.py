@@ -1,4 +1,8 @@
-"""Writing the search index: one SAE's rows at a time, by a single writer."""
+"""Writes the search index, all rows of one SAE at a time, with a single writer.
+
+What belongs here: the rows of an SAE (`explanation_rows`), and writing them to the present index (`writing`) or to a
+new one that replaces it when it is complete (`rebuilding`).
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,13 @@ if TYPE_CHECKING:
 
 
 BEGUN = "search-begun"
-"""What `rebuild` writes until it is whole. Left behind by one that was stopped, removed by the next."""
+"""The table that `rebuilding` writes until it is complete. A rebuild first removes one left by an interrupted one."""
 
 
 def explanation_rows(partition: str, inputs: Mapping[str, Version]) -> pl.DataFrame:
-    """Rows of one SAE without vectors: explanations of status `ok`, density, lowest score of each scorer.
+    """The rows of one SAE without vectors: explanations of status `ok`, density, lowest score of each scorer.
 
-    `inputs`: versions of `explanations`, `activation_cache` and of any stages that score, by stage.
+    `inputs`: versions of `explanations`, `activation_cache` and any scoring stages, by stage.
     """
     model, hookpoint, sae = split_partition(partition)
     rows = (
@@ -44,7 +48,7 @@ def explanation_rows(partition: str, inputs: Mapping[str, Version]) -> pl.DataFr
     rows = rows.join(density, on="latent", how="left", validate="m:1")
     found: set[str] = set()
     for stage, version in inputs.items():
-        # Scores of other explanations than these are not theirs.
+        # Scores made from other explanations are left out.
         if STAGES[stage].noun == "scores" and made_from(version, inputs["explanations"]):
             lowest = (
                 version.scan(schema.SCORES)
@@ -55,7 +59,7 @@ def explanation_rows(partition: str, inputs: Mapping[str, Version]) -> pl.DataFr
             )
             for (scorer,), part in sorted(lowest.group_by("scorer")):
                 if scorer in SCORERS:
-                    # What judges the latent itself is beside each of its explanations.
+                    # A score of the latent itself (explainer `none`) goes to each of its explanations.
                     on = ["latent"] if part["explainer"].unique().to_list() == ["none"] else ["latent", "explainer"]
                     chosen = part.select(*on, pl.col("score").alias(str(scorer)))
                     rows = rows.join(chosen, on=on, how="left")
@@ -72,7 +76,10 @@ def explanation_rows(partition: str, inputs: Mapping[str, Version]) -> pl.DataFr
 
 @contextlib.contextmanager
 def writing(index: SearchIndex, *, replace: bool) -> Iterator[Writer]:
-    """The table's only writer. `replace`: a table of another embedder, or one that cannot be read, is begun anew."""
+    """Locks the index and yields its only writer. Raises StoreError.
+
+    `replace`: removes a table that was made with another embedder or cannot be read, instead of raising.
+    """
     with index.tables.lock(NAME):
         writer = Writer(index, NAME, replace)
         yield writer
@@ -81,7 +88,10 @@ def writing(index: SearchIndex, *, replace: bool) -> Iterator[Writer]:
 
 @contextlib.contextmanager
 def rebuilding(index: SearchIndex) -> Iterator[Writer]:
-    """The only writer of a new table, which replaces the present one at the end and not before."""
+    """Locks the index and yields the writer of a new table, which replaces the present one when the block ends.
+
+    An exception in the block leaves the present table as it is. Raises StoreError.
+    """
     with index.tables.lock(NAME):
         index.tables.drop(BEGUN)
         writer = Writer(index, BEGUN, replace=True)
@@ -94,14 +104,18 @@ def rebuilding(index: SearchIndex) -> Iterator[Writer]:
 
 
 class Writer:
-    """Writes rows SAE by SAE, each in one transaction. Made by `writing` and `rebuilding`, which hold the lock."""
+    """Writes the rows of one SAE after another, each in one transaction.
+
+    Created by `writing` and `rebuilding`, which hold the lock.
+    """
 
     def __init__(self, index: SearchIndex, name: str, replace: bool) -> None:
         self.index, self.name, self.tables = index, name, index.tables
         try:
             self.table = self.tables.open(name, index.facts)
         except StoreError as e:
-            # Another embedder's, or damaged when looked at again: what cannot be read just now may be in order.
+            # Removed if it was made with another embedder, or if a second reading also fails: a table that could not
+            # be read once may be sound.
             if not replace or (e.__cause__ is not None and self.tables.damage(name) is None):
                 raise
             self.tables.drop(name)
@@ -112,7 +126,7 @@ class Writer:
     def put(
         self, partition: str, rows: pl.DataFrame, vectors: Float32[np.ndarray, "rows dimension"], version: str
     ) -> None:
-        """The rows of a SAE are these and no others."""
+        """Replaces the rows of an SAE. `version`: fingerprint of the `search_index` version they belong to."""
         if rows.is_empty():
             self._delete(f"partition = '{partition}'")
             return
@@ -131,8 +145,8 @@ class Writer:
             )
 
     def keep_only(self, model: str, partitions: Sequence[str]) -> None:
-        """Removes the rows of the model's other SAEs."""
-        listed = ", ".join(f"'{name}'" for name in partitions)  # validated names: no quote is in them
+        """Removes the rows of all SAEs of the model that are not in `partitions`."""
+        listed = ", ".join(f"'{name}'" for name in partitions)  # validated names, which contain no quotes
         self._delete(f"model = '{model}'" + (f" AND partition NOT IN ({listed})" if listed else ""))
 
     def _delete(self, where: str) -> None:
@@ -141,13 +155,15 @@ class Writer:
                 self.table.delete(where)
 
     def _index_words(self, table: Any) -> None:
-        """Makes the full-text index, if there is none, before any row: words of a table without one are found, too,
-        but by other rules, and a writer that is stopped would leave such a table."""
+        """Makes the full-text index if there is none, before any row is written.
+
+        Without it LanceDB also finds words, but by other rules, and an interrupted writer would leave such a table.
+        """
         with self.tables.writing(self.name):
             index_words(table, "explanation")
 
     def finish(self) -> None:
-        """Brings the full-text index up to the rows."""
+        """Compacts the table, which also adds new rows to the full-text index."""
         if self.table is not None:
             self.tables.compact(self.name, self.table)
 

@@ -1,10 +1,11 @@
-"""Embeddings: vectors of contexts and of explanations, and the index people search. Stages beside the six nouns.
+"""The stages `context_embeddings`, `explanation_embeddings` and `search_index`, which stand beside the six nouns.
 
-What belongs here: which contexts and texts the stages see to, and the record each leaves (`vectors.json`,
-`index.json`): table, embedder, numbers. The vectors are in LanceDB (`vectors.py`), the index is `search.py`.
+What belongs here: the choice of contexts and texts, and the record that each stage leaves (`vectors.json` or
+`index.json`): table, embedder and counts. The vectors are in LanceDB (`vectors.py`); the index is written by
+`search_writer.py`.
 
-The first two stages only order the work: a vector is a pure function of text and embedder, so whoever needs one that is
-missing makes it, and recipes of consumers hold the embedder's identity, not these stages.
+The first two stages only compute vectors early. A vector is a pure function of text and embedder, so any stage that
+needs a missing vector computes it, and its recipe holds the embedder's identity instead of these stages.
 """
 
 from __future__ import annotations
@@ -32,23 +33,28 @@ if TYPE_CHECKING:
 
 
 VECTORS, INDEX = "vectors.json", "index.json"
+"""Files of the records."""
 
 
 class EmbeddingNeeds(Protocol):
-    """What these stages need that is not in the store."""
+    """What these stages need beside their inputs."""
 
     @property
-    def lance(self) -> LanceTables: ...
+    def lance(self) -> LanceTables:
+        """The store's LanceDB tables."""
 
-    def corpus_of(self, version: Version) -> Corpus: ...
+    def corpus_of(self, version: Version) -> Corpus:
+        """The corpus of a `tokenized_corpus` version."""
 
     def context_vectors(
         self, model: str, corpus: Corpus, embedder: str, progress: Progress | None = None
-    ) -> ContextVectors: ...
+    ) -> ContextVectors:
+        """Vectors of the contexts of a model's corpus."""
 
     def text_vectors(
         self, embedder: str, role: Literal["query", "document"], progress: Progress | None = None
-    ) -> TextVectors: ...
+    ) -> TextVectors:
+        """Vectors of texts in one role."""
 
 
 def _contexts(run: StageRun[EmbeddingNeeds]) -> None:
@@ -67,7 +73,7 @@ def _contexts(run: StageRun[EmbeddingNeeds]) -> None:
             "distinct": vectors.distinct(usable),
             "length": length,
         }
-    _leave(run, record, made)
+    _write_record(run, record, made)
 
 
 def _explanations(run: StageRun[EmbeddingNeeds]) -> None:
@@ -86,10 +92,11 @@ def _explanations(run: StageRun[EmbeddingNeeds]) -> None:
             "distinct": len(distinct),
             "cut": int(sum(n > vectors.embedder.max_tokens for n in vectors.n_tokens(distinct))),
         }
-    _leave(run, record, made)
+    _write_record(run, record, made)
 
 
-def _leave(run: StageRun[EmbeddingNeeds], record: dict[str, Any], made: int) -> None:
+def _write_record(run: StageRun[EmbeddingNeeds], record: dict[str, Any], made: int) -> None:
+    """Writes `vectors.json` and the facts. `made`: number of vectors computed in this run."""
     with run.draft.file(VECTORS) as path:
         path.write_text(json.dumps(record, indent=1))
     run.draft.part("vectors", json_sha256(record))
@@ -97,7 +104,7 @@ def _leave(run: StageRun[EmbeddingNeeds], record: dict[str, Any], made: int) -> 
 
 
 def _index(run: StageRun[EmbeddingNeeds]) -> None:
-    """Replaces the rows of this model's SAEs, one SAE at a time; those of other models stay."""
+    """Replaces the rows of this model's SAEs, one SAE at a time; the rows of other models stay."""
     inputs = run.recipe.inputs
     needed = [set(versions) for stage, versions in inputs.items() if STAGES[stage].noun != "scores"]
     complete = sorted(set.intersection(*needed))

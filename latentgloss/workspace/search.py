@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from latentgloss.embeddings.search_index import STAGE, SearchIndex
 from latentgloss.embeddings.search_writer import explanation_rows, rebuilding
-from latentgloss.embeddings.vectors import KINDS, refusal
+from latentgloss.embeddings.vector_table import KINDS, refusal
 from latentgloss.errors import MissingInput
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def behind(workspace: Workspace, index: SearchIndex) -> list[str]:
 def rebuild(workspace: Workspace) -> tuple[dict[str, int], dict[str, str]]:
     """Builds the index again from the current versions: (rows per SAE, reason per removed table of vectors).
 
-    Removes tables of vectors that are damaged or unusable, and makes missing vectors. The present index is replaced
-    only after all rows are written. Raises MissingInput if no model has a `search_index` version, or if a version it
-    was made from is no longer in the store.
+    Removes tables of vectors that cannot be used, and makes missing vectors. The present index is replaced only after
+    all rows are written. Raises MissingInput if no model has a `search_index` version, or if a version that one was
+    made from is no longer in the store.
     """
     removed = _remove_unusable(workspace)
     store = workspace.store
@@ -72,7 +72,7 @@ def rebuild(workspace: Workspace) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def _remove_unusable(workspace: Workspace) -> dict[str, str]:
-    """Removes tables of vectors that no embedder of the registry can use; the reason by table name."""
+    """Removes tables of vectors that cannot be used (`refusal`) and returns the reason for each, by table name."""
     tables, removed = workspace.lance, {}
     embedders = [workspace.embedder(name) for name in workspace.registry.embedders]
     for name in tables.names():

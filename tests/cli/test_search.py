@@ -160,7 +160,7 @@ def test_wrong_usage_is_2(finished: Path) -> None:
 
 def test_columns_cannot_be_injected(finished: Path) -> None:
     index, embedder = open_index(Workspace.open(finished / "latentgloss.toml"))
-    with pytest.raises(InputError, match="nothing to filter by"):
+    with pytest.raises(InputError, match="not a column to filter by"):
         index.search("x", None, mode="text", limit=1, filters={"1=1 OR model": "x"})
     vector = embedder.queries(["x"])[0]
     assert index.search("x", vector, mode="vector", limit=1, filters={"model": "it's"}) == []
@@ -281,4 +281,4 @@ def test_an_index_that_is_behind_is_said_aloud(own: Path) -> None:
     tiny.run_all(Workspace.open(path))
     result = run(own, "search", WORD)
     assert result.exit_code == 0
-    assert "not wholly, of the current search_index of tiny" in result.stderr
+    assert "not entirely built from the current search_index of tiny" in result.stderr

@@ -14,7 +14,7 @@ import tiny
 
 from latentgloss import schema
 from latentgloss.embeddings.search_index import SearchIndex
-from latentgloss.embeddings.search_writer import BEGUN, Writer, explanation_rows
+from latentgloss.embeddings.search_writer import BEGUN, Writer, explanation_rows, writing
 from latentgloss.errors import MissingInput, ScorerError
 from latentgloss.protocols import Question
 from latentgloss.scores.judges.cosine import cosine_judge
@@ -119,7 +119,7 @@ def test_an_embedder_that_is_not_there_fails_its_stages_and_says_what_to_do(own:
     states = {s.asset: s for s in workspace.states()}
     for stage in STAGES:
         assert states[stage].state == "failed"
-        assert "embedder is no folder" in states[stage].because
+        assert "embedder is not a folder" in states[stage].because
     assert states["detection_scores"].state == "fresh"
 
 
@@ -220,7 +220,7 @@ def test_an_index_whose_writer_was_stopped_is_behind_and_finds_words_by_the_same
     shutil.rmtree(own.lance.path("search"))
 
     def write() -> None:
-        with index.writing(replace=True) as table:
+        with writing(index, replace=True) as table:
             for partition, pinned in sorted(_pinned(own, version).items()):
                 frame = explanation_rows(partition, pinned)
                 vectors = own.text_vectors("tiny", "document").get(frame["explanation"].to_list())

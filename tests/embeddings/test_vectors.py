@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from repository import ROOT
 
-from latentgloss.embeddings import vectors
+from latentgloss.embeddings import vector_table
 from latentgloss.embeddings.lance import LanceTables
-from latentgloss.embeddings.vectors import ContextVectors, TextVectors, VectorTable, refusal
+from latentgloss.embeddings.vector_table import VectorTable, refusal
+from latentgloss.embeddings.vectors import ContextVectors, TextVectors
 from latentgloss.errors import EmbedderError, StoreError
 
 D = 4
@@ -117,11 +119,11 @@ def test_a_key_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 def test_many_writes_are_joined_and_readers_go_on(tmp_path: Path) -> None:
     writer, reader = table(tmp_path), table(tmp_path)
-    for i in range(2 * vectors.PIECES + 3):
+    for i in range(2 * vector_table.PIECES + 3):
         writer.add(keys(i), np.full((1, D), i, np.float32))
         if i % 10 == 0:
             np.testing.assert_array_equal(reader.get(keys(i, 0))[:, 0], [i, 0])
-    assert len(list((tmp_path / "t.lance" / "data").iterdir())) < 3 * vectors.PIECES
+    assert len(list((tmp_path / "t.lance" / "data").iterdir())) < 3 * vector_table.PIECES
     np.testing.assert_array_equal(reader.get(np.arange(40, dtype=np.uint64))[:, 1], np.arange(40))
 
 
@@ -162,10 +164,10 @@ def test_tables_nobody_can_use_are_told_from_those_in_order(tmp_path: Path) -> N
     assert "was made with dimension 4" in str(refusal(tables, name, [Hashed(5)]))
     for wrong in ({"format": "0"}, {"embedder": "another's"}):
         tables.drop(name)
-        tables.create(name, vectors._schema(D), {**kept.table.facts, **wrong})
+        tables.create(name, vector_table._schema(D), {**kept.table.facts, **wrong})
         with pytest.raises(StoreError, match="was made with"):
             kept.ensure(["one"])
-        assert "not say of itself" in str(refusal(tables, name, [embedder]))
+        assert "do not match its name" in str(refusal(tables, name, [embedder]))
 
 
 def test_a_folder_from_an_interrupted_creation_is_made_anew(tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_a_stopped_run_loses_one_batch(tmp_path: Path) -> None:
 def test_kill_9_loses_no_batch_that_was_reported(tmp_path: Path) -> None:
     code = f"""
 import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+sys.path[:0] = {[str(Path(__file__).parent), str(ROOT)]!r}
 import numpy as np
 from pathlib import Path
 from test_vectors import Hashed, LanceTables, of_contexts
