@@ -1,10 +1,10 @@
-"""The end of a lineage: the SAE and its model, tokens, documents, and the source they were read from.
+"""The end of a lineage: the SAE and its model, tokens, documents, and the source that these were read from.
 
     activations <- SAE <- model
          ^-------- tokens <- documents <- source
 
-What belongs here: hops whose content is not a table of rows but files. With `verify` they are hashed, and documents are
-read from their source and tokenised again, each source once however many hops need it (`read_sources`, last).
+What belongs here: hops that hold files instead of rows. With `verify` the files are hashed, and documents are read from
+their source and tokenised again. `read_sources` does this last, and reads each source once for all hops that need it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from latentgloss.errors import LatentglossError
-from latentgloss.lineage import checks
+from latentgloss.lineage import context_checks, manifest_checks, source_checks
 from latentgloss.lineage.checks import Check
 from latentgloss.lineage.nodes import Node, Reader
 from latentgloss.store.digests import frame_sha256, json_sha256
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 
 class Sources(Reader):
-    """What the lineage of one SAE's scores ends with."""
+    """The walk over SAE, tokens, documents and source of one SAE."""
 
     def __init__(self, workspace: Workspace, partition: str, verify: bool) -> None:
         super().__init__(workspace.store, verify)
         self.workspace, self.partition = workspace, partition
         self._corpora: dict[str, tuple[Corpus | None, list[Check], list[Check]]] = {}
-        self._pending: dict[str, _Unread] = {}
+        self._pending: dict[str, _PendingSource] = {}
 
     def sae(self, resolved: Version) -> tuple[Node, dict[str, Any] | None]:
-        """The SAE's files and its model, as `resolved.json` names them."""
-        file = checks.file_check(resolved, "resolved.json") if self.verify else None
+        """The node of the SAE's files, with its model below, and the content of `resolved.json` (None if damaged)."""
+        file = manifest_checks.file_check(resolved, "resolved.json") if self.verify else None
         if file is not None and not file.ok:
             return self.once(f"sae/{resolved.key}", lambda: Node("sae", self.partition, checks=[file])), None
         declared: dict[str, Any] = resolved.json("resolved.json")
@@ -51,9 +51,9 @@ class Sources(Reader):
             digest = weights if isinstance(weights, str) else json_sha256(weights)
             node = Node("sae", self.partition, digest, {**declared["sae"], "n_latents": declared["n_latents"]}, [own])
             if self.verify and file is not None:
-                node.checks = [file, *checks.resolved_checks(resolved, declared)]
-                node.checks.append(checks.sae_check(self.workspace, self.partition, weights))
-                own.checks.append(checks.model_check(self.workspace, name, model))
+                node.checks = [file, *manifest_checks.resolved_checks(resolved, declared)]
+                node.checks.append(source_checks.sae_check(self.workspace, self.partition, weights))
+                own.checks.append(source_checks.model_check(self.workspace, name, model))
             return node
 
         return self.once(f"sae/{resolved.key}", make), declared
@@ -61,7 +61,7 @@ class Sources(Reader):
     def tokens(
         self, declared: dict[str, Any], resolved: Version, wanted: pl.DataFrame, length: int, role: str
     ) -> tuple[Node, Corpus | None]:
-        """The windows' tokens, and the documents they lie in."""
+        """The node of the wanted contexts' tokens, with their documents below, and the corpus (None if damaged)."""
         node = Node("tokens", f"{declared['corpus']['partition']} {role}")
         version = self.open(declared["corpus"], node)
         corpus = self.corpus(version, resolved, node)
@@ -73,20 +73,23 @@ class Sources(Reader):
         node.facts = {"windows": len(ids), "tokens": int(tokens.size)}
         if self.verify:
             for (split,), group in wanted.group_by("split"):
-                node.checks += checks.split_checks(group["context"], str(split), corpus, length)
+                node.checks += context_checks.split_checks(group["context"], str(split), corpus, length)
         node.inputs.append(self.documents(version, corpus, ids, length, role, node))
         return node, corpus
 
     def corpus(self, version: Version | None, resolved: Version, into: Node) -> Corpus | None:
-        """The corpus, if all of its files are sound; whatever is wrong is noted at the hop it belongs to."""
+        """The corpus; with `verify` None if one of its files is damaged. Adds the checks to `into`.
+
+        A damaged `documents.parquet` is reported at a hop of its own.
+        """
         if version is None:
             return None
         if not self.verify:
             return self.workspace.corpus(resolved)
         if version.key not in self._corpora:
-            files = {name: checks.file_check(version, name) for name in version.manifest.files}
+            files = {name: manifest_checks.file_check(version, name) for name in version.manifest.files}
             sound = all(check.ok for check in files.values())
-            parts = [checks.part_check(version, name) for name in files if files[name].ok]
+            parts = [manifest_checks.part_check(version, name) for name in files if files[name].ok]
             of_documents = [files.pop("documents.parquet")] if "documents.parquet" in files else []
             corpus = self.workspace.corpus(resolved) if sound else None
             self._corpora[version.key] = corpus, [*files.values(), *parts], of_documents
@@ -99,9 +102,12 @@ class Sources(Reader):
     def documents(
         self, version: Version, corpus: Corpus, ids: np.ndarray, length: int, role: str, tokens: Node
     ) -> Node:
-        """Every document the windows touch; `read_sources` reads them again if verifying."""
+        """The node of every document that the contexts touch. With `verify`, `read_sources` reads them again.
+
+        `ids`: context numbers. `tokens`: the node of their tokens.
+        """
         model = version.manifest.partition
-        numbers = checks.touched_documents(ids, corpus, length)
+        numbers = context_checks.touched_documents(ids, corpus, length)
         table = corpus.documents.filter(pl.col("document").is_in(numbers)).sort("document").collect()
         stored = version.manifest.recipe["external"]
         node = Node("documents", f"{model} {role}", frame_sha256(table), {"documents": table.height})
@@ -116,38 +122,42 @@ class Sources(Reader):
         for row in table.iter_rows(named=True):
             facts = {"document": row["document"], "split": row["split"], "n_tokens": row["n_tokens"]}
             rows[row["document"]] = row, Node("document", row["name"], row["content_sha256"], facts)
-        node.inputs += [one for _, one in rows.values()]
+        node.inputs += [document for _, document in rows.values()]
         if self.verify:
-            pending = self._pending.setdefault(version.key, _Unread(model, stored["source"], corpus, source))
+            pending = self._pending.setdefault(version.key, _PendingSource(model, stored["source"], corpus, source))
             pending.tokens.append((tokens, numbers))
             pending.rows.append(rows)
         return node
 
     def read_sources(self) -> None:
-        """Reads and tokenises the documents again, each source once however many hops need it."""
+        """Reads and tokenises the documents again, and adds the checks to their hops. Reads each source once."""
         for pending in self._pending.values():
             try:
                 spec = self.workspace.registry.model(pending.model)
             except LatentglossError as e:
                 pending.source.checks.append(Check("model in the registry", False, e.found))
                 continue
-            pending.source.checks.append(checks.source_check(spec, pending.identity))
-            texts, why = checks.read_again(spec, {number for _, numbers in pending.tokens for number in numbers})
+            pending.source.checks.append(source_checks.source_check(spec, pending.identity))
+            wanted = {number for _, numbers in pending.tokens for number in numbers}
+            texts, why = source_checks.read_again(spec, wanted)
             for rows in pending.rows:
                 for number, (row, node) in rows.items():
-                    node.checks.append(checks.document_check(row, texts.get(number), why))
+                    node.checks.append(source_checks.document_check(row, texts.get(number), why))
             for node, numbers in pending.tokens:
-                some = {number: texts[number] for number in numbers if number in texts}
-                node.checks.append(checks.tokens_check(self.workspace, pending.model, pending.corpus, some))
+                found = {number: texts[number] for number in numbers if number in texts}
+                node.checks.append(source_checks.tokens_check(self.workspace, pending.model, pending.corpus, found))
 
 
 @dataclass
-class _Unread:
-    """What is to be read again from one corpus's source, and the hops that wait for it."""
+class _PendingSource:
+    """Documents to be read again from one corpus's source, and the hops whose checks need them."""
 
     model: str
     identity: dict[str, Any]
+    """The source's identity as stored in the corpus's recipe."""
     corpus: Corpus
     source: Node
     tokens: list[tuple[Node, list[int]]] = field(default_factory=list)
+    """Nodes of tokens, each with the numbers of its documents."""
     rows: list[dict[int, tuple[dict[str, Any], Node]]] = field(default_factory=list)
+    """By document number: the stored row and the node."""

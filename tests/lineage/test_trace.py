@@ -143,8 +143,8 @@ def test_latent_out_of_range(finished: Path, latent: int, message: str) -> None:
         trace(opened(finished), P, latent)
 
 
-def test_latent_that_was_not_asked_for(finished: Path) -> None:
-    with pytest.raises(InputError, match="was not asked for"):
+def test_latent_that_was_not_selected(finished: Path) -> None:
+    with pytest.raises(InputError, match="was not selected"):
         trace(opened(finished), tiny.SAELENS, 40)
 
 
@@ -360,7 +360,7 @@ def test_forged_evidence_is_found_by_executing_the_program(finished: Path) -> No
     edit = where("evidence", pl.col("evidence") + 1)
     with forged(finished, "detection_scores", schema.JUDGEMENTS, f"{BLOCK}-pattern", edit):
         found = failures(finished)
-    assert "evidence executed again" in found["judgements"]
+    assert "evidence from executing the program again" in found["judgements"]
 
 
 def test_a_forged_truth_is_found_from_the_sample(finished: Path) -> None:
@@ -376,14 +376,18 @@ def test_a_score_of_fuzzing_verifies_and_has_no_negatives_of_its_own(finished: P
     (judged,) = [node for node in tree.walk() if node.kind == "judgements"]
     assert {node.kind for node in judged.inputs} == {"contexts"}
     done = {check.what for check in judged.checks}
-    assert {"evidence executed again", "contexts with marks have donors", "truth is as the stratum says"} <= done
+    assert {
+        "evidence from executing the program again",
+        "contexts with marks have donors",
+        "truth matches the stratum",
+    } <= done
 
 
 @pytest.mark.parametrize(
     ("column", "value", "found"),
     [
-        ("evidence", pl.col("evidence") + 1, "evidence executed again"),
-        ("truth", ~pl.col("truth"), "truth is as the stratum says"),
+        ("evidence", pl.col("evidence") + 1, "evidence from executing the program again"),
+        ("truth", ~pl.col("truth"), "truth matches the stratum"),
         ("decile", 11 - pl.col("decile"), "activating contexts judged are sampled ones"),
     ],
 )
