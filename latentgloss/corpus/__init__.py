@@ -1,8 +1,9 @@
 """corpus: documents become sequences of tokens, each of one split.
 
 - `stages`      the stage `tokenized_corpus`
-- `reader`      reading a corpus back
+- `building`    from documents to a corpus on disk
 - `sources`     where documents come from
-- `duplicates`  exact and near duplicates
-- `packing`     documents packed into sequences of one split
+- `duplicates`  exact and near-duplicate documents, and clusters of them
+- `packing`     splits, sequences, spans, and 13-grams that splits share
+- `reader`      reading a corpus back
 """

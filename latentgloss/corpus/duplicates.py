@@ -1,24 +1,24 @@
-"""Exact and near duplicates among documents, and clusters of them.
+"""Duplicates: exact and near-duplicate documents, and clusters of them.
 
-What belongs here: which documents say the same thing. Works on text alone, so that the same documents fall
-into the same clusters under every tokenizer. Reads and writes nothing.
+What belongs here: which documents have the same text or nearly the same. Works on text alone, so the same documents
+fall into the same clusters under every tokenizer. Reads and writes nothing.
 
-Method. A text is lower-cased, runs of white space become one space, and every 12 consecutive characters are
-one shingle (a shorter text is a single shingle). A MinHash sketch of 128 slots estimates the Jaccard
-similarity of two texts' sets of shingles. Sketches are cut into bands; two texts are *candidates* if a whole
-band agrees:
+Method (docs/methods.md, Data). A text is lower-cased and every run of white space becomes one space. Every 12
+consecutive characters are one shingle; a shorter text is a single shingle. A MinHash sketch of 128 slots (Broder 1997)
+estimates the Jaccard similarity of two texts' sets of shingles. Sketches are cut into bands. Two texts are *candidates*
+if they agree in a whole band:
 
-- bands of 4 slots make **clusters** (similarity .5: 87 % of pairs, .6: 99 %, .3: 23 %). Clusters are
-  connected components over all pairs, so they do not depend on the order of documents. Texts that share
-  formulas ("Return the current …") meet in one cluster: it costs nothing, and keeps them in one split.
-- bands of 8 slots find what is **left out**: a text whose estimated similarity to one kept before it reaches
-  the threshold (.8: 95 % of pairs found).
+- Bands of 4 slots define **clusters** (they find 87 % of the pairs of similarity .5, 99 % of .6, 23 % of .3). Clusters
+  are connected components over all pairs, so they do not depend on the order of documents. Texts that share formulas
+  ("Return the current …") fall into one cluster. This costs nothing and keeps them in one split.
+- Bands of 8 slots find what is **left out**: a text whose estimated similarity to an earlier kept text reaches the
+  threshold (95 % of the pairs of similarity .8 are found).
 
-Why 12 characters and not words or tokens: no language is treated specially, and 42 % of the documents of
-`python-docs` have fewer than 13 words. docs/decisions/0004-near-duplicates.md has the comparison.
+Shingles are 12 characters instead of words or tokens because no language is then treated specially, and because 42 % of
+the documents of `python-docs` have fewer than 13 words. docs/decisions/0004-near-duplicates.md has the comparison.
 
-MinHash sees similarity, not containment (a long text that quotes a short one): what remains is marked token
-by token in `corpus.py` (`shared_13grams`).
+MinHash sees similarity, not containment (a long text that quotes a short one). What it misses is marked token by token
+in `corpus/packing.py` (`shared_13grams`).
 """
 
 from __future__ import annotations
@@ -34,18 +34,23 @@ if TYPE_CHECKING:
 
 
 SHINGLE = 12
+"""Characters per shingle."""
 SLOTS = 128
+"""Slots of a MinHash sketch."""
 CLUSTER_BAND = 4
 DROP_BAND = 8
-_SKETCH_SEED = 42  # not a setting: splits must not change with anything but the documents and the split seed
+"""Slots of the bands that define clusters, and of those that find documents to leave out."""
+_SKETCH_SEED = 42
+"""Not a setting, because splits must depend on nothing but the documents and the seed of splits."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+"""Constants of splitmix64 (Steele, Lea & Flood, OOPSLA 2014)."""
 
 
 def gram_hashes(values: UInt32[np.ndarray, "*shape length"], n: int) -> UInt64[np.ndarray, "*shape grams"]:
-    """64-bit hash of every n consecutive values along the last axis (length - n + 1 of them, at least 0).
+    """64-bit hash of every n consecutive values along the last axis: max(length - n + 1, 0) hashes.
 
-    A polynomial modulo 2^64 and splitmix64's finaliser; two different n-grams agree with probability
+    A polynomial modulo 2^64, then splitmix64's finaliser. Two different n-grams have equal hashes with probability
     near 2^-64.
     """
     count = max(values.shape[-1] - n + 1, 0)
@@ -53,7 +58,7 @@ def gram_hashes(values: UInt32[np.ndarray, "*shape length"], n: int) -> UInt64[n
     for j in range(n if count else 0):
         hashes *= _BASE
         hashes += values[..., j : j + count]
-        hashes += np.uint64(1)  # so that leading zeros count
+        hashes += np.uint64(1)  # otherwise leading zeros would leave no trace
     hashes ^= hashes >> np.uint64(30)
     hashes *= _MIX[0]
     hashes ^= hashes >> np.uint64(27)
@@ -63,16 +68,16 @@ def gram_hashes(values: UInt32[np.ndarray, "*shape length"], n: int) -> UInt64[n
 
 
 def normalised(text: str) -> str:
-    """The text with runs of white space as one space. Two texts equal in this are exact duplicates."""
+    """The text with each run of white space as one space. Texts that are equal afterwards are exact duplicates."""
     return " ".join(text.split())
 
 
 def sketches(texts: Sequence[str]) -> UInt32[np.ndarray, "texts 128"]:
-    """MinHash sketch of each text (any text; an empty one has the sketch of a single, empty shingle)."""
+    """MinHash sketch of each text. An empty text has the sketch of a single, empty shingle."""
     from rensa import RMinHash
 
-    # NUL pads a text shorter than one shingle. One flat array for all texts; shingles that would run from one
-    # text into the next are taken out again.
+    # NUL pads a text shorter than one shingle. All texts are one flat array; shingles that would run from one text into
+    # the next are removed.
     padded = [normalised(text).lower().ljust(SHINGLE, "\0") for text in texts]
     points = np.frombuffer("".join(padded).encode("utf-32-le"), dtype=np.uint32)
     lengths = np.array([len(text) for text in padded], dtype=np.int64)
@@ -87,7 +92,7 @@ def sketches(texts: Sequence[str]) -> UInt32[np.ndarray, "texts 128"]:
 
 
 def _bands(sketch: UInt32[np.ndarray, "texts 128"], size: int) -> UInt64[np.ndarray, "texts bands"]:
-    """Hash of each band of `size` slots; bands of different places never agree by content."""
+    """Hash of each band of `size` slots; the band's place is hashed too, so bands of different places do not agree."""
     bands = sketch.reshape(len(sketch), SLOTS // size, size)
     place = np.arange(SLOTS // size, dtype=np.uint32)[None, :, None]
     placed = np.concatenate([np.broadcast_to(place, (*bands.shape[:2], 1)), bands], axis=2)
@@ -95,22 +100,22 @@ def _bands(sketch: UInt32[np.ndarray, "texts 128"], size: int) -> UInt64[np.ndar
 
 
 class Duplicates:
-    """Documents seen so far. Texts are not kept; memory is about 3 kB per document."""
+    """Documents read so far and the duplicates among them. Texts are not kept; memory is about 3 kB per document."""
 
     def __init__(self, threshold: float) -> None:
-        """`threshold`: estimated similarity in (0, 1] to a kept document from which a text is left out."""
+        """`threshold`: estimated similarity to a kept document, in (0, 1], from which a document is left out."""
         self._threshold = threshold
         self._exact: dict[bytes, int] = {}
-        self._same: list[tuple[int, int]] = []  # exact duplicates: (document, the first of its kind)
-        self._instead: dict[int, int] = {}  # left out as near duplicate -> the document kept
+        self._same: list[tuple[int, int]] = []  # exact duplicates: (document, first document of that text)
+        self._instead: dict[int, int] = {}  # document left out as near-duplicate -> document kept
         self._documents: list[int] = []  # document of each row of the sketches
         self._sketches = np.empty((1024, SLOTS), dtype=np.uint32)
         self._kept: dict[int, int] = {}  # hash of a band -> row of the first kept document with that band
 
     def add(self, first: int, texts: Sequence[str]) -> list[tuple[str, int | None]]:
-        """Status and the document kept instead, for documents `first`, `first` + 1, … in order.
+        """(status, document kept instead or None) of the documents `first`, `first` + 1, … in order.
 
-        Status is `ok`, `duplicate_exact`, `duplicate_near` or `empty` (nothing but white space).
+        The status is `ok`, `duplicate_exact`, `duplicate_near` or `empty` (only white space).
         """
         verdicts: list[tuple[str, int | None]] = [("empty", None)] * len(texts)
         fresh = []
@@ -130,13 +135,14 @@ class Duplicates:
             rows = self._append([first + i for i in fresh], sketch)
             for i, row, bands in zip(fresh, rows, _bands(sketch, DROP_BAND).tolist(), strict=True):
                 verdicts[i] = self._near(row, bands)
-        # A copy of a text that was itself left out points at the document that was kept.
+        # A copy of a document that was itself left out refers to the document that was kept.
         for i, (status, kept) in enumerate(verdicts):
             if status == "duplicate_near" and kept is not None:
                 self._instead[first + i] = kept
         return [(status, self._instead.get(twin, twin) if twin is not None else None) for status, twin in verdicts]
 
     def _append(self, documents: list[int], sketch: UInt32[np.ndarray, "texts 128"]) -> range:
+        """Adds sketches of some documents and returns their rows."""
         start = len(self._documents)
         self._documents += documents
         if len(self._documents) > len(self._sketches):
@@ -147,8 +153,11 @@ class Duplicates:
         return range(start, len(self._documents))
 
     def _near(self, row: int, bands: list[int]) -> tuple[str, int | None]:
-        # Only the first kept document of a band is compared, so that a template with a million instances
-        # costs no more than any other text; a pair missed so is still in one cluster.
+        """Status of the document in a row, and the kept document that it nearly duplicates.
+
+        Of each band, only the first kept document is compared, so a template with a million instances costs no more
+        than any other text. A pair that this misses is still in one cluster.
+        """
         candidates = sorted({self._kept[band] for band in bands if band in self._kept})
         if candidates:
             agree: Bool[np.ndarray, "candidates 128"] = self._sketches[candidates] == self._sketches[row]
@@ -161,10 +170,10 @@ class Duplicates:
         return "ok", None
 
     def clusters(self, n_documents: int) -> UInt32[np.ndarray, " documents"]:
-        """Cluster of each of the first `n_documents` documents, numbered by first appearance.
+        """Cluster of each of the first `n_documents` documents; clusters are numbered by first appearance.
 
         An empty document is a cluster of its own. The partition into clusters does not depend on the order of
-        documents; adding one can merge clusters that it resembles and changes no other.
+        documents. One more document can merge clusters that it resembles; it changes no other cluster.
         """
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components

@@ -1,4 +1,8 @@
-"""Reading a corpus back from disk."""
+"""Reading a corpus back from disk.
+
+What belongs here: the corpus as arrays, and lookups by window and position. Reads the files that `corpus/building.py`
+describes; writes nothing. Which windows samples may hold is in `contexts/windows.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,29 +18,32 @@ from latentgloss.errors import CorpusError
 from latentgloss.schema import GRAM, SPLITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    Encode = Callable[[list[str]], Sequence[Sequence[int]]]
-    Progress = Callable[[int, int | None, str], None]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus on disk. Arrays the size of the corpus are memory maps."""
+    """A corpus on disk. `tokens` and `shared_13grams` are memory maps."""
 
     folder: Path
     tokens: UInt32[np.ndarray, "sequences length"]
     shared_13grams: Bool[np.ndarray, "sequences length"]
+    """Whether the 13 tokens from each position on also occur in an earlier split."""
     split_of_sequence: UInt8[np.ndarray, " sequences"]
     """Index into `SPLITS`."""
     span_document: UInt32[np.ndarray, " spans"]
+    """Spans are pieces of a document within one sequence, ascending and disjoint."""
     span_start: UInt32[np.ndarray, " spans"]
+    """First position of each span."""
     span_end: UInt32[np.ndarray, " spans"]
+    """Position after the last token of each span."""
 
     @classmethod
     def open(cls, folder: Path) -> Corpus:
-        """Raises CorpusError naming the file if one is missing, unreadable, or does not fit the others."""
+        """Opens the corpus in a folder.
+
+        Raises CorpusError, which names the file, if one is missing or unreadable, or if files do not fit together.
+        """
         tokens, shared = (_array(folder / name) for name in ("tokens.npy", "shared_13grams.npy"))
         spans = _frame(folder / "spans.parquet", schema.SPANS)
         names = _frame(folder / "sequences.parquet", schema.SEQUENCES)["split"]
@@ -60,29 +67,34 @@ class Corpus:
 
     @property
     def documents(self) -> pl.LazyFrame:
-        """The documents table."""
+        """Rows of `schema.DOCUMENTS`, read lazily."""
         return pl.scan_parquet(self.folder / "documents.parquet")
 
     @property
     def sequence_length(self) -> int:
+        """Tokens per sequence, BOS included."""
         return int(self.tokens.shape[1])
 
     def contexts(self, context_ids: Integer[np.ndarray, " n"], length: int) -> UInt32[np.ndarray, "n length"]:
-        """Tokens of windows `context_ids`; window c holds positions c * length to (c + 1) * length."""
+        """Tokens of the windows `context_ids`; window c is positions c * length to (c + 1) * length.
+
+        Like all methods that take a window length, it raises CorpusError if `length` does not divide the sequence
+        length.
+        """
         tokens: UInt32[np.ndarray, "n length"] = self._windows(self.tokens, length)[context_ids]
         return tokens
 
     def split_of_context(self, length: int) -> UInt8[np.ndarray, " contexts"]:
-        """Split of every window, as an index into `SPLITS`."""
+        """Split of every window of `length` tokens, as an index into `SPLITS`."""
         return np.repeat(self.split_of_sequence, self._windows(self.tokens, length).shape[0] // len(self.tokens))
 
     def shares_13gram(self, length: int) -> Bool[np.ndarray, " contexts"]:
-        """Whether a window of `length` tokens holds a whole 13-gram that an earlier split holds too."""
+        """Whether each window of `length` tokens holds a whole 13-gram that also occurs in an earlier split."""
         windows = self._windows(self.shared_13grams, length)
         return np.array(windows[:, : max(length - GRAM + 1, 0)].any(axis=1))
 
     def document_of_position(self, positions: Integer[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
-        """Document at each position; -1 at a BOS or separator."""
+        """Document at each position; -1 at BOS and separators."""
         span = np.searchsorted(self.span_start, positions, side="right") - 1
         inside = (span >= 0) & (positions < self.span_end[span])
         return np.where(inside, self.span_document[span].astype(np.int64), -1)
@@ -92,7 +104,7 @@ class Corpus:
             raise CorpusError(
                 f"contexts of {length} tokens do not divide sequences of {self.sequence_length}",
                 expected="a context length that divides the sequence length",
-                todo="change `contexts.length` or `corpus.sequence_length`",
+                todo="change `contexts.length` in the settings or `corpus.sequence_length` of the model",
             )
         return array.reshape(-1, length)
 

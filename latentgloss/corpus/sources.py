@@ -1,9 +1,9 @@
-"""Where documents come from: `python-docs`, local files, the Hugging Face hub.
+"""Sources: where documents come from (`python-docs`, local files, the Hugging Face hub).
 
-What belongs here: turning the `source` of a model's registry entry into a stream of named texts, in an order
-that does not depend on where the files lie. Reads files only: no module of the standard library is imported
-to get at its docstrings, no text is kept in memory beyond one document (one batch for Parquet). What is done
-with the texts is in `corpus.py`.
+What belongs here: turning the `corpus.source` of a model's registry entry into a stream of named texts, in an order
+that does not depend on where the files are. Reads files only: docstrings of the standard library are parsed, its
+modules are not imported. In memory is one document at a time (one batch for Parquet). Writes nothing. What becomes of
+the texts is in `corpus/building.py`.
 """
 
 from __future__ import annotations
@@ -35,29 +35,32 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
 SOURCES = "python-docs, path:FILE_OR_FOLDER or hf:ORG/NAME@REVISION"
 
 _TOPICS = "pydoc_data.topics"
-# `test` and `tests` hold fixtures, idlelib's strings are a user interface, the others are not Python's own.
 _NOT_DOCUMENTATION = {"test", "tests", "idlelib", "site-packages", "dist-packages"}
+"""Folders that are left out: fixtures, the user interface of IDLE, and packages that are not Python's own."""
 
 
 @dataclass(frozen=True)
 class Document:
+    """One text of a corpus source."""
+
     name: str
-    """Name in its source, never with the path of the machine: `json.decoder.JSONDecoder`, `a/b.jsonl:12`."""
+    """Name within the source, free of the machine's paths: `json.decoder.JSONDecoder`, `a/b.jsonl:12`."""
     text: str
 
 
 def iter_documents(source: str, text_column: str = "text", folder: Path = Path()) -> Iterator[Document]:
-    """Every document of `source`, streamed in a fixed order.
+    """Yields every document of `source` in a fixed order.
 
-    - `python-docs`: one document per topic of `help()`, then the docstring of every public module, class,
-      function and method of the running interpreter's standard library (about 430k SmolLM2 tokens in 3.11).
-    - `path:X`: X is a file or folder (searched for all of `SUFFIXES`, hidden files left out), relative to
-      `folder`. A .txt is one document; a line of .jsonl or a row of .parquet is one, its text in
-      `text_column`.
-    - `hf:org/name@revision`, optionally `?config=…&split=…` (`train`): through `datasets`, streamed.
+    - `python-docs`: one document per topic of `help()`, then the docstring of every public module, class, function and
+      method of the running interpreter's standard library (about 430k SmolLM2 tokens in 3.11).
+    - `path:X`: X is a file, or a folder that is searched for files with any of `SUFFIXES`, hidden files left out. A
+      relative path starts at `folder`. A .txt file is one document. Each line of .jsonl and each row of .parquet is one
+      document, with its text in `text_column`.
+    - `hf:org/name@revision`, optionally with `?config=…&split=…` (default split: `train`): streamed by the package
+      `datasets`.
 
-    An empty text is yielded as one: the corpus records it. Raises CorpusError naming file and line, row or
-    byte.
+    A document with an empty text is yielded too, and the corpus records it. Raises CorpusError, which names the file
+    and the line, row or byte.
     """
     if source == "python-docs":
         yield from _python_docs()
@@ -72,9 +75,9 @@ def iter_documents(source: str, text_column: str = "text", folder: Path = Path()
 
 
 def source_identity(source: str, folder: Path, digests: DigestCache) -> dict[str, Any]:
-    """What decides the text of `source`, for the corpus's recipe: contents and relative names, never paths.
+    """What decides the texts of `source`, for the corpus's recipe: hashes of contents and relative names, no paths.
 
-    `hf:` is identified by its revision, which is in the source itself. Raises CorpusError.
+    An `hf:` source is identified by its address and revision. Raises CorpusError.
     """
     if source == "python-docs":
         sha256 = json_sha256({name: file_sha256(path) for name, path in _modules()})
@@ -94,11 +97,12 @@ def _unknown(source: str) -> CorpusError:
 
 
 def _python_docs() -> Iterator[Document]:
+    """Topics of `help()` and docstrings of the standard library."""
     seen: Counter[str] = Counter()
     for module, path in _modules():
         tree = _parse(path)
         for name, text in _topics(tree) if module == _TOPICS else _docstrings(tree, module):
-            seen[name] += 1  # definitions under `if` / `else` share their name
+            seen[name] += 1  # definitions in branches of an `if` have one name
             yield Document(name if seen[name] == 1 else f"{name}#{seen[name]}", text)
 
 
@@ -107,15 +111,17 @@ def _standard_library() -> Path:
 
 
 def _modules() -> list[tuple[str, Path]]:
-    """(dotted name, file) of every public module of the standard library, by name; topics first."""
+    """(dotted name, file) of every public module of the standard library: the topics first, then by name.
+
+    Raises CorpusError if the interpreter was installed without its sources.
+    """
     root = _standard_library()
     modules = []
     for path in root.rglob("*.py"):
         parts = list(path.relative_to(root).with_suffix("").parts)
         if parts[-1] == "__init__":
             parts.pop()
-        # The folder also holds what an installation added; `stdlib_module_names` is the same on every
-        # platform.
+        # An installation may have added modules to the folder; `stdlib_module_names` is the same on every platform.
         if not parts or parts[0] not in sys.stdlib_module_names:
             continue
         if any(part.startswith("_") or part in _NOT_DOCUMENTATION for part in parts):
@@ -133,13 +139,14 @@ def _modules() -> list[tuple[str, Path]]:
 def _parse(path: Path) -> ast.Module:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old escapes in other people's strings
+            warnings.simplefilter("ignore")  # invalid escapes in strings of the standard library
             return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError) as e:
         raise CorpusError(f"{path} cannot be parsed ({e})", todo="repair the Python installation") from e
 
 
 def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(name, text) of every topic of `help()`, by name."""
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
             for name, text in sorted(ast.literal_eval(statement.value).items()):
@@ -147,7 +154,7 @@ def _topics(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """(qualified name, docstring) of `node` and of the public definitions in it, in order of their lines."""
+    """(qualified name, docstring) of `node` and of the public definitions in it, in the order of the source."""
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         text = ast.get_docstring(node)
         if text:
@@ -162,6 +169,7 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _files(source: str, folder: Path) -> tuple[Path, list[Path]]:
+    """(root, files by relative name) of a `path:` source. Raises CorpusError if there is no file to read."""
     path = (folder / Path(source.removeprefix("path:")).expanduser()).resolve()
     if path.is_file():
         _suffix(path)
@@ -176,7 +184,11 @@ def _files(source: str, folder: Path) -> tuple[Path, list[Path]]:
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not found:
-        raise CorpusError(f"corpus {source!r}: {path} has no file to read", expected=f"files ending in {_suffixes()}")
+        raise CorpusError(
+            f"corpus {source!r}: {path} has no file to read",
+            expected=f"files ending in {_suffixes()}",
+            todo="correct `corpus.source`",
+        )
     return path, sorted(found, key=lambda file: file.relative_to(path).as_posix())
 
 
@@ -185,13 +197,19 @@ def _suffixes() -> str:
 
 
 def _suffix(path: Path) -> str:
+    """The suffix of a file, one of `SUFFIXES`. Raises CorpusError for any other file."""
     for suffix in reversed(SUFFIXES):
         if path.name.lower().endswith(suffix):
             return suffix
-    raise CorpusError(f"{path} is of a kind that cannot be read", expected=f"a file ending in {_suffixes()}")
+    raise CorpusError(
+        f"{path} is of a kind that cannot be read",
+        expected=f"a file ending in {_suffixes()}",
+        todo="convert the file or correct `corpus.source`",
+    )
 
 
 def _file(path: Path, name: str, text_column: str) -> Iterator[Document]:
+    """The documents of one file, whose name in the source is `name`."""
     suffix = _suffix(path)
     try:
         if suffix == ".txt":
@@ -201,14 +219,15 @@ def _file(path: Path, name: str, text_column: str) -> Iterator[Document]:
         else:
             import pyarrow as pa
 
-            # Arrow notices a truncated zstd stream; the zstandard package reads it as a shorter file.
+            # Arrow detects a truncated zstd stream; the package zstandard reads it as a shorter file.
             with pa.input_stream(path, compression="zstd" if suffix == ".jsonl.zst" else None) as stream:
                 yield from _json_lines(io.BufferedReader(stream), path, name, text_column)
     except OSError as e:
-        raise CorpusError(f"{path} cannot be read ({e})", todo="check that the file is whole and readable") from e
+        raise CorpusError(f"{path} cannot be read ({e})", todo="check that the file is complete and readable") from e
 
 
 def _decode(data: bytes, path: Path, offset: int) -> str:
+    """UTF-8 text; `offset` is where the data begin in the file. Raises CorpusError, which names the bad byte."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -220,6 +239,7 @@ def _decode(data: bytes, path: Path, offset: int) -> str:
 
 
 def _json_lines(lines: io.BufferedReader, path: Path, name: str, text_column: str) -> Iterator[Document]:
+    """One document per line of a .jsonl file; blank lines are skipped."""
     offset = 0
     for number, line in enumerate(lines, 1):
         content = _decode(line, path, offset).removeprefix("\ufeff")
@@ -235,11 +255,16 @@ def _json_lines(lines: io.BufferedReader, path: Path, name: str, text_column: st
                 todo="correct the line",
             ) from e
         if not isinstance(row, dict):
-            raise CorpusError(f"{path}:{number} holds a {type(row).__name__}", expected="one JSON object per line")
+            raise CorpusError(
+                f"{path}:{number} holds a {type(row).__name__}",
+                expected="one JSON object per line",
+                todo="correct the line",
+            )
         yield Document(f"{name}:{number}", _text(row, text_column, f"{path}:{number}"))
 
 
 def _parquet(path: Path, name: str, text_column: str) -> Iterator[Document]:
+    """One document per row of a Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -256,7 +281,7 @@ def _parquet(path: Path, name: str, text_column: str) -> Iterator[Document]:
         raise CorpusError(
             f"{path} cannot be read after row {number} ({e})",
             expected="a Parquet file",
-            todo="write the file again",
+            todo="write or download the file again",
         ) from e
 
 
@@ -269,6 +294,7 @@ def _no_column(text_column: str, found: list[str], where: str) -> CorpusError:
 
 
 def _text(row: dict[str, Any], text_column: str, where: str) -> str:
+    """The text of a row; a null is an empty text. Raises CorpusError if the column is missing or not a string."""
     if text_column not in row:
         raise _no_column(text_column, list(row), where)
     value = row[text_column]
@@ -292,12 +318,13 @@ def _hub_address(source: str) -> tuple[str, str, dict[str, str]]:
         raise CorpusError(
             f"corpus source {source!r} is not complete or has options that do not exist",
             expected="hf:ORG/NAME@REVISION, optionally ?config=NAME&split=NAME",
-            todo="name a commit or tag: a corpus without one may change under its results",
+            todo="name a commit or tag, because without one the corpus may change under its results",
         )
     return dataset, revision, options
 
 
 def _hub(source: str, text_column: str) -> Iterator[Document]:
+    """The documents of an `hf:` source, streamed."""
     dataset, revision, options = _hub_address(source)
     if importlib.util.find_spec("datasets") is None:
         raise CorpusError(
@@ -314,5 +341,5 @@ def _hub(source: str, text_column: str) -> Iterator[Document]:
             yield Document(f"{dataset}/{split}:{number}", _text(row, text_column, f"{source}:{number}"))
     except CorpusError:
         raise
-    except Exception as e:  # datasets raises errors of many libraries; its message is what the person needs
+    except Exception as e:  # `datasets` raises errors of many libraries, whose messages are worth showing
         raise CorpusError(f"corpus {source!r} cannot be read after row {number} ({type(e).__name__}: {e})") from e

@@ -1,4 +1,4 @@
-"""corpus_duplicates: sketches, clusters, and what is left out."""
+"""corpus/duplicates.py: sketches, clusters, and what is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""corpus_sources: every kind of source, and every way in which one can be wrong."""
+"""corpus/sources.py: every kind of source, and every way in which one can be wrong."""
 
 from __future__ import annotations
 
