@@ -1,7 +1,7 @@
-"""explanations: one row per latent and explainer, always.
+"""The explanations of an SAE's latents: exactly one row per latent and explainer.
 
 - `stages`       the stage `explanations`
-- `evidence`     what explainers may know of a latent
-- `nulls`        other latents' explanations, as a yardstick
-- `explainers/`  what makes an explanation of the evidence
+- `evidence`     gathers what explainers may know of each latent
+- `nulls`        null explanations: other latents' texts, as a baseline
+- `explainers/`  turn the evidence of a latent into an explanation
 """

@@ -1,11 +1,12 @@
-"""Null explanations: whose text a latent gets in place of its own, as a yardstick.
+"""Null explanations: each latent is given another latent's explanation, as a baseline.
 
-What belongs here: choosing partners, and the rows made of them. What their scores are held against is in `nulls.py`.
+What belongs here: choosing the *partners*, whose explanations are taken, and building the rows. How scores are
+compared with those of the nulls is in `statistics/specificity.py`.
 
-Partners of a latent are latents of the same SAE that come *before it* in the order in which latents were asked for, so
-that a latent that is added later, in whichever block, is partner of none that was there: existing nulls, and what is
-worked out from them, stay (docs/decisions/0013-null-partners.md). Those of the first `POOL` that were explained will
-do for all: they are held in memory, whatever the width of the SAE.
+The partners of a latent belong to the same SAE and come *before it* in the order in which the registry selects them.
+A latent that is added later, in whichever block, is therefore no partner of an earlier one, and existing nulls and
+everything computed from them stay the same (docs/decisions/0013-null-partners.md). Partners are taken from the first
+`POOL` explained latents only; these are held in memory, whatever the width of the SAE.
 """
 
 from __future__ import annotations
@@ -27,26 +28,30 @@ if TYPE_CHECKING:
 
 
 POOL = 1024
-"""Explained latents, from the first on, that partners are taken from."""
+"""Number of explained latents, from the first on, that serve as partners."""
 
 COSINE = 0.5
-"""A partner's decoder cosine is below this: a twin would be no baseline."""
+"""A partner's decoder cosine is below this, because a latent of nearly the same direction would be no baseline."""
 
 NO_PARTNER = "fewer explained latents than that come before it with another text and another direction"
+"""Reason in rows of status `no_partner`. It is stored, so new wording is new content."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The explanations that nulls of one explainer are made of."""
+    """The explanations that serve as null explanations of one explainer."""
 
     rows: list[Explained]
-    """In the order in which their latents were asked for."""
+    """In the order in which the registry selects their latents."""
     before: Mapping[int, int]
-    """Per explained latent of the SAE, how many others were asked for before it."""
+    """Per explained latent of the SAE, how many explained latents come before it in that order."""
 
     @classmethod
     def of(cls, explained: pl.LazyFrame, in_turn: UInt32[np.ndarray, " latents"]) -> Pool:
-        """From rows of `schema.EXPLANATIONS` of one explainer; `in_turn`: latents as they were asked for."""
+        """The pool of one explainer from its rows of `schema.EXPLANATIONS`.
+
+        `in_turn`: the SAE's latents in the order in which partners come before one another.
+        """
         good = explained.filter(status="ok")
         latents = in_turn[np.isin(in_turn, good.select("latent").collect()["latent"].to_numpy())].tolist()
         first = good.filter(pl.col("latent").is_in(latents[:POOL])).collect()
@@ -54,25 +59,29 @@ class Pool:
         return cls([by_latent[latent] for latent in latents[:POOL]], {latent: i for i, latent in enumerate(latents)})
 
     def partners(self, row: Explained, twins: Set[int], n: int, seed: int) -> list[Explained]:
-        """At most `n`, of another text and no twin: those of the lowest hashes of (seed, latent, partner)."""
-        seniors = self.rows[: self.before[row.latent]]
-        ids: Int[np.ndarray, " seniors"] = np.array([senior.latent for senior in seniors], dtype=np.int64)
+        """At most `n` partners of the latent of `row`: those with the lowest hashes of (seed, latent, partner).
+
+        Latents in `twins` and latents with the same text as `row` are left out.
+        """
+        earlier = self.rows[: self.before[row.latent]]
+        ids: Int[np.ndarray, " earlier"] = np.array([other.latent for other in earlier], dtype=np.int64)
         found: list[Explained] = []
         for i in np.argsort(counter_hash(seed, row.latent, ids), kind="stable"):
             if len(found) == n:
                 break
-            if seniors[i].text != row.text and seniors[i].latent not in twins:
-                found.append(seniors[i])
+            if earlier[i].text != row.text and earlier[i].latent not in twins:
+                found.append(earlier[i])
         return found
 
 
 def null_explanations(
     rows: pl.DataFrame, neighbours: pl.DataFrame, pool: Pool, names: Sequence[str], seed: int
 ) -> dict[str, pl.DataFrame]:
-    """Tables `explanations` of some latents' nulls, one per name: the first has each latent's first partner.
+    """The null explanations of some latents as one table `explanations` per name.
 
-    `rows` are what the explainer made of the latents; `neighbours` has latent, neighbours, neighbour_cosines. A latent
-    that has no explanation has no null, and one with too few partners says so (`no_partner`).
+    `rows`: the explainer's own rows of the latents. `neighbours`: columns latent, neighbours and neighbour_cosines.
+    The first name gets each latent's first partner, the second its second, and so on. A latent without an explanation
+    keeps its status and has no null; a latent with too few partners gets a row of status `no_partner`.
     """
     twins = {
         latent: {n for n, c in zip(ids, cosines, strict=True) if c >= COSINE}
@@ -96,7 +105,7 @@ def null_explanations(
 
 
 def as_explained(rows: pl.DataFrame) -> list[Explained]:
-    """What is said of latents, without how it was asked and what that took: a null asks nobody."""
+    """Rows of `schema.EXPLANATIONS` without model, prompt, reply, tokens and cost: a null needs no request."""
     return [
         Explained(r["latent"], r["status"], r["reason"], r["explanation"], r["program"], tuple(r["context_ids"]))
         for r in rows.iter_rows(named=True)
@@ -104,7 +113,7 @@ def as_explained(rows: pl.DataFrame) -> list[Explained]:
 
 
 def table(name: str, rows: list[Explained], source: list[int | None] | None = None) -> pl.DataFrame:
-    """Table `explanations` of one explainer. `source`: of nulls, whose text each row has."""
+    """Table `explanations` of one explainer. `source`: for nulls, the latent whose explanation each row has."""
     return schema.EXPLANATIONS.frame(
         {
             "latent": row.latent,

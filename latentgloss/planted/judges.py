@@ -1,11 +1,7 @@
-"""Judges of known skill, and explainers of known truth.
+"""Judges of known skill, and the planted explainers and judges made known to the stages (`installed`).
 
-What belongs here: judges that answer from the *text* of an explanation, by looking up what it means (`rules.labels`),
-so that a null or a wrong text is judged by what it says; judges that know nothing; and explainers that say of each
-latent what its rule's labels say. `installed` makes the stages know them by name for as long as it lasts.
-
-Evidence. Detection: the strongest token of the window, max_t f_t. Fuzzing: mean f over the marked tokens - mean f over
-the others, masked tokens in neither.
+What belongs here: judges that answer from the *text* of an explanation by looking up what it means (`meaning.read`), so
+that a null or a wrong text is judged by what it says; and judges that know nothing.
 """
 
 from __future__ import annotations
@@ -13,66 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt32
+from jaxtyping import Float64, UInt32
 
 from latentgloss.explanations.explainers import EXPLAINERS
-from latentgloss.explanations.explainers.base import Evidence, Explained, Explainer, Tools
-from latentgloss.planted.rules import ANYTHING, Label, Rule, Seen, ids, labels, rules, vocabulary
+from latentgloss.explanations.explainers.base import Explainer
+from latentgloss.planted.explainers import PLANTED
+from latentgloss.planted.meaning import evidence, read
+from latentgloss.planted.rules import rules
 from latentgloss.protocols import Answer, Question
-from latentgloss.schema import GRAM
 from latentgloss.scores.judges.intruder import named
 from latentgloss.scores.judges.opening import JUDGES, JUDGES_OF_TRIALS
 from latentgloss.statistics.counter_rng import counter_hash
-from latentgloss.store.digests import canonical, json_sha256, text_sha256
+from latentgloss.store.digests import canonical, text_sha256
 
 if TYPE_CHECKING:
-    from latentgloss.config.settings import ExplanationSettings
-    from latentgloss.explanations.explainers.base import Need
     from latentgloss.models.vocabulary import Vocabulary
 
-
-SHOWN = 40
-"""Contexts that the memoriser is shown."""
-
-PASSAGES = "Exactly these passages: "
-"""How a memoriser's explanation begins."""
 
 SAYS_YES = {"detection": 0.75, "fuzzing": 0.3}
 """Evidence from which the meaning of a text says yes, where a judge decides by itself."""
 
 Documents = Callable[[UInt32[np.ndarray, " contexts"]], UInt32[np.ndarray, " contexts"]]
-
-
-def read(text: str) -> Label | None:
-    """What a text means; None if it is none of the planted ones."""
-    if text.startswith(PASSAGES):
-        return _passages(text)
-    return labels().get(text)
-
-
-def strength(label: Label, tokens: UInt32[np.ndarray, "n length"]) -> Float32[np.ndarray, "n length"]:
-    """f_t: how strongly a latent of which the label is true should fire, as far as the window tells.
-
-    In units of the weakest activation that is meant; one half where it depends on what the window cuts off.
-    """
-    f: Float32[np.ndarray, "n length"] = label.means(Seen(tokens, cut=True)).astype(np.float32)
-    return f
-
-
-def evidence(label: Label, question: Question) -> Float32[np.ndarray, " contexts"]:
-    f = strength(label, question.tokens)
-    if question.marks is None:
-        strongest: Float32[np.ndarray, " contexts"] = f.max(axis=1)
-        return strongest
-    marked = question.marks
-    others = ~marked if question.masked is None else ~marked & ~question.masked
-    inside, outside = ((f * of).sum(axis=1) / np.maximum(of.sum(axis=1), 1) for of in (marked, others))
-    contrast: Float32[np.ndarray, " contexts"] = (inside - outside).astype(np.float32)
-    return contrast
 
 
 class _Judge:
@@ -251,83 +211,6 @@ def shifted(base: type[_Judge]) -> type[_Judge]:
     return Shifted
 
 
-def explainer(name: str, label_of: Callable[[Rule], Label | None]) -> type[Explainer]:
-    """One that says of each planted latent what `label_of` says of its rule; `failed` where that is nothing."""
-    said = {rule.latent: label for rule in rules() if (label := label_of(rule)) is not None}
-
-    class Scripted:
-        computes = False
-        asks = False
-        needs: frozenset[Need] = frozenset()
-
-        def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
-            """Nothing is learnt."""
-
-        @staticmethod
-        def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
-            return {"explainer": name, "texts": json_sha256([[i, label.text] for i, label in said.items()])}
-
-        def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
-            for each in evidence:
-                if each.latent in said:
-                    yield Explained(each.latent, "ok", text=said[each.latent].text)
-                else:
-                    yield Explained(each.latent, "failed", "there is no such label of this rule")
-
-    return Scripted
-
-
-class Memoriser:
-    """Says nothing but which contexts it was shown."""
-
-    computes = False
-    asks = False
-    needs: frozenset[Need] = frozenset()
-
-    def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
-        """Nothing is learnt."""
-
-    @staticmethod
-    def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
-        return {"explainer": "memoriser", "shown": SHOWN}
-
-    def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
-        words = np.array(vocabulary())
-        for each in evidence:
-            active = np.flatnonzero(each.windows.activations.any(axis=1))[:SHOWN]
-            passages = [" ".join(words[row]) for row in each.windows.tokens[active]]
-            shown = tuple(each.context_ids[i] for i in active)
-            yield Explained(each.latent, "ok", text=PASSAGES + " | ".join(passages), context_ids=shown)
-
-
-def _passages(text: str) -> Label:
-    """True of what shares 13 tokens in a row with a passage, and of windows that share half of their bigrams."""
-    numbers = ids()
-    passages = [[numbers[w] for w in p.split()] for p in text.removeprefix(PASSAGES).split(" | ")]
-    grams = {tuple(p[i : i + GRAM]) for p in passages for i in range(len(p) - GRAM + 1)}
-    pairs = [set(pairwise(p)) for p in passages]
-
-    def means(seen: Seen) -> Float32[np.ndarray, "n length"]:
-        out = np.zeros(seen.tokens.shape, dtype=np.float32)
-        for row, window in zip(out, seen.tokens.tolist(), strict=True):
-            for i in range(len(window) - GRAM + 1):
-                if tuple(window[i : i + GRAM]) in grams:
-                    row[i : i + GRAM] = 1
-            mine = set(pairwise(window))
-            if any(2 * len(mine & theirs) >= len(mine) for theirs in pairs):
-                row[:] = 1
-        return out
-
-    return Label(text, means)
-
-
-PLANTED: dict[str, type[Explainer]] = {
-    "truth": explainer("truth", lambda rule: rule.true),
-    "general": explainer("general", lambda rule: rule.general),
-    "specific": explainer("specific", lambda rule: rule.specific),
-    "anything": explainer("anything", lambda rule: ANYTHING),
-    "memoriser": Memoriser,
-}
 IGNORANT: tuple[type[_Judge], ...] = (AlwaysYes, AlwaysNo, Coin)
 FINDERS: tuple[type[Finder], ...] = (Discerning, First, Tossing)
 

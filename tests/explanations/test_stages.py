@@ -159,21 +159,19 @@ def test_nulls_come_after_what_they_are_the_null_of():
 
 
 def test_weights_restore_the_population(finished):
-    """Over a latent's windows the weights add up to the windows the explain split has."""
+    """The weights of a latent's examples add up to the number of windows of the explain split."""
     from latentgloss.explanations.evidence import BlockEvidence
-    from latentgloss.pipeline.graph import STAGES
-    from latentgloss.pipeline.stage_run import StageRun
+    from latentgloss.preview.one_latent import as_it_stands
 
-    stage = STAGES["explanations"]
-    run = StageRun(finished, stage, tiny.SPARSIFY, finished.recipe(stage, tiny.SPARSIFY))
+    run = as_it_stands(finished, "explanations", tiny.SPARSIFY)
     corpus = finished.corpus(run.input("resolved_saes"))
     usable = run.input("sampled_contexts").manifest.facts["windows_usable"]["explain"]
     evidence = list(BlockEvidence(run, corpus, "000000"))
     assert len(evidence) > 30
     for one in evidence:
         # windows active only on masked tokens are in neither class
-        assert one.windows.weight.sum() == pytest.approx(usable, rel=0.02)
-        assert len(one.context_ids) == len(one.windows.tokens) == len(set(one.context_ids))
+        assert one.examples.weight.sum() == pytest.approx(usable, rel=0.02)
+        assert len(one.context_ids) == len(one.examples.tokens) == len(set(one.context_ids))
 
 
 def test_processes_give_what_one_process_gives(finished, tmp_path):

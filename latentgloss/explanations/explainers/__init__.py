@@ -1,4 +1,17 @@
-"""Explainers: each makes an explanation of what is known of a latent. `table.EXPLAINERS` lists them."""
+"""Explainers: each turns the evidence of a latent into an explanation.
+
+- `base`          what passes between the stage and an explainer
+- `table`         the list of explainers (`EXPLAINERS`), names of nulls and of blocks
+- `examples`      the contexts of a latent as arrays
+- `pattern/`      the explainer `pattern`
+- `token_table`   the explainer `token_table`
+- `llm`           the explainers `llm`, `llm_cot` and `contrastive`
+- `replies`       what their replies must look like, and how they are read
+- `best_of_k`     the explainer `best_of_k`
+- `imported`      the explainer `imported`
+- `programs`      executable explanations, read back from stored JSON
+- `program_json`  what all kinds of programs share when they are read
+"""
 
 from latentgloss.explanations.explainers.base import Evidence, Explained, Explainer
 from latentgloss.explanations.explainers.table import (

@@ -1,4 +1,4 @@
-"""What passes between the stage and an explainer: evidence of a latent, and what was made of it."""
+"""What passes between the stage and an explainer: the evidence of a latent, and the explanation made of it."""
 
 from __future__ import annotations
 
@@ -22,39 +22,41 @@ if TYPE_CHECKING:
 
 
 Need = Literal["masked", "select"]
-"""What of a latent's evidence only some explainers look at."""
+"""Parts of the evidence that only some explainers use."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What an explainer may know of one latent: windows of the explain split, activating ones first."""
+    """What an explainer may know of one latent: examples of the explain split, activating ones first."""
 
     latent: int
-    windows: Examples
+    examples: Examples
     context_ids: list[int]
-    """Context numbers of the windows, in the same order."""
+    """Context numbers of the examples, in the same order."""
     strata: tuple[str, ...] = ()
-    """Per window `activating`, or its kind of non-activating context."""
+    """Per example `activating`, or the stratum of a non-activating context."""
     masked: Bool[np.ndarray, "n length"] | None = None
-    """Tokens of the windows on which no activation counts; of explainers that need it."""
+    """Tokens of the examples on which no activation counts; only for explainers that need `masked`."""
     select: Examples | None = None
-    """Windows of the select split, to choose between explanations by; of explainers that need it."""
+    """Examples of the select split, for choosing between explanations; only for explainers that need `select`."""
 
 
 @dataclass(frozen=True)
 class Explained:
-    """An explanation, or why there is none."""
+    """An explanation, or the reason why there is none."""
 
     latent: int
     status: str
     reason: str = ""
     text: str = ""
     program: str | None = None
+    """The executable form of the explanation, as JSON."""
     context_ids: tuple[int, ...] = ()
     """The contexts it was made from."""
     model: str | None = None
+    """The language model that wrote it."""
     prompt_sha256: str | None = None
-    """Of the messages a language model was shown first."""
+    """Hash of the messages of the first request to the language model."""
     reply: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -63,48 +65,52 @@ class Explained:
 
 @dataclass(frozen=True)
 class Tools:
-    """What explainers of one SAE may use beside their evidence. Making it loads nothing."""
+    """What the explainers of one SAE may use besides evidence. Creating it loads nothing."""
 
     partition: str
     folder: Path
-    """Where relative paths in settings start."""
+    """Relative paths in the settings start here."""
     language_model: Callable[[str], LanguageModel]
-    """The model of that name. Raises InputError if there is none."""
+    """The language model of a name. Raises InputError if there is none."""
     judge: Callable[[str], JudgeThatReads]
-    """The language model of that name as judge of detection. Raises InputError if there is none."""
+    """The language model of a name, as a judge of detection. Raises InputError if there is none."""
 
 
 class JudgeThatReads(Judge, Protocol):
-    """A language model as judge: what it will be asked is known beforehand."""
+    """A language model as a judge, whose requests are known before they are sent."""
 
-    def planned(self, question: Question) -> list[Planned]: ...
+    def planned(self, question: Question) -> list[Planned]:
+        """The requests that a question will take."""
 
 
 class Explainer(Protocol):
     """Explains latents."""
 
     computes: bool
-    """Whether its time goes into computing here: then latents are spread over processes, where there are no tools."""
+    """Whether it spends its time computing here. If so, latents are spread over processes, in which it has no tools."""
     asks: bool
-    """Whether it asks a language model: then `explanations.llm.sample` says how many latents it is put to."""
+    """Whether it asks a language model. If so, `explanations.llm.sample` bounds how many latents it explains."""
     needs: frozenset[Need]
+    """Optional parts of the evidence that it uses."""
 
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None: ...
 
     @staticmethod
     def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
-        """Everything that decides its output beside the evidence; part of the recipe. Raises SettingsError."""
+        """Everything that decides its output besides the evidence; part of the recipe. Raises SettingsError."""
         ...
 
-    def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]: ...
+    def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
+        """One explanation per latent, in the order of the evidence."""
+        ...
 
 
 class AskingExplainer(Explainer, Protocol):
-    """One that asks a language model (`asks`)."""
+    """An explainer that asks a language model (`asks` is true)."""
 
     @property
     def unwritten(self) -> int:
-        """Most tokens of an explanation, before there is one."""
+        """Upper bound on the tokens of an explanation that does not exist yet."""
 
-    def planned(self, one: Evidence) -> list[Planned]:
-        """What will be asked about a latent, at most; nothing if it cannot be asked about."""
+    def planned(self, evidence: Evidence) -> list[Planned]:
+        """The most requests that a latent can take; empty if no request can be made for it."""

@@ -1,7 +1,6 @@
-"""What explainers without a language model work on: windows of tokens, and what the tokens read as.
+"""Examples: contexts of one latent as arrays of tokens and activations.
 
-What belongs here: `Examples` (the evidence of one latent as arrays) and `Vocabulary` (token ids grouped by how they
-read: the same word in any case and spacing, the same beginning, the same kind of token). Nothing is read or written.
+What belongs here: `Examples`, from which every explainer works. Nothing is read or written.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Examples:
-    """Contexts of one latent.
+    """Contexts of one latent, one per row.
 
-    A row of `activations` that is zero throughout is a non-activating context. `weight` is the number of contexts
-    of the population that a row stands for: non-activating ones are subsampled, and weights restore the base rate.
+    A context whose `activations` are all zero is non-activating. `weight` is the number of contexts of the population
+    that a row stands for: non-activating contexts are subsampled, and the weights restore the base rate.
     """
 
     tokens: UInt32[np.ndarray, "n length"]
@@ -32,7 +31,11 @@ class Examples:
     weight: Float32[np.ndarray, " n"]
 
     def check(self, vocabulary: Vocabulary) -> None:
-        """Raises ExplainerError if nothing can be learnt from the windows, or a token id is out of range."""
+        """Raises ExplainerError if nothing can be learnt from the examples.
+
+        That is the case if no context is activating, if shapes or weights are wrong, or if a token id is outside the
+        vocabulary.
+        """
         if not (self.activations > 0).any():
             raise ExplainerError(
                 f"the latent is active in none of the {len(self.tokens)} contexts",
@@ -42,8 +45,9 @@ class Examples:
         if self.activations.shape != self.tokens.shape or self.weight.shape != self.tokens.shape[:1]:
             shapes = [self.tokens.shape, self.activations.shape, self.weight.shape]
             raise ExplainerError(
-                f"windows of shapes {shapes}", expected="tokens and activations alike, one weight per row"
+                f"tokens, activations and weights have the shapes {shapes}",
+                expected="one shape for tokens and activations, and one weight per row",
             )
         if not (np.isfinite(self.weight).all() and (self.weight > 0).all()):
-            raise ExplainerError("a window's weight is not a positive number", expected="weight > 0 in every row")
+            raise ExplainerError("the weight of an example is not a positive number", expected="weight > 0 in each row")
         vocabulary.check(self.tokens)

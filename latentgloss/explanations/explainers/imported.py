@@ -1,8 +1,9 @@
-"""The `imported` explainer: explanations that somebody else made, from a file.
+"""The `imported` explainer: explanations made elsewhere, from a file.
 
-Neuronpedia exports one JSON object per line, with `modelId`, `layer`, `index` (the latent, a number or a string),
-`description`, `explanationModelName` and `typeName`; anything may be written as CSV with columns latent and
-explanation. A file is of one SAE. Of several explanations of a latent that the settings let through the first is taken.
+Two formats are read. Neuronpedia exports one JSON object per line, with `modelId`, `layer`, `index` (the latent, a
+number or a string), `description`, `explanationModelName` and `typeName`. Explanations from any other source can be
+written as CSV with the columns latent and explanation. A file is about one SAE. If several explanations of a latent
+pass the filters in the settings, the first is used.
 """
 
 from __future__ import annotations
@@ -30,25 +31,27 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
+"""Version of how files are read; part of the recipe."""
 LONGEST = 10_000
-"""Characters of an explanation that is taken."""
+"""Most characters of an explanation; a longer one is not imported."""
 
 
 @dataclass(frozen=True)
 class Given:
-    """An explanation as its file has it."""
+    """An explanation as its file gives it."""
 
     text: str
     model: str | None
+    """The model that wrote it, if the file says so."""
 
 
 def file_of(settings: ImportedSettings, tools: Tools) -> Path:
-    """The file of a SAE. Raises SettingsError if the settings name none, or with a placeholder there is none of."""
+    """The file of an SAE. Raises SettingsError if the settings name none, or use an unknown placeholder."""
     if settings.file is None:
         raise SettingsError(
-            "explainer 'imported' needs a file and the settings name none",
-            expected='`file = "imported/{sae}.jsonl"` or such under [explanations.imported]',
-            todo="name it in latentgloss.toml",
+            "explainer 'imported' needs a file, but the settings name none",
+            expected='a path such as `file = "imported/{sae}.jsonl"` under [explanations.imported]',
+            todo="name the file in latentgloss.toml",
         )
     model, hookpoint, sae = tools.partition.split("/")
     try:
@@ -63,18 +66,19 @@ def file_of(settings: ImportedSettings, tools: Tools) -> Path:
 
 
 class ImportedExplainer:
-    """Explanations of a file; a latent it has none of is a row of status `not_imported`."""
+    """Takes explanations from a file; a latent that is not in the file gets a row of status `not_imported`."""
 
     computes = False
     asks = False
     needs: frozenset[Need] = frozenset()
 
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
-        assert tools is not None  # it does not compute, so it is never made in a process without
+        assert tools is not None  # they are missing only in processes, where this explainer never runs
         self.settings, self.path = settings.imported, file_of(settings.imported, tools)
 
     @staticmethod
     def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
+        """Version, hash of the file (None if there is none) and filters."""
         path = file_of(settings.imported, tools)
         chosen = settings.imported.model_dump(mode="json", exclude={"file"})
         return {
@@ -85,31 +89,39 @@ class ImportedExplainer:
         }
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
-        """One row per latent. Raises ExplainerError if the file is not what it should be."""
+        """One row per latent, in order. Raises ExplainerError if the file cannot be used (`read_file`)."""
         missing = f"there is no file {self.path.name} for this SAE" if not self.path.is_file() else ""
         given = {} if missing else read_file(self.path, self.settings)
-        for one in evidence:
-            found = given.get(one.latent)
+        for each in evidence:
+            found = given.get(each.latent)
             if found is None:
-                reason = missing or f"{self.path.name} has no explanation of latent {one.latent}"
-                yield Explained(one.latent, "not_imported", reason)
+                reason = missing or f"{self.path.name} has no explanation of latent {each.latent}"
+                yield Explained(each.latent, "not_imported", reason)
             elif not found.text or len(found.text) > LONGEST:
                 reason = f"its explanation in {self.path.name} has {len(found.text)} characters"
-                yield Explained(one.latent, "not_imported", reason, model=found.model)
+                yield Explained(each.latent, "not_imported", reason, model=found.model)
             else:
-                yield Explained(one.latent, "ok", "", found.text, model=found.model)
+                yield Explained(each.latent, "ok", "", found.text, model=found.model)
 
 
 def read_file(path: Path, settings: ImportedSettings) -> dict[int, Given]:
-    """Explanations by latent. Raises ExplainerError, naming the line, for what is no explanation of a latent."""
+    """The explanations in a file, by latent.
+
+    Raises ExplainerError if the file cannot be read, if a line is not an explanation of a latent (the message names the
+    line), or if the file is about several SAEs.
+    """
     name = path.name.removesuffix(".gz")
     if not name.endswith((".jsonl", ".csv")):
-        raise ExplainerError(f"{path.name} is of no known kind", expected=".jsonl, .jsonl.gz or .csv")
+        raise ExplainerError(f"{path.name} has an unknown extension", expected=".jsonl, .jsonl.gz, .csv or .csv.gz")
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, ValueError, gzip.BadGzipFile) as e:
-        raise ExplainerError(f"{path.name} cannot be read ({e})", expected="UTF-8 text", todo="get it again") from e
+        raise ExplainerError(
+            f"{path.name} cannot be read ({e})",
+            expected="UTF-8 text, compressed with gzip if its name ends in .gz",
+            todo="download or write the file again",
+        ) from e
     rows = _jsonl(text, path.name) if name.endswith(".jsonl") else _csv(text, path.name)
     found: dict[int, Given] = {}
     sources: dict[tuple[str, str], None] = {}
@@ -124,8 +136,8 @@ def read_file(path: Path, settings: ImportedSettings) -> dict[int, Given]:
         if isinstance(latent, bool) or not isinstance(latent, int) or latent < 0 or not isinstance(words, str):
             raise ExplainerError(
                 f"line {line} of {path.name} has latent {latent!r} and explanation {words!r}"[:300],
-                expected="a number from 0 on, and a text",
-                todo="correct the line, or take it out",
+                expected="a whole number of at least 0 and a text",
+                todo="correct the line or delete it",
             )
         sources[str(row.get("modelId")), str(row.get("layer"))] = None
         by = row.get("explanationModelName")
@@ -134,32 +146,38 @@ def read_file(path: Path, settings: ImportedSettings) -> dict[int, Given]:
         raise ExplainerError(
             f"{path.name} is of {len(sources)} SAEs: {', '.join('/'.join(s) for s in list(sources)[:3])}",
             expected="one (modelId, layer) per file",
-            todo="make one file of each",
+            todo="write one file per SAE",
         )
     return found
 
 
 def _jsonl(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSON-lines file with their line numbers."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as e:
-            raise ExplainerError(f"line {number} of {name} is no JSON ({e})", expected="a JSON object per line") from e
+            raise ExplainerError(f"line {number} of {name} is not JSON ({e})", expected="a JSON object per line") from e
         if not isinstance(row, dict):
-            raise ExplainerError(f"line {number} of {name} is no object", expected="a JSON object per line")
+            raise ExplainerError(f"line {number} of {name} is not an object", expected="a JSON object per line")
         yield number, row
 
 
 def _csv(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a CSV file with their line numbers, in the keys of a Neuronpedia export."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         if not {"latent", "explanation"} <= set(reader.fieldnames or ()):
             raise ExplainerError(
-                f"{name} has columns {reader.fieldnames}", expected="latent and explanation", todo="name them so"
+                f"{name} has columns {reader.fieldnames}",
+                expected="columns latent and explanation",
+                todo="correct the first line of the file",
             )
         for row in reader:
             yield reader.line_num, {"index": row["latent"], "description": row["explanation"]}
     except csv.Error as e:
-        raise ExplainerError(f"line {reader.line_num} of {name} is no CSV ({e})", expected="quoted as CSV is") from e
+        raise ExplainerError(
+            f"line {reader.line_num} of {name} is not CSV ({e})", expected="fields quoted as in CSV"
+        ) from e

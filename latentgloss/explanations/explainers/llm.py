@@ -1,9 +1,9 @@
-"""Explainers that show a language model contexts and take its sentence: `llm`, `llm_cot`, `contrastive`.
+"""Explainers that show contexts to a language model and keep its sentence: `llm`, `llm_cot`, `contrastive`.
 
-What belongs here: what of the evidence is shown and how, and in which of two forms the reply is asked for. How replies
-are read is in `replies.py`; the wording, in `prompts/`; how corpus text is quoted, in `quoting.py`; what happens to a
-reply that cannot be read, in `asking.py`. Method: Paulo et al. (arXiv 2410.13928), section 3, with our own wording;
-differences are in docs/prompts.md.
+What belongs here: which examples are shown and how, and which form of reply is requested. How replies are read is in
+`replies.py`. In `llm/` are the wording (`prompts/*.txt`), the quoting of corpus text (`prompts/quoting.py`) and what
+happens to a reply that cannot be parsed (`asking.py`). Method: Paulo et al. (arXiv 2410.13928), section 3, with our own
+wording; the differences are in docs/prompts.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ import numpy as np
 from latentgloss.contexts.marks import marks
 from latentgloss.errors import ExplainerError, SettingsError
 from latentgloss.explanations.explainers.base import Explained
-from latentgloss.explanations.explainers.replies import LINE, LONGEST, read_explanation, read_line, read_object, schema
+from latentgloss.explanations.explainers.replies import (
+    LINE,
+    LONGEST,
+    read_explanation,
+    read_line,
+    read_object,
+    reply_schema,
+)
 from latentgloss.llm.asking import Planned, Query, QueryResult, ask_all
 from latentgloss.llm.prompts.quoting import quoted_runs
 from latentgloss.llm.prompts.templates import messages_sha256, prompt
@@ -35,18 +42,22 @@ if TYPE_CHECKING:
 
 
 VERSION = 2
-"""Of what is shown and how a reply is read; part of the recipe."""
+"""Version of what is shown and how a reply is read; part of the recipe."""
 
 STRENGTHS = 10
+"""The greatest strength shown."""
 
 
 def model_of(settings: ExplanationSettings, tools: Tools | None, explainer: str) -> LanguageModel:
-    """Raises SettingsError if the settings name no model, InputError if there is none of that name."""
+    """The language model that the settings name for explanations.
+
+    Raises SettingsError if they name none, and InputError if there is none of that name.
+    """
     if settings.model is None or tools is None:
         raise SettingsError(
-            f"explainer {explainer!r} needs a language model and the settings name none",
+            f"explainer {explainer!r} needs a language model, but the settings name none",
             expected='`model = "NAME"` under [explanations]',
-            todo="name one of the registry's language models in latentgloss.toml",
+            todo="name a language model of the registry in latentgloss.toml",
         )
     return tools.language_model(settings.model)
 
@@ -56,9 +67,9 @@ class LlmExplainer:
 
     name: ClassVar[str] = "llm"
     prompt_name: ClassVar[str] = "explain"
-    """For a model that can be held to a schema its twin is taken, `explain_json`."""
+    """The prompt's name. If the model's reply is constrained to a JSON schema, `_json` is appended."""
     steps: ClassVar[tuple[str, ...]] = ()
-    """Of a reply in JSON: what comes before the explanation."""
+    """The entries that come before the explanation in a JSON reply."""
     computes = False
     asks = True
     needs: frozenset[Need] = frozenset({"masked"})
@@ -66,114 +77,118 @@ class LlmExplainer:
     def __init__(self, settings: ExplanationSettings, vocabulary: Vocabulary, tools: Tools | None = None) -> None:
         self.settings, self.vocabulary = settings.llm, vocabulary
         self.model = model_of(settings, tools, self.name)
-        self.held = self._held(self.model)
-        self.prompt: Prompt = self._prompt(self.held)
-        self.read: Callable[[Reply], str] = read_explanation
-        if "regex" in self.held:
-            self.read = read_line
-        elif "json_schema" in self.held:
-            self.read = partial(read_object, steps=self.steps)
+        self.constraint = self._constraint(self.model)
+        self.prompt: Prompt = self._prompt(self.constraint)
+        self.parse: Callable[[Reply], str] = read_explanation
+        if "regex" in self.constraint:
+            self.parse = read_line
+        elif "json_schema" in self.constraint:
+            self.parse = partial(read_object, steps=self.steps)
 
     @classmethod
     def identity(cls, settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
+        """Version, model, prompt, constraint of the reply and the settings that it uses."""
         model = model_of(settings, tools, cls.name)
-        held = cls._held(model)
+        constraint = cls._constraint(model)
         return {
             "explainer": cls.name,
             "version": VERSION,
             "model": model.identity(),
-            "prompt": cls._prompt(held).sha256,
-            **held,
+            "prompt": cls._prompt(constraint).sha256,
+            **constraint,
             **cls._shown(settings),
         }
 
     @classmethod
-    def _held(cls, model: LanguageModel) -> dict[str, Any]:
-        """What a reply is held to, as `Request` has it; nothing where the model cannot be."""
+    def _constraint(cls, model: LanguageModel) -> dict[str, Any]:
+        """The constraint of the reply, as a field of `Request`; empty if the model supports none."""
         if "regex" in model.capabilities and not cls.steps:  # small models write worse JSON than lines
             return {"regex": LINE}
-        return {"json_schema": schema(cls.steps)} if "json_schema" in model.capabilities else {}
+        return {"json_schema": reply_schema(cls.steps)} if "json_schema" in model.capabilities else {}
 
     @classmethod
-    def _prompt(cls, held: dict[str, Any]) -> Prompt:
-        return prompt(f"{cls.prompt_name}_json" if "json_schema" in held else cls.prompt_name)
+    def _prompt(cls, constraint: dict[str, Any]) -> Prompt:
+        return prompt(f"{cls.prompt_name}_json" if "json_schema" in constraint else cls.prompt_name)
 
     @classmethod
     def _shown(cls, settings: ExplanationSettings) -> dict[str, Any]:
-        """The settings it uses."""
+        """The settings that decide what it shows and requests."""
         llm = settings.llm
         return {"contexts": llm.contexts, "max_tokens": llm.max_tokens, "temperature": llm.temperature}
 
     @property
     def max_tokens(self) -> int:
+        """Most tokens of a reply."""
         return self.settings.max_tokens
 
-    def chosen(self, one: Evidence) -> list[int]:
-        """Rows of the windows that are shown: the first of the activating ones, in the order of the sample."""
-        active = np.flatnonzero((one.windows.activations > 0).any(axis=1))
+    def chosen(self, evidence: Evidence) -> list[int]:
+        """Rows of the examples that are shown: the first activating ones, in the order of the sample."""
+        active = np.flatnonzero((evidence.examples.activations > 0).any(axis=1))
         return [int(row) for row in active[: self.settings.contexts]]
 
-    def values(self, one: Evidence, rows: list[int]) -> dict[str, str]:
+    def values(self, evidence: Evidence, rows: list[int]) -> dict[str, str]:
         """The variables of the prompt."""
-        return {"passages": passages(one, rows, self.vocabulary)}
+        return {"passages": passages(evidence, rows, self.vocabulary)}
 
-    def request(self, one: Evidence) -> Request:
-        """What is asked about a latent. Raises ExplainerError if nothing can be."""
-        one.windows.check(self.vocabulary)
-        messages = self.prompt.messages(**self.values(one, self.chosen(one)))
-        return Request(messages, self.max_tokens, temperature=self.settings.temperature, **self.held)
+    def request(self, evidence: Evidence) -> Request:
+        """The request for a latent's explanation. Raises ExplainerError if nothing can be learnt from the evidence."""
+        evidence.examples.check(self.vocabulary)
+        messages = self.prompt.messages(**self.values(evidence, self.chosen(evidence)))
+        return Request(messages, self.max_tokens, temperature=self.settings.temperature, **self.constraint)
 
-    def repaired(self, messages: tuple[Message, ...], reply: str, problem: str) -> tuple[Message, ...]:
+    def repair(self, messages: tuple[Message, ...], reply: str, problem: str) -> tuple[Message, ...]:
+        """The messages of the second request, after a reply that cannot be parsed."""
         return self.prompt.repaired(messages, reply, problem=problem)
 
     def query(self, request: Request) -> Query[str]:
-        return Query(request, self.read, self.repaired)
+        """The request with the ways to parse its reply and to ask again."""
+        return Query(request, self.parse, self.repair)
 
-    def planned(self, one: Evidence) -> list[Planned]:
-        """What will be asked about a latent."""
+    def planned(self, evidence: Evidence) -> list[Planned]:
+        """The query that a latent will take; empty if no request can be made for it."""
         try:
-            return [Planned(self.model, self.query(self.request(one)))]
+            return [Planned(self.model, self.query(self.request(evidence)))]
         except ExplainerError:
             return []
 
     @property
     def unwritten(self) -> int:
-        """Most tokens of an explanation, before there is one."""
+        """Upper bound on the tokens of an explanation that does not exist yet."""
         return min(self.max_tokens, LONGEST)
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
         """One explanation per latent, in order."""
-        going: deque[tuple[Explained, bool]] = deque()  # with whether it is asked about
+        pending: deque[tuple[Explained, bool]] = deque()  # rows, each with whether a query was made for it
 
         def queries() -> Iterator[Query[str]]:
-            for one in evidence:
-                ids = tuple(one.context_ids[row] for row in self.chosen(one))
+            for each in evidence:
+                ids = tuple(each.context_ids[row] for row in self.chosen(each))
                 try:
-                    request = self.request(one)
+                    request = self.request(each)
                 except ExplainerError as e:
-                    going.append((Explained(one.latent, "failed", str(e), context_ids=ids), False))
+                    pending.append((Explained(each.latent, "failed", str(e), context_ids=ids), False))
                     continue
-                blank = Explained(
-                    one.latent,
+                row = Explained(
+                    each.latent,
                     "",
                     context_ids=ids,
                     model=self.model.name,
                     prompt_sha256=messages_sha256(request.messages),
                 )
-                going.append((blank, True))
+                pending.append((row, True))
                 yield self.query(request)
 
         for result in ask_all(self.model, queries()):
-            while not going[0][1]:
-                yield going.popleft()[0]
-            yield explained(going.popleft()[0], result)
-        yield from (row for row, _ in going)
+            while not pending[0][1]:
+                yield pending.popleft()[0]
+            yield with_result(pending.popleft()[0], result)
+        yield from (row for row, _ in pending)
 
 
-def explained(blank: Explained, result: QueryResult[str]) -> Explained:
-    """The row of a latent that was asked about."""
+def with_result(row: Explained, result: QueryResult[str]) -> Explained:
+    """A latent's row, completed with the result of its query."""
     return replace(
-        blank,
+        row,
         status=result.status,
         reason=result.reason,
         text=result.value or "",
@@ -185,7 +200,7 @@ def explained(blank: Explained, result: QueryResult[str]) -> Explained:
 
 
 class CotExplainer(LlmExplainer):
-    """The same contexts; the model thinks aloud before it answers."""
+    """Shows the same contexts as `llm`; the model writes down its reasoning before the explanation."""
 
     name = "llm_cot"
     prompt_name = "explain_cot"
@@ -197,11 +212,12 @@ class CotExplainer(LlmExplainer):
 
     @property
     def max_tokens(self) -> int:
+        """Most tokens of a reply, reasoning included."""
         return self.settings.max_tokens_cot
 
 
 class ContrastiveExplainer(LlmExplainer):
-    """Activating contexts, and beside them contexts of explain in which the latent is silent."""
+    """Shows activating contexts, and also contexts of the explain split in which the latent is silent."""
 
     name = "contrastive"
     prompt_name = "contrastive"
@@ -210,20 +226,22 @@ class ContrastiveExplainer(LlmExplainer):
     def _shown(cls, settings: ExplanationSettings) -> dict[str, Any]:
         return {**super()._shown(settings), "silent": settings.llm.silent}
 
-    def chosen(self, one: Evidence) -> list[int]:
-        return super().chosen(one) + _in_turns(one.strata, self.settings.silent)
+    def chosen(self, evidence: Evidence) -> list[int]:
+        """Rows of the examples that are shown: activating ones, then silent ones."""
+        return super().chosen(evidence) + _in_turns(evidence.strata, self.settings.silent)
 
-    def values(self, one: Evidence, rows: list[int]) -> dict[str, str]:
-        active = [row for row in rows if one.strata[row] == "activating"]
-        silent = [row for row in rows if one.strata[row] != "activating"]
+    def values(self, evidence: Evidence, rows: list[int]) -> dict[str, str]:
+        """The variables of the prompt."""
+        active = [row for row in rows if evidence.strata[row] == "activating"]
+        silent = [row for row in rows if evidence.strata[row] != "activating"]
         return {
-            "passages": passages(one, active, self.vocabulary),
-            "silent": passages(one, silent, self.vocabulary) if silent else "(none)",
+            "passages": passages(evidence, active, self.vocabulary),
+            "silent": passages(evidence, silent, self.vocabulary) if silent else "(none)",
         }
 
 
 def _in_turns(strata: tuple[str, ...], n: int) -> list[int]:
-    """The first `n` rows of non-activating windows, one of each stratum in turn."""
+    """The first `n` rows of non-activating examples, one of each stratum in turn."""
     turn: dict[str, int] = {}
     rows: list[tuple[int, str, int]] = []
     for row, stratum in enumerate(strata):
@@ -233,20 +251,21 @@ def _in_turns(strata: tuple[str, ...], n: int) -> list[int]:
     return [row for _, _, row in sorted(rows)[:n]]
 
 
-def passages(one: Evidence, rows: list[int], vocabulary: Vocabulary) -> str:
-    """Numbered windows, one a line, with marks (`marks.py`) and behind each the strengths of its marked parts.
+def passages(evidence: Evidence, rows: list[int], vocabulary: Vocabulary) -> str:
+    """Numbered examples, one per line, with marks (`contexts/marks.py`) and, after each, the strengths of its parts.
 
-    A part is as strong as its strongest token: ⌈10 a / max⌉, the maximum over all of the latent's explain windows here.
+    A marked part is as strong as its strongest token: ⌈10 a / max⌉, where max is taken over all examples of the latent
+    in the explain split.
     """
-    windows = one.windows
-    masked = np.zeros(windows.tokens.shape, dtype=np.bool_) if one.masked is None else one.masked
-    counted = np.where(masked, np.float32(0), windows.activations)
+    examples = evidence.examples
+    masked = np.zeros(examples.tokens.shape, dtype=np.bool_) if evidence.masked is None else evidence.masked
+    counted = np.where(masked, np.float32(0), examples.activations)
     most = float(counted.max(initial=0))
     lines: list[str] = []
     for number, row in enumerate(rows, 1):
         at = slice(row, row + 1)
-        marked = marks(windows.activations[at], masked[at])[0]
-        text, runs = quoted_runs(windows.tokens[row], vocabulary, marked)
+        marked = marks(examples.activations[at], masked[at])[0]
+        text, runs = quoted_runs(examples.tokens[row], vocabulary, marked)
         strengths = [_strength(float(counted[row, run].max()), most) for run in runs]
         lines.append(f"{number}. {text}" + (f" ({', '.join(map(str, strengths))})" if strengths else ""))
     return "\n".join(lines)

@@ -1,6 +1,7 @@
-"""The executable forms of explanations: from stored JSON back to what predicts.
+"""Executable explanations: from stored JSON back to a predictor.
 
-A program names its `kind`; `PROGRAMS` says what reads it. An explanation without a program is for judges that read.
+A program names its `kind`, and `PROGRAMS` lists what reads each kind. An explanation without a program can only be
+judged by reading it.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ PROGRAMS: dict[str, Callable[[str, Vocabulary], Predictor]] = {
     "pattern": Pattern.from_json,
     "token_table": TokenTable.from_json,
 }
+"""Per kind, what reads its programs."""
 
 
-@lru_cache(maxsize=2048)  # a program is somebody's null, too: several latents' in a row
+@lru_cache(maxsize=2048)  # a program is also the null explanation of other latents, several of them in succession
 def load_program(program: str, vocabulary: Vocabulary) -> Predictor:
-    """The predictor a stored program describes. Raises ExplainerError if nothing here reads it."""
+    """The predictor that a stored program describes. Raises ExplainerError if its kind is unknown or it is damaged."""
     try:
         kind = json.loads(program)["kind"]
         read = PROGRAMS[kind]
     except (ValueError, KeyError, TypeError) as e:
         raise ExplainerError(
-            f"a program that nothing here reads ({e})",
+            f"a program of no known kind ({e})",
             expected=f"JSON with kind {' or '.join(sorted(PROGRAMS))}",
             todo="compute the explanations again",
         ) from e

@@ -1,8 +1,9 @@
-"""Replies to explainers: what they are held to, and how they are read.
+"""Replies to explainers: the forms that are requested, and how they are read.
 
-What belongs here: the forms a reply can have. Any model can be asked for a line behind a marker; one that can be held
-to a regular expression is held to that line. One that can be held to a JSON schema alone is asked for an object, by a
-prompt of its own (`prompts/*_json.txt`), and read from that. What makes a sentence no explanation is the same in all.
+What belongs here: the two forms of a reply, and what makes a sentence unfit as an explanation, which is the same for
+both. Every model can be asked for a line after a marker; if the model supports a regular expression, the reply is
+constrained to that line. If it supports only a JSON schema, a prompt of its own (`prompts/*_json.txt`) asks for an
+object.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 
 
 LONGEST = 600
-"""Characters of an explanation; the prompts ask for forty words."""
+"""Most characters of an explanation; the prompts ask for forty words."""
 EXPLANATION = "explanation"
+"""The entry of a JSON reply that holds the explanation."""
 LONGEST_LINE = 300
-"""Characters of an explanation that is held to a line: forty words, and some."""
+"""Most characters of an explanation whose reply is constrained to a line: room for somewhat more than forty words."""
 LINE = rf"EXPLANATION: [^\s][^\n]{{9,{LONGEST_LINE - 2}}}\."
-"""What such a reply matches."""
+"""The regular expression of a reply that is constrained to a line."""
 
 _MARKER = re.compile(r"^[\s*_#>`-]*EXPLANATION[\s*_`]*:[\s*_`]*", re.MULTILINE)
 _FENCE = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
@@ -31,11 +33,11 @@ _CLOSING, _ENDS = "'\")]*_`’”» ", (".", "!", "?", "…", "。")
 _NOTHING = frozenset({"", "none", "null", "nan", "na", "unknown", "unclear", "nothing", "undefined"})
 
 
-def schema(steps: tuple[str, ...] = ()) -> dict[str, Any]:
-    """An object of strings: the steps in order, then the explanation.
+def reply_schema(steps: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The JSON schema of a reply: an object of strings, first the steps in order, then the explanation.
 
-    Without `maxLength`: vendors refuse it, and what xgrammar (vLLM) makes of it allows no `\\"`, so that a sentence
-    would end, unnoticed, where it begins to quote a word. Lengths are checked when a reply is read.
+    It has no `maxLength`, because vendors refuse it and xgrammar (vLLM) translates it into a grammar without `\\"`: a
+    sentence would then end, unnoticed, where it begins to quote a word. Lengths are checked when a reply is read.
     """
     names = [*steps, EXPLANATION]
     return {
@@ -59,14 +61,14 @@ def read_explanation(reply: Reply) -> str:
 
 
 def read_line(reply: Reply) -> str:
-    """The explanation of a reply that `LINE` demands. One that was ended by its length alone ends in an ellipsis."""
+    """The explanation in a reply that `LINE` demands. If only the length limit ended it, it ends in an ellipsis."""
     sentence = read_explanation(reply)
     whole = len(_said(reply).strip()) < len("EXPLANATION: ") + LONGEST_LINE
     return sentence if whole else f"{sentence.rstrip('.')}…"
 
 
 def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:
-    """The explanation in a reply that `schema` demands.
+    """The explanation in a reply that `reply_schema` demands.
 
     Raises UnparsableReply for anything else, including an object with further entries.
     """
@@ -74,7 +76,7 @@ def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:
     fenced = _FENCE.match(text)
     names = [*steps, EXPLANATION]
     try:
-        # An object becomes a tuple of its pairs, so that one that is there twice is seen.
+        # An object becomes a tuple of its pairs, so that an entry that occurs twice is noticed.
         found = json.loads(fenced[1] if fenced else text, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
         raise UnparsableReply("it is not a JSON object, and that alone") from None
@@ -84,17 +86,18 @@ def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:
         raise UnparsableReply(f"it is not a JSON object of exactly {', '.join(names)}")
     if not all(isinstance(value, str) for value in entries.values()):
         raise UnparsableReply("an entry of the object is not a text")
-    sentence = storable(entries[EXPLANATION]).strip()  # an escape can give what the reply itself cannot hold
+    sentence = storable(entries[EXPLANATION]).strip()  # JSON escapes can encode lone surrogates
     if len(sentence.splitlines()) > 1:
         raise UnparsableReply("the explanation has more than one line")
     sentence = _sentence(sentence)
-    # A model that wants to quote a word may write " for \\", which ends the string and leaves half a sentence.
+    # A model that wants to quote a word may write " instead of \", which ends the string and leaves half a sentence.
     if not sentence.rstrip(_CLOSING).endswith(_ENDS):
         raise UnparsableReply("the explanation does not end in a full stop")
     return sentence
 
 
 def _said(reply: Reply) -> str:
+    """The text of a reply without thoughts. Raises UnparsableReply if it is empty."""
     text = without_thoughts(storable(reply.text))
     if not text.strip():
         raise UnparsableReply("the reply was empty")
@@ -102,7 +105,7 @@ def _said(reply: Reply) -> str:
 
 
 def _sentence(text: str) -> str:
-    """An explanation as it is kept. Raises UnparsableReply if it says nothing, or too much."""
+    """An explanation as it is stored. Raises UnparsableReply if it says nothing or is too long."""
     sentence = " ".join(text.split()).strip("*_ ")
     if len(sentence) > 1 and sentence[0] == sentence[-1] == '"' and '"' not in sentence[1:-1]:
         sentence = sentence[1:-1].strip()

@@ -1,8 +1,9 @@
-"""Explainers: what a latent responds to, in words (and, where possible, in executable form).
+"""The table of explainers, and the names of explainers, nulls and blocks.
 
-One file each. An explainer gets the evidence of many latents and gives one `Explained` per latent, in order; what
-goes wrong with one latent is a status and a reason, never an exception and never a gap. `EXPLAINERS` is the list of
-all there are; `null:<name>` (other latents' explanations, the baseline) is made by the stage from `<name>`'s.
+Each explainer has a file of its own. It gets the evidence of many latents and gives one `Explained` per latent, in
+order. What goes wrong with one latent becomes a status and a reason, never an exception and never a gap. `EXPLAINERS`
+lists all explainers. `null:<name>` (other latents' explanations, the baseline) is made by the stage from the
+explanations of `<name>`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 NULL = "null:"
+"""Beginning of the name of a null."""
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     "pattern": explainer.PatternExplainer,
@@ -45,22 +47,24 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     "best_of_k": best_of_k.BestOfKExplainer,
     "imported": imported.ImportedExplainer,
 }
+"""Every explainer by its name in the settings."""
 
 
 def identities(settings: ExplanationSettings, tools: Tools) -> dict[str, dict[str, Any]]:
-    """Per explainer asked for, what decides its output beside the evidence. Raises SettingsError."""
+    """Per explainer in the settings, what decides its output besides the evidence. Raises SettingsError."""
     return {name: EXPLAINERS[base_of(name)].identity(settings, tools) for name in settings.explainers}
 
 
 def in_order(settings: ExplanationSettings) -> list[str]:
-    """The explainers of the settings and whatever a null is the null of; then the nulls, `settings.nulls` of each.
+    """The explainers to run, in order, then the nulls to make.
 
-    The first null of `pattern` is `null:pattern`, the second `null:pattern:2`: each is an explainer like any other.
-    Raises SettingsError for an unknown one.
+    An explainer whose null is in the settings is run as well. Each null in the settings stands for `settings.nulls`
+    nulls: the first null of `pattern` is `null:pattern`, the second `null:pattern:2`, and each is an explainer like any
+    other. Raises SettingsError for an unknown explainer.
     """
     bases = list(dict.fromkeys(base_of(name) for name in settings.explainers))
-    of = dict.fromkeys(base_of(name) for name in settings.explainers if name.startswith(NULL))
-    return [*bases, *(name for base in of for name in nulls_of(base, settings.nulls))]
+    with_nulls = dict.fromkeys(base_of(name) for name in settings.explainers if name.startswith(NULL))
+    return [*bases, *(name for base in with_nulls for name in nulls_of(base, settings.nulls))]
 
 
 def nulls_of(base: str, n: int) -> list[str]:
@@ -69,7 +73,7 @@ def nulls_of(base: str, n: int) -> list[str]:
 
 
 def without_number(name: str) -> str:
-    """The explainer, all nulls of one being the same."""
+    """The name of an explainer, with one name for all nulls of the same explainer."""
     return f"{NULL}{base_of(name)}" if name.startswith(NULL) else name
 
 
@@ -86,7 +90,7 @@ def base_of(name: str) -> str:
 
 
 def block_name(block: str, explainer: str) -> str:
-    """Name of a block of one explainer, also its file name."""
+    """Name of one explainer's block, which is also its file name."""
     return f"{block}-{explainer.replace(':', '.')}"
 
 

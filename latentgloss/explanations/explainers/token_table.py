@@ -1,7 +1,7 @@
-"""The `token_table` explainer: how often the latent fires on each token, whatever stands around it.
+"""The `token_table` explainer: how often the latent fires on each token, whatever surrounds it.
 
-The strong baseline of every explainer of inputs. It is the whole table, every token seen on explain, which no
-sentence can hold: its text lists the top ten only.
+It is the strong baseline for every explainer that describes the inputs of a latent. Its program is the whole table of
+all tokens seen in the explain split, which no sentence can hold; its text lists the ten tokens of the highest rate.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from latentgloss.errors import ExplainerError
 from latentgloss.explanations.explainers.base import Explained
 from latentgloss.explanations.explainers.examples import Examples
 from latentgloss.explanations.explainers.pattern.sentence import token_text
+from latentgloss.explanations.explainers.program_json import read_program
 from latentgloss.models.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
+"""Version of the learner and of the program's format; part of the recipe."""
+
 PRIOR = 1.0
-"""Occurrences that the global rate counts for in each token's."""
+"""Occurrences by which the global rate counts in the rate of each token."""
 
 SHOWN = 10
 """Tokens in the text."""
@@ -39,16 +42,17 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class TokenTable:
-    """Firing rate of every token seen on explain, and of the others the global rate."""
+    """The firing rate of every token seen in the explain split; all other tokens have the global rate."""
 
     ids: UInt32[np.ndarray, " types"]
     """Ascending."""
     rates: Float32[np.ndarray, " types"]
     unseen: float
+    """The global rate, for tokens that are not in `ids`."""
     vocabulary: Vocabulary = field(compare=False, repr=False)
 
     def strength(self, tokens: UInt32[np.ndarray, "n length"]) -> Float32[np.ndarray, "n length"]:
-        """f_t: the rate of the token. Raises ExplainerError if a token id is outside the vocabulary."""
+        """f_t, the rate of each token. Raises ExplainerError if a token id is outside the vocabulary."""
         self.vocabulary.check(tokens)
         table: Float32[np.ndarray, " vocabulary"] = np.full(len(self.vocabulary), self.unseen, dtype=np.float32)
         table[self.ids] = self.rates
@@ -56,7 +60,7 @@ class TokenTable:
         return strength
 
     def text(self, vocabulary: Vocabulary | None = None) -> str:
-        """The ten tokens of the highest rate."""
+        """A sentence that lists the ten tokens of the highest rate."""
         top = np.argsort(-self.rates, kind="stable")[:SHOWN]
         words = (token_text(int(self.ids[i]), vocabulary or self.vocabulary) for i in top if self.rates[i] > 0)
         return "Fires most on " + ", ".join(words) + "."
@@ -76,44 +80,48 @@ class TokenTable:
 
     @classmethod
     def from_json(cls, program: str, vocabulary: Vocabulary) -> TokenTable:
-        """Inverse of `to_json`. Raises ExplainerError if it is no table of this version and vocabulary."""
-        try:
-            read = json.loads(program)
-            if read["kind"] != "token_table" or read["version"] != VERSION:
-                raise ExplainerError(
-                    f"a program of kind {read['kind']!r}, version {read['version']!r}",
-                    expected=f"kind 'token_table', version {VERSION}",
-                    todo="compute the explanations again",
-                )
-            ids = np.cumsum(_unpacked(read["ids"], "<u4"), dtype=np.uint32)
-            table = cls(ids, _unpacked(read["rates"], "<f4").astype(np.float32), float(read["unseen"]), vocabulary)
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError, zlib.error) as e:
-            raise ExplainerError(f"not a token table's program ({e})", expected="what `to_json` wrote") from e
+        """Inverse of `to_json`. Raises ExplainerError if it is not a table of this version and vocabulary."""
+
+        def build(content: dict[str, Any]) -> TokenTable:
+            ids = np.cumsum(_unpacked(content["ids"], "<u4"), dtype=np.uint32)
+            rates = _unpacked(content["rates"], "<f4").astype(np.float32)
+            return cls(ids, rates, float(content["unseen"]), vocabulary)
+
+        table = read_program(program, "token_table", VERSION, build)
         if table.ids.shape != table.rates.shape:
-            raise ExplainerError(f"{len(table.ids)} ids and {len(table.rates)} rates", expected="as many of each")
+            raise ExplainerError(
+                f"a token table of {len(table.ids)} ids and {len(table.rates)} rates",
+                expected="one rate per id",
+                todo="compute the explanations again",
+            )
         vocabulary.check(table.ids[None])
         return table
 
 
 def _packed(values: np.ndarray[Any, Any]) -> str:
-    # Bytes of equal place beside each other: most steps are small and most rates repeat.
+    # The bytes of one place stand together, because most steps are small and most rates repeat.
     planes = np.ascontiguousarray(values.view(np.uint8).reshape(len(values), -1).T)
     return base64.b64encode(zlib.compress(planes.tobytes(), 6)).decode("ascii")
 
 
 def _unpacked(text: str, dtype: str) -> np.ndarray[Any, Any]:
-    raw = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype=np.uint8)
-    return np.ascontiguousarray(raw.reshape(np.dtype(dtype).itemsize, -1).T).view(dtype).ravel()
+    """Inverse of `_packed`. Raises ValueError."""
+    try:
+        data = zlib.decompress(base64.b64decode(text, validate=True))
+    except zlib.error as e:
+        raise ValueError(str(e)) from e
+    planes = np.frombuffer(data, dtype=np.uint8)
+    return np.ascontiguousarray(planes.reshape(np.dtype(dtype).itemsize, -1).T).view(dtype).ravel()
 
 
-def learn_token_table(windows: Examples, vocabulary: Vocabulary) -> TokenTable:
-    """Weighted share of active occurrences of each token, shrunk to the global share by `PRIOR` occurrences.
+def learn_token_table(examples: Examples, vocabulary: Vocabulary) -> TokenTable:
+    """The weighted share of active occurrences of each token, shrunk to the global share by `PRIOR` occurrences.
 
-    Raises ExplainerError if no token is active, or the arrays do not fit each other or the vocabulary.
+    Raises ExplainerError if no token is active, or if the arrays do not fit each other or the vocabulary.
     """
-    windows.check(vocabulary)
-    tokens, fired = windows.tokens.ravel(), windows.activations.ravel() > 0
-    weight = np.repeat(windows.weight.astype(np.float64), windows.tokens.shape[1])
+    examples.check(vocabulary)
+    tokens, fired = examples.tokens.ravel(), examples.activations.ravel() > 0
+    weight = np.repeat(examples.weight.astype(np.float64), examples.tokens.shape[1])
     seen = np.bincount(tokens, minlength=len(vocabulary))
     ids = np.flatnonzero(seen)
     total = np.bincount(tokens, weight, len(vocabulary))[ids]
@@ -135,14 +143,15 @@ class TokenTableExplainer:
 
     @staticmethod
     def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
+        """Name and version."""
         return {"explainer": "token_table", "version": VERSION}
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
         """One explanation per latent, in order."""
-        for one in evidence:
+        for each in evidence:
             try:
-                table = learn_token_table(one.windows, self.vocabulary)
+                table = learn_token_table(each.examples, self.vocabulary)
             except ExplainerError as e:
-                yield Explained(one.latent, "failed", str(e), context_ids=tuple(one.context_ids))
+                yield Explained(each.latent, "failed", str(e), context_ids=tuple(each.context_ids))
                 continue
-            yield Explained(one.latent, "ok", "", table.text(), table.to_json(), context_ids=tuple(one.context_ids))
+            yield Explained(each.latent, "ok", "", table.text(), table.to_json(), context_ids=tuple(each.context_ids))

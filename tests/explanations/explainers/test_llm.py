@@ -287,7 +287,7 @@ def test_another_prompt_model_or_file_makes_only_what_it_decides_stale(finished,
         ('[explanations]\nexplainers = ["imported"]\n', "needs a file"),
         ('[explanations]\nexplainers = ["imported"]\nimported.file = "{latent}.csv"\n', "no placeholders but"),
         ('[detection]\njudges = ["llm:absent"]\n', "'absent' is not in the registry"),
-        ('[detection]\njudges = ["llm:executed"]\n', "as another judge is"),
+        ('[detection]\njudges = ["llm:executed"]\n', "which is the name of another judge"),
         ('[detection]\njudges = ["gpt"]\n', "or llm:NAME"),
     ],
 )

@@ -381,8 +381,8 @@ def test_evidence_nothing_can_be_learnt_from_is_refused() -> None:
 def test_the_explainer_gives_one_row_per_latent() -> None:
     good = planted(*PLANTED["token"])
     evidence = [
-        SimpleNamespace(latent=3, windows=good, context_ids=list(range(400))),
-        SimpleNamespace(latent=5, windows=replace(good, activations=good.activations * 0), context_ids=[1]),
+        SimpleNamespace(latent=3, examples=good, context_ids=list(range(400))),
+        SimpleNamespace(latent=5, examples=replace(good, activations=good.activations * 0), context_ids=[1]),
     ]
     first, second = PatternExplainer(ExplanationSettings(), VOCABULARY).explain(evidence)  # type: ignore[arg-type]
     assert (first.latent, first.status, len(first.context_ids)) == (3, "ok", 400)

@@ -18,7 +18,7 @@ from latentgloss.explanations.explainers.token_table import PRIOR, TokenTable, T
 from latentgloss.models.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary([f" w{i}" for i in range(50)] + ["\n", " it"])
-WINDOWS = Examples(
+EXAMPLES = Examples(
     tokens=np.array([[0, 1, 0], [0, 2, 2]], dtype=np.uint32),
     activations=np.array([[2, 0, 0.5], [0, 0, 0]], dtype=np.float32),
     weight=np.array([1, 3], dtype=np.float32),
@@ -26,7 +26,7 @@ WINDOWS = Examples(
 
 
 def test_rates_are_weighted_and_shrunk_to_the_global_rate() -> None:
-    table = learn_token_table(WINDOWS, VOCABULARY)
+    table = learn_token_table(EXAMPLES, VOCABULARY)
     overall = 2 / 12
     assert table.unseen == pytest.approx(overall)
     expected = [
@@ -63,20 +63,20 @@ def test_the_program_restores_the_table(data: st.DataObject) -> None:
 def test_a_damaged_program_is_refused(change: tuple[str, object]) -> None:
     import json
 
-    program = json.loads(learn_token_table(WINDOWS, VOCABULARY).to_json())
+    program = json.loads(learn_token_table(EXAMPLES, VOCABULARY).to_json())
     with pytest.raises(ExplainerError, match="Expected"):
         load_program(json.dumps(program | dict([change])), VOCABULARY)
 
 
 def test_a_table_of_a_larger_vocabulary_is_refused() -> None:
-    program = learn_token_table(WINDOWS, VOCABULARY).to_json()
+    program = learn_token_table(EXAMPLES, VOCABULARY).to_json()
     with pytest.raises(ExplainerError, match="vocabulary of 2"):
         load_program(program, Vocabulary(["a", "b"]))
 
 
 def test_the_explainer_gives_one_row_per_latent() -> None:
-    silent = replace(WINDOWS, activations=np.zeros_like(WINDOWS.activations))
-    evidence = [SimpleNamespace(latent=i, windows=w, context_ids=[4, 9]) for i, w in enumerate([WINDOWS, silent])]
+    silent = replace(EXAMPLES, activations=np.zeros_like(EXAMPLES.activations))
+    evidence = [SimpleNamespace(latent=i, examples=w, context_ids=[4, 9]) for i, w in enumerate([EXAMPLES, silent])]
     first, second = TokenTableExplainer(ExplanationSettings(), VOCABULARY).explain(evidence)  # type: ignore[arg-type]
     assert (first.status, first.text, first.context_ids) == ("ok", 'Fires most on " w0", " w1", " w2".', (4, 9))
     assert (second.status, second.program) == ("failed", None)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PatternExplainer:
-    """Explains each latent by the pattern learnt from all its explain contexts."""
+    """Explains each latent by the pattern learnt from all its examples of the explain split."""
 
     computes = True
     asks = False
@@ -29,16 +29,18 @@ class PatternExplainer:
 
     @staticmethod
     def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
+        """Version and settings."""
         return {"explainer": "pattern", "version": VERSION, **settings.pattern.model_dump(mode="json")}
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
         """One explanation per latent, in order."""
         from latentgloss.explanations.explainers.pattern.learning import learn_pattern
 
-        for one in evidence:
+        for each in evidence:
+            ids = tuple(each.context_ids)
             try:
-                pattern = learn_pattern(one.windows, self.vocabulary, self.settings.rules)
+                pattern = learn_pattern(each.examples, self.vocabulary, self.settings.rules)
             except ExplainerError as e:
-                yield Explained(one.latent, "failed", str(e), context_ids=tuple(one.context_ids))
+                yield Explained(each.latent, "failed", str(e), context_ids=ids)
                 continue
-            yield Explained(one.latent, "ok", "", text(pattern), pattern.to_json(), context_ids=tuple(one.context_ids))
+            yield Explained(each.latent, "ok", "", text(pattern), pattern.to_json(), context_ids=ids)

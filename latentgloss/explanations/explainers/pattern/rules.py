@@ -1,30 +1,32 @@
-"""The `pattern` explainer: what a latent fires on as at most ten rules, which one sentence says and arrays execute.
+"""Patterns: at most ten rules about the tokens on which a latent fires, which one sentence states and arrays execute.
 
-What belongs here: the rules and what they mean. They are learnt in `pattern_learning`, written and read as a
-sentence in `pattern_text`. The idea of a pattern that is learnt from contexts and then predicts is Neuron-to-Graph's
-(Foote et al. 2023, arXiv 2305.19911); rules, learner and sentence are made for being read by people.
+What belongs here: the rules and what they mean. They are learnt in `learning.py`, and written and read as a sentence in
+`sentence.py`. The idea of a pattern that is learnt from contexts and then predicts is Neuron-to-Graph's (Foote et al.
+2023, arXiv 2305.19911); rules, learner and sentence are our own, designed to be read by people.
 
-A pattern gives each token one of nine *levels* (`LEVELS`, from "never" to "almost always"), each a firing rate:
+A pattern gives each token one of nine *levels* (`LEVELS`, from "never" to "almost always"), each with a firing rate:
 
-1. the level of the most specific `fires` rule that names the token: the token itself, then its word in any case and
-   spacing, then words that begin alike, then its class; else `otherwise`;
-2. a token that a `fires` rule names is moved up or down the levels by every `after` rule of which an item stands
-   right before the token, in the window itself.
+1. The level comes from the most specific `fires` rule that names the token. From specific to general, a rule names the
+   token itself, its word in any case and spacing, all words with the same beginning, or its class. A token that no
+   `fires` rule names has the level `otherwise`.
+2. A token that a `fires` rule names is moved up or down the levels by every `after` rule that names the token right
+   before it in the same window.
 
-With λ = -ln(1 - rate), the rate of events that makes a Poisson process fire with that probability, the strength is
-f_t = λ_t + `SUPPORT` Σ_s λ_s: windows are ordered by their strongest token, and among equals by how much else in
-them fires. The sum is the same for all tokens of a window, so it changes no comparison within one.
+Let λ = -ln(1 - rate), the rate of a Poisson process that has at least one event with probability `rate`. The strength
+is f_t = λ_t + `SUPPORT` Σ_s λ_s. Windows are thus ordered by their strongest token, and among equals by how much else
+in them fires. The sum is the same for all tokens of a window, so it changes no comparison within a window.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from latentgloss.errors import ExplainerError
+from latentgloss.explanations.explainers.program_json import read_program
 from latentgloss.models.vocabulary import KINDS, Vocabulary
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
-"""Of the meaning of rules and of the learner; part of the recipe."""
+"""Version of the meaning of rules and of the learner; part of the recipe."""
 
 LEVELS = (
     "never",
@@ -45,9 +47,11 @@ LEVELS = (
     "usually",
     "almost always",
 )
+"""How often a token fires, in words, ascending."""
 LOG_ODDS = np.array([-7.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.2, 2.5])
-"""Of firing, per level: evenly spaced where the levels of most tokens lie."""
+"""Log odds of firing per level, evenly spaced in the range of most tokens."""
 RATES = 1 / (1 + np.exp(-LOG_ODDS))
+"""Firing rate per level."""
 _LAMBDA = -np.log1p(-RATES).astype(np.float32)
 
 SHIFTS = {
@@ -58,19 +62,20 @@ SHIFTS = {
     2: "more often",
     3: "much more often",
 }
-"""Steps on the ladder of levels."""
+"""Number of levels by which an `after` rule moves a token, in words."""
 
 SUPPORT = np.float32(0.1)
-"""Share of the whole window in a token's strength. Any value between .03 and .3 orders windows nearly alike."""
+"""Weight of the whole window in a token's strength. All values between .03 and .3 order windows nearly alike."""
 
 MAX_RULES = 10
+"""Most rules of a pattern, counting `otherwise`."""
 MAX_ITEMS = 24
-"""Items in one rule; more would be a table, not a sentence. They stand in order of importance."""
+"""Most items of a rule, because more would be a table and not a sentence. Items are in order of importance."""
 
 
 @dataclass(frozen=True, order=True)
 class Item:
-    """A set of tokens: `kind` is one of `windows.KINDS`, `name` a token's id or the group's text."""
+    """A set of tokens: `kind` is one of `vocabulary.KINDS`, `name` a token's id or the text of a group."""
 
     kind: str
     name: str | int
@@ -80,8 +85,8 @@ class Item:
 class Rule:
     """One clause of the sentence.
 
-    `fires`: the items fire at level `value`. `after`: tokens that a `fires` rule names move by `value` levels right
-    after one of the items.
+    Form `fires`: the items fire at level `value`. Form `after`: tokens that a `fires` rule names move by `value` levels
+    if they stand right after one of the items.
     """
 
     form: Literal["fires", "after"]
@@ -91,7 +96,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Rules, and the level of everything that no `fires` rule names (which counts as a rule)."""
+    """Rules, and the level `otherwise` of all tokens that no `fires` rule names, which counts as a rule.
+
+    Raises ExplainerError if a bound of this module is exceeded.
+    """
 
     otherwise: int
     rules: tuple[Rule, ...]
@@ -101,22 +109,30 @@ class Pattern:
         if len(self.rules) + 1 > MAX_RULES:
             raise ExplainerError(f"a pattern of {len(self.rules) + 1} rules", expected=f"at most {MAX_RULES}")
         if not 0 <= self.otherwise < len(LEVELS):
-            raise ExplainerError(f"level {self.otherwise}", expected=f"0 to {len(LEVELS) - 1}")
+            raise ExplainerError(
+                f"a pattern with `otherwise` at level {self.otherwise}", expected=f"0 to {len(LEVELS) - 1}"
+            )
         for rule in self.rules:
             if rule.form not in ("fires", "after"):
                 raise ExplainerError(f"a rule of form {rule.form!r}", expected="fires or after")
             if not 1 <= len(rule.items) <= MAX_ITEMS:
                 raise ExplainerError(f"a rule with {len(rule.items)} items", expected=f"1 to {MAX_ITEMS}")
             if rule.value not in (range(len(LEVELS)) if rule.form == "fires" else SHIFTS):
-                raise ExplainerError(f"a {rule.form!r} rule of value {rule.value}", expected="a level or a shift")
+                raise ExplainerError(
+                    f"a rule of form {rule.form!r} and value {rule.value}",
+                    expected=f"a level from 0 to {len(LEVELS) - 1} for fires, a shift from {list(SHIFTS)} for after",
+                )
 
     def levels(self, tokens: UInt32[np.ndarray, "n length"]) -> Int8[np.ndarray, "n length"]:
-        """Level of every token. Raises ExplainerError if a token id is outside the vocabulary."""
+        """The level of every token. Raises ExplainerError if a token id is outside the vocabulary."""
         self.vocabulary.check(tokens)
         return levels(self.otherwise, self.rules, tokens, self.vocabulary)
 
     def strength(self, tokens: UInt32[np.ndarray, "n length"]) -> Float32[np.ndarray, "n length"]:
-        """f_t (module docstring), from each window alone. Raises ExplainerError for a token id out of range."""
+        """f_t (see the module docstring), computed from each window alone.
+
+        Raises ExplainerError if a token id is outside the vocabulary.
+        """
         rate = _LAMBDA[self.levels(tokens)]
         strength: Float32[np.ndarray, "n length"] = rate + SUPPORT * rate.sum(axis=1, keepdims=True)
         return strength
@@ -132,22 +148,16 @@ class Pattern:
 
     @classmethod
     def from_json(cls, program: str, vocabulary: Vocabulary) -> Pattern:
-        """Inverse of `to_json`. Raises ExplainerError if it is no pattern of this version and vocabulary."""
-        try:
-            read = json.loads(program)
-            if read["kind"] != "pattern" or read["version"] != VERSION:
-                raise ExplainerError(
-                    f"a program of kind {read['kind']!r}, version {read['version']!r}",
-                    expected=f"kind 'pattern', version {VERSION}",
-                    todo="compute the explanations again",
-                )
+        """Inverse of `to_json`. Raises ExplainerError if it is not a pattern of this version and vocabulary."""
+
+        def build(content: dict[str, Any]) -> Pattern:
             rules = tuple(
                 Rule(rule["form"], rule["value"], tuple(Item(kind, name) for kind, name in rule["items"]))
-                for rule in read["rules"]
+                for rule in content["rules"]
             )
-            pattern = cls(read["otherwise"], rules, vocabulary)
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as e:
-            raise ExplainerError(f"not a pattern's program ({e})", expected="what `Pattern.to_json` wrote") from e
+            return cls(content["otherwise"], rules, vocabulary)
+
+        pattern = read_program(program, "pattern", VERSION, build)
         for rule in pattern.rules:
             for item in rule.items:
                 vocabulary.group(item.kind, item.name)
@@ -157,7 +167,7 @@ class Pattern:
 def levels(
     otherwise: int, rules: tuple[Rule, ...], tokens: UInt32[np.ndarray, "n length"], vocabulary: Vocabulary
 ) -> Int8[np.ndarray, "n length"]:
-    """Level of every token under the rules (module docstring)."""
+    """The level of every token under the rules (see the module docstring)."""
     level: Int8[np.ndarray, "n length"] = _fires(rules, vocabulary)[tokens]
     shift = np.zeros(len(vocabulary), dtype=np.int8)
     for rule in rules:
@@ -171,10 +181,10 @@ def levels(
 
 
 def _fires(rules: tuple[Rule, ...], vocabulary: Vocabulary) -> Int8[np.ndarray, " vocabulary"]:
-    """Level of each token of the vocabulary by the `fires` rules; -1 where none names it."""
+    """The level of each token of the vocabulary under the `fires` rules; -1 for a token that none of them names."""
     level = np.full(len(vocabulary), -1, dtype=np.int8)
     for kind in KINDS:
-        # Two levels for one set of tokens: the higher, whatever the order of the rules.
+        # If two rules name one set of tokens, the higher level holds, whatever the order of the rules.
         named: dict[int, int] = {}
         for rule in rules:
             for item in rule.items if rule.form == "fires" else ():
@@ -187,7 +197,7 @@ def _fires(rules: tuple[Rule, ...], vocabulary: Vocabulary) -> Int8[np.ndarray, 
 
 
 def members(items: tuple[Item, ...], vocabulary: Vocabulary) -> Bool[np.ndarray, " vocabulary"]:
-    """Which tokens of the vocabulary belong to any of the items."""
+    """Which tokens of the vocabulary belong to at least one of the items."""
     found = np.zeros(len(vocabulary), dtype=np.bool_)
     for item in items:
         found[vocabulary.ids(item.kind, vocabulary.group(item.kind, item.name))] = True

@@ -1,16 +1,17 @@
-r"""A pattern as one sentence, and back.
+r"""Writes a pattern as one sentence, and reads the sentence back.
 
-What belongs here: the grammar. Every rule is in the sentence: `parse_text(text(p)) == p`, up to the order of rules,
-which means nothing. How a window is summed up (`pattern.SUPPORT`) is the same for all patterns and is not said.
+What belongs here: the grammar. The sentence states every rule: `parse_text(text(p)) == p` up to the order of the rules,
+which has no meaning. The weight of the whole window (`rules.SUPPORT`) is the same for all patterns, so the sentence
+does not mention it.
 
     Fires almost always on 'import' or " from"; sometimes on 'depr…' or a number; very rarely on anything else;
     more often right after 'the'; much less often right after "\n".
 
-* `" from"` is exactly that token, blank space included; `\n`, `\t`, `\\`, `\"` and `\u00a0` as in JSON.
-  `" x"#123` names the id where several tokens read alike.
+* `" from"` is exactly that token, blank space included. `\n`, `\t`, `\\`, `\"` and `\u00a0` are escapes as in JSON.
+  `" x"#123` gives the token's id, because several tokens read alike.
 * `'import'` is the word in any case and with any blank space around it.
-* `'depr…'` is every longer word that starts so, in any case.
-* `a number` and the like are classes (`windows.CLASSES`).
+* `'depr…'` is every longer word with this beginning, in any case.
+* `a number` and its like are classes (`vocabulary.CLASSES`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 
 ELSE = "anything else"
+"""What stands for all tokens that no `fires` rule names."""
 AFTER = "right after"
+"""What introduces the items of an `after` rule."""
 
 _ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\"}
 _QUOTED = re.compile(r"""(?P<q>["'])(?P<body>(?:\\.|(?!(?P=q))[^\\])*)(?P=q)(?:\#(?P<id>\d+))?""", re.DOTALL)
@@ -80,7 +83,8 @@ def _escaped(c: str, quote: str) -> str:
         return _ESCAPES[c]
     if c == quote:
         return "\\" + c
-    # Marks combine with what precedes them, the others cannot be seen; the ellipsis means "and so on" here.
+    # Marks (M) combine with the character before them, and control characters (C) and spaces (Z) cannot be seen. The
+    # ellipsis means "and so on" in the sentence.
     if c == "…" or (c != " " and unicodedata.category(c)[0] in "CMZ"):
         return f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}"
     return c
@@ -89,15 +93,18 @@ def _escaped(c: str, quote: str) -> str:
 def _unescape(shown: str) -> str:
     plain = {"n": "\n", "t": "\t", "r": "\r"}
 
-    def one(match: re.Match[str]) -> str:
+    def character(match: re.Match[str]) -> str:
         body = match.group(1)
         return chr(int(body[1:], 16)) if len(body) > 1 else plain.get(body, body)
 
-    return _ESCAPED.sub(one, shown)
+    return _ESCAPED.sub(character, shown)
 
 
 def parse_text(sentence: str, vocabulary: Vocabulary) -> Pattern:
-    """The pattern that a sentence says. Raises ExplainerError if it is not of the grammar, or of this vocabulary."""
+    """The pattern that a sentence states.
+
+    Raises ExplainerError if the sentence breaks the grammar, or names a token or group that the vocabulary lacks.
+    """
     reader = _Reader(sentence, vocabulary)
     reader.word("Fires ")
     rules: list[Rule] = []
@@ -108,7 +115,7 @@ def parse_text(sentence: str, vocabulary: Vocabulary) -> Pattern:
             if reader.one_of([ELSE]) is None:
                 rules.append(Rule("fires", level, reader.items()))
             elif otherwise is not None:
-                raise reader.error(f"a second {ELSE!r}")
+                raise reader.error(f"only one clause on {ELSE!r}")
             else:
                 otherwise = level
         else:
@@ -117,25 +124,26 @@ def parse_text(sentence: str, vocabulary: Vocabulary) -> Pattern:
             break
     reader.word(".")
     if otherwise is None or reader.at != len(sentence):
-        raise reader.error("one clause on anything else, and the end of the sentence")
+        raise reader.error(f"one clause on {ELSE!r}, and then the end of the sentence")
     return Pattern(otherwise, tuple(rules), vocabulary)
 
 
 class _Reader:
-    """A position in a sentence."""
+    """Reads a sentence from left to right. All methods but `one_of` raise ExplainerError if the words do not fit."""
 
     def __init__(self, sentence: str, vocabulary: Vocabulary) -> None:
         self.sentence, self.vocabulary, self.at = sentence, vocabulary, 0
 
     def error(self, expected: str) -> ExplainerError:
+        """The error that the next words are not what is expected."""
         return ExplainerError(
             f"the sentence reads {self.sentence[self.at : self.at + 30]!r} at character {self.at}",
             expected=expected,
-            todo="use a sentence as `Pattern.text` writes it",
+            todo="use a sentence as `sentence.text` writes it",
         )
 
     def one_of(self, words: list[str]) -> int | None:
-        """Reads whichever word comes next; its place in the list, or None."""
+        """Reads the one of `words` that comes next, and returns its index; None if none of them comes next."""
         for i, word in sorted(enumerate(words), key=lambda pair: -len(pair[1])):
             if self.sentence.startswith(word, self.at):
                 self.at += len(word)
@@ -143,10 +151,12 @@ class _Reader:
         return None
 
     def word(self, word: str) -> None:
+        """Reads `word`."""
         if self.one_of([word]) is None:
             raise self.error(repr(word))
 
     def shift(self) -> Rule:
+        """Reads an `after` rule."""
         steps = list(SHIFTS)
         step = self.one_of([f"{SHIFTS[s]} " for s in steps])
         if step is None or self.one_of([f"{AFTER} "]) is None:
@@ -154,18 +164,20 @@ class _Reader:
         return Rule("after", steps[step], self.items())
 
     def items(self) -> tuple[Item, ...]:
+        """Reads a list of items."""
         found = [self.item()]
         while self.one_of([", ", " or "]) is not None:
             found.append(self.item())
         return tuple(found)
 
     def item(self) -> Item:
+        """Reads a token, a word, the beginning of a word or a class."""
         if match := _CLASS.match(self.sentence, self.at):
             self.at = match.end()
             return Item("class", match.group())
         match = _QUOTED.match(self.sentence, self.at)
         if match is None:
-            raise self.error("a token in double quotes, a word in single ones, or a class")
+            raise self.error("a token in double quotes, a word in single quotes, or a class")
         body = match.group("body")
         if match.group("q") == "'":
             kind = "prefix" if body.endswith("…") else "word"
@@ -177,9 +189,10 @@ class _Reader:
         return item
 
     def token(self, raw: str, number: str | None) -> int:
+        """The id of the token that reads `raw`. `number`: the id given in the sentence, if there is one."""
         ids = self.vocabulary.ids_of.get(raw, [])
         if number is not None and int(number) in ids:
             return int(number)
         if number is None and len(ids) == 1:
             return ids[0]
-        raise self.error(f"a token of the vocabulary (those that read {raw!r}: {ids})")
+        raise self.error(f"a token of the vocabulary (the ids of tokens that read {raw!r} are {ids})")
