@@ -1,6 +1,7 @@
-"""What would be asked of language models, before it is.
+"""What language models will be asked, before they are asked.
 
-- `estimate`    requests, tokens and cost of what is stale
-- `counts`      counting the tokens of prompts on a sample
-- `one_latent`  one latent tried: prompt, reply, parse; nothing stored
+- `estimate`    requests, tokens and cost of the stages that are stale or missing
+- `planned`     the queries that those stages will send, latent by latent
+- `counts`      counts the tokens of queries and extrapolates from a sample of latents
+- `one_latent`  tries one prompt about one latent: prompt, reply and what is read of it; nothing is stored
 """

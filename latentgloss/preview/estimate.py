@@ -1,40 +1,29 @@
-"""What the language models of a workspace will be asked, and what that will cost, before anything is spent.
+"""How many requests, tokens and USD the stages of a workspace will need from language models, before any is spent.
 
-What belongs here: what will be asked, and what the counts (`prompt_counts.py`) come to. Prompts are made the way the
-stages make them, from the contexts and explanations that are current. No weights are loaded, nothing is sent, nothing
-is written.
+What belongs here: which stages are estimated, prices, totals and warnings. The queries (`planned.py`) are made the way
+the stages make them, from the current contexts and explanations, and counted in `counts.py`. No weights are loaded,
+nothing is sent, nothing is written.
 
-- **Exact** are requests, those already answered (in the reply cache), and prompt tokens, where the inputs are there.
-- **At most:** tokens of replies (`max_tokens` each), explanations that judges will read and nobody has written yet.
-- **Sampled** where more latents than `most` are asked about: by hash, from at most `BLOCKS` blocks, with an interval.
-- **Not counted:** the second request where a reply cannot be read; how much that would be at most is said beside it.
+- **Exact**, if the inputs exist: requests, requests that the reply cache answers, and prompt tokens.
+- **Upper bounds:** the tokens of replies (`max_tokens` each), and of explanations that do not exist yet but that judges
+  will read.
+- **Sampled**, if a stage asks about more latents than `most`: latents chosen by hash from at most `BLOCKS` blocks are
+  counted, and an interval is given.
+- **Not included:** the second request where a reply cannot be parsed. The most that this can add is given separately.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 
 from latentgloss import schema
 from latentgloss.config.settings import LLM
-from latentgloss.contexts.latent_sample import sampled, smaller
 from latentgloss.errors import LatentglossError
-from latentgloss.explanations.evidence import BlockEvidence
-from latentgloss.explanations.explainers import (
-    EXPLAINERS,
-    NULL,
-    base_of,
-    block_name,
-    explainer_of,
-    in_order,
-    without_number,
-)
-from latentgloss.explanations.explainers.replies import LONGEST
+from latentgloss.explanations.explainers import EXPLAINERS, base_of, in_order
 from latentgloss.llm.ledger import Cost
 from latentgloss.preview.counts import (
     AGAIN,
@@ -48,72 +37,72 @@ from latentgloss.preview.counts import (
     sample_of,
 )
 from latentgloss.preview.one_latent import as_it_stands
-from latentgloss.scores.table import SCORERS, language_judges
+from latentgloss.preview.planned import StageQueries, planned_queries
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from jaxtyping import UInt32
 
-    from latentgloss.explanations.explainers.base import AskingExplainer
     from latentgloss.llm.asking import Planned
     from latentgloss.pipeline.stage_run import StageRun
     from latentgloss.workspace import State, Workspace
 
 
 STAGES_THAT_ASK = ("explanations", "detection_scores", "fuzzing_scores", "intruder_scores")
+"""Stages that can ask a language model."""
 MOST = 256
-"""Latents counted per stage and partition, where nothing else is said."""
+"""Latents counted per stage and partition, unless the caller says otherwise."""
 CHUNK = 32
-"""Latents whose prompts are held at a time: a judge has hundreds for each."""
-UNWRITTEN = 1000
-"""Tokens that an explanation is taken to have which no model writes and nobody has made yet: long for a pattern."""
+"""Latents whose prompts are in memory at a time, because a judge has hundreds of prompts per latent."""
 
 Progress = Callable[[str, int, int], None]
-"""Told the stage and partition, latents counted, latents to count."""
+"""Called with stage and partition, the number of latents counted, and the number of latents to count."""
 
 
 @dataclass
 class Estimate:
-    """What one model will be asked by one stage for one partition."""
+    """What one stage will ask one language model for one partition."""
 
     stage: str
     model: str
     partition: str
     state: str
+    """Why the stage will run: `stale`, `missing` or `failed`."""
     because: str
     problem: str = ""
-    """Why nothing could be counted; then all numbers are 0."""
+    """Why nothing could be counted; if set, all numbers are 0."""
     latents: int = 0
-    """That it is asked about."""
+    """Latents that the model is asked about."""
     counted: int = 0
-    """Of those, the ones whose prompts were counted; the rest is extrapolated."""
+    """Latents whose prompts were counted; the rest is extrapolated."""
     requests: int = 0
     cached: int = 0
-    """Answered already: neither sent nor paid for. Everything below is of the others."""
+    """Requests that the reply cache answers: they are neither sent nor paid for. All numbers below leave them out."""
     prompt_tokens: int = 0
     prompt_tokens_low: int = 0
     prompt_tokens_high: int = 0
-    """Interval of 95 % where latents were sampled, else both ends are `prompt_tokens`."""
+    """Ends of a 95 % interval if latents were sampled; otherwise both equal `prompt_tokens`."""
     completion_tokens_most: int = 0
     completion_tokens_expected: int | None = None
-    """By what the model's replies in this stage had so far; None: there are none."""
+    """Extrapolated from the model's replies in this stage so far; None if there are none."""
     repair_tokens_most: int = 0
-    """What comes on top if every reply has to be asked for once more."""
+    """Additional tokens if every request has to be repeated."""
     paid: bool = False
     usd_expected: float | None = None
     usd_most: float = 0.0
-    """Without second requests, at full price: what a vendor asks less for (cached prefixes) is not foreseen."""
+    """Without second requests and at full price: discounts of vendors (cached prefixes) are not foreseen."""
     usd_most_repaired: float = 0.0
-    """With a second request for every one."""
+    """With a second request for every request."""
     tokens_per_second: float | None = None
     hours: float | None = None
-    """At that throughput, of prompts and replies (expected, else at most)."""
+    """Time for prompts and replies (expected tokens, or else the most) at this throughput."""
     notes: list[str] = field(default_factory=list)
+    """Assumptions that make the numbers inexact."""
 
     @property
     def exact(self) -> bool:
-        """Whether requests and prompt tokens are counts."""
+        """Whether requests and prompt tokens are exact counts."""
         return not self.notes and not self.problem
 
 
@@ -125,9 +114,10 @@ def estimate(
     tokens_per_second: float | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Iterator[Estimate]:
-    """One row per stage, partition and model of what is stale or missing and asks a language model, in stage order.
+    """One row per stage, partition and model, for each stage that asks a language model and is not fresh.
 
-    `most`: latents whose prompts are counted per stage and partition. Whatever prevents counting is a row, too.
+    Rows come in the order of the stages. `partitions`: only these; None: all. `most`: latents whose prompts are counted
+    per stage and partition. If counting is impossible, the row says why (`problem`).
     """
     states = workspace.states()
     chosen = None if partitions is None else set(partitions)
@@ -143,12 +133,12 @@ def estimate(
             rows = [Estimate(state.asset, names, state.partition, state.state, state.because, str(e))] if names else []
         for row in rows:
             if not row.problem:
-                _priced(workspace, row, tokens_per_second)
+                _add_prices(workspace, row, tokens_per_second)
             yield row
 
 
 def asked_models(workspace: Workspace, stage: str) -> list[str]:
-    """Names of the language models that a stage asks by the settings."""
+    """Names of the language models that a stage asks, by the settings."""
     settings = workspace.settings
     if stage == "explanations":
         asking = [n for n in in_order(settings.explanations) if EXPLAINERS[base_of(n)].asks]
@@ -161,7 +151,7 @@ def asked_models(workspace: Workspace, stage: str) -> list[str]:
 
 
 def total(rows: Sequence[Estimate]) -> dict[str, Any]:
-    """Sums over rows. Intervals of different rows are taken to be independent."""
+    """Sums over rows. The intervals of different rows are assumed to be independent."""
     added = (
         "latents",
         "requests",
@@ -184,7 +174,7 @@ def total(rows: Sequence[Estimate]) -> dict[str, Any]:
 
 
 def warnings(workspace: Workspace, rows: Sequence[Estimate]) -> list[str]:
-    """What will keep paid models from answering: no budget, or one that is too small."""
+    """Sentences about what will stop runs that ask paid models: no budget, or a budget that may be too small."""
     paid = [row for row in rows if row.paid and row.requests > row.cached]
     if not paid:
         return []
@@ -194,7 +184,7 @@ def warnings(workspace: Workspace, rows: Sequence[Estimate]) -> list[str]:
     spent = ledger.spent()
     enough = f"[budget] usd = {_rounded_up(spent.usd + usd)} in latentgloss.toml is enough for all of it"
     if not ledger.limited:
-        return [f"{names} is paid for and there is no budget: runs will refuse to start. {enough}."]
+        return [f"{names} is paid for and there is no budget, so runs will refuse to start. {enough}."]
     found: list[str] = []
     for unit, limit, already, needed in (
         ("usd", ledger.usd, spent.usd, usd),
@@ -203,193 +193,90 @@ def warnings(workspace: Workspace, rows: Sequence[Estimate]) -> list[str]:
         if limit is not None and already + needed > limit:
             found.append(
                 f"{names}: the budget is {unit} = {limit:,}, of which {already:,.2f} are spent, and this may take "
-                f"{needed:,.2f}: a run may end before it is done (what was answered is kept)."
+                f"{needed:,.2f}, so a run may end before it is done (replies that have arrived are kept)."
             )
     return found
 
 
 def _rounded_up(usd: float) -> str:
+    """USD with two decimals, rounded up."""
     return f"{np.ceil(usd * 100) / 100:.2f}"
 
 
-@dataclass
-class _Source:
-    """What a stage will ask about which latents."""
-
-    latents: UInt32[np.ndarray, " latents"]
-    """Ascending."""
-    planned: Callable[[str, list[int]], Iterator[tuple[int, list[Planned]]]]
-    """Of some latents of a block, those that are asked about."""
-    notes: list[str]
-
-
 def _of_stage(workspace: Workspace, state: State, states: list[State], most: int, progress: Progress) -> list[Estimate]:
-    if not asked_models(workspace, state.asset):
+    """One row per model that a stage asks for one partition, without prices."""
+    models = asked_models(workspace, state.asset)
+    if not models:
         return []
     run = as_it_stands(workspace, state.asset, state.partition, without={"explanations"})
-    source = (_explaining if state.asset == "explanations" else _judging)(run, states)
-    behind = sorted(
-        {s.asset for s in states if s.partition == state.partition and s.state != "fresh" and s.asset != "explanations"}
-        & {i.stage for i in run.stage.inputs}
-    )
-    if behind:
-        source.notes.append(f"counted from {', '.join(behind)} as they are; they are not fresh")
-    counted, blocks = sample_of(source.latents, most)
-    counts: list[Counts] = []
-    counter = Counter(workspace)
-    what = f"{state.asset} {state.partition}"
-    for block in np.unique(counted // schema.BLOCK):
-        mine = [int(latent) for latent in counted[counted // schema.BLOCK == block]]
-        for chunk in (mine[i : i + CHUNK] for i in range(0, len(mine), CHUNK)):
-            of_latent: dict[int, list[Planned]] = {latent: [] for latent in chunk}
-            for latent, planned in source.planned(f"{block:06d}", chunk):
-                of_latent[latent] += planned
-            for latent in chunk:
-                counts.append(counter.count(of_latent[latent]))
-                progress(what, len(counts), len(counted))
-    if len(counted) < len(source.latents):
-        source.notes.append(
-            f"extrapolated from {len(counted):,} of {len(source.latents):,} latents, in {blocks:,} blocks"
+    queries = planned_queries(run, states)
+    if behind := _not_fresh(run, states):
+        queries.notes.append(f"counted from the current {', '.join(behind)}, which are not fresh")
+    latents, blocks = sample_of(queries.latents, most)
+    if len(latents) < len(queries.latents):
+        queries.notes.append(
+            f"extrapolated from {len(latents):,} of {len(queries.latents):,} latents, in {blocks:,} blocks"
         )
-    source.notes.extend(sorted(counter.uncounted))
+    counter = Counter(workspace)
+    counts = _count(counter, queries, latents, lambda done: progress(_label(state), done, len(latents)))
+    queries.notes.extend(sorted(counter.uncounted))
+    every_block = bool(len(queries.latents)) and blocks == len(np.unique(queries.latents // schema.BLOCK))
     rows: list[Estimate] = []
-    names = dict.fromkeys([*(name for of in counts for name in of), *asked_models(workspace, state.asset)])
-    for name in names:
-        each = np.array([of.get(name, np.zeros(5)) for of in counts]).reshape(-1, 5)
-        number = counted // schema.BLOCK
-        every = len(source.latents) and blocks == len(np.unique(source.latents // schema.BLOCK))
-        sums, half = extrapolated(each, number, len(source.latents), whole_blocks=bool(every))
+    for model in dict.fromkeys([*(name for of_latent in counts for name in of_latent), *models]):
+        each = np.array([of_latent.get(model, np.zeros(5)) for of_latent in counts]).reshape(-1, 5)
+        sums, half = extrapolated(each, latents // schema.BLOCK, len(queries.latents), whole_blocks=every_block)
         n = [round(float(value)) for value in sums]
         rows.append(
             Estimate(
                 state.asset,
-                name,
+                model,
                 state.partition,
                 state.state,
                 state.because,
-                "",
-                len(source.latents),
-                len(counted),
-                n[REQUESTS],
-                n[CACHED],
-                n[PROMPT],
-                max(0, round(n[PROMPT] - half)),
-                round(n[PROMPT] + half),
-                n[COMPLETION],
+                latents=len(queries.latents),
+                counted=len(latents),
+                requests=n[REQUESTS],
+                cached=n[CACHED],
+                prompt_tokens=n[PROMPT],
+                prompt_tokens_low=max(0, round(n[PROMPT] - half)),
+                prompt_tokens_high=round(n[PROMPT] + half),
+                completion_tokens_most=n[COMPLETION],
                 repair_tokens_most=n[AGAIN] + n[COMPLETION],
-                notes=list(source.notes),
+                notes=list(queries.notes),
             )
         )
     return rows
 
 
-def _explaining(run: StageRun[Workspace], states: list[State]) -> _Source:
-    workspace, settings = run.resources, run.settings.explanations
-    corpus, vocabulary = workspace.corpus(run.input("resolved_saes")), workspace.vocabulary(run.model.name)
-    tools = workspace.tools(run.partition)
-    bases = dict.fromkeys(base_of(name) for name in settings.explainers)
-    makers: list[Any] = [EXPLAINERS[name](settings, vocabulary, tools) for name in bases if EXPLAINERS[name].asks]
-    asking: list[AskingExplainer] = makers
-    eligibility = run.input("sampled_contexts").read(schema.ELIGIBILITY)
-
-    def planned(block: str, latents: list[int]) -> Iterator[tuple[int, list[Planned]]]:
-        for made in asking:
-            for one in BlockEvidence(run, corpus, block, made.needs).of(latents):
-                yield one.latent, made.planned(one)
-
-    return _Source(_population(eligibility, smaller(settings.llm.sample), settings.seed), planned, [])
+def _label(state: State) -> str:
+    return f"{state.asset} {state.partition}"
 
 
-def _population(eligibility: pl.DataFrame, sample: int | None, seed: int) -> UInt32[np.ndarray, " latents"]:
-    few = sampled(eligibility, sample, seed)
-    eligible = eligibility.filter(status="eligible")["latent"].sort().to_numpy()
-    return eligible if few is None else few
+def _not_fresh(run: StageRun[Workspace], states: list[State]) -> list[str]:
+    """The inputs of a stage that are not fresh, except explanations, for which `planned.py` has notes of its own."""
+    stages = {s.asset for s in states if s.partition == run.partition and s.state != "fresh"}
+    return sorted((stages - {"explanations"}) & {i.stage for i in run.stage.inputs})
 
 
-def _judging(run: StageRun[Workspace], states: list[State]) -> _Source:
-    workspace, scorer = run.resources, SCORERS[run.stage.name.removesuffix("_scores")]
-    settings = getattr(run.settings, scorer.name)
-    judges = language_judges(run, scorer.name)
-    plan = scorer.plan(run, workspace.corpus(run.input("resolved_saes")), scorer.splits)
-    eligibility = run.input("sampled_contexts").read(schema.ELIGIBILITY)
-    texts = _Texts(run, eligibility) if "explanations" in {i.stage for i in run.stage.inputs} else _NoTexts()
-    notes = texts.notes(states)
-    llm = getattr(settings, "llm", None)  # intruder detection has one sample, and no nulls
-    of_nulls = sampled(eligibility, llm.null_sample, settings.seed) if llm is not None else None
-    nulls = None if of_nulls is None else set(of_nulls.tolist())
-    ask = lru_cache(maxsize=1)(plan.ask)  # for one part of a block after the other
-
-    def planned(block: str, latents: list[int]) -> Iterator[tuple[int, list[Planned]]]:
-        asked = ask(block).of(pl.Series(latents, dtype=pl.UInt32)).where(pl.col("split") == "test")
-        for explainer in texts.explainers:
-            mine = [n for n in latents if nulls is None or n in nulls or not explainer.startswith(NULL)]
-            found, unwritten = texts.of(explainer, block, mine)
-            put = asked.of(pl.Series(list(found), dtype=pl.UInt32))
-            for judge in judges:
-                for question in put.questions(scorer.name, found):
-                    yield question.latent, [replace(p, unwritten=unwritten) for p in judge.planned(question)]
-
-    few = smaller(settings.sample, llm.sample) if llm is not None else settings.sample
-    return _Source(_population(eligibility, few, settings.seed), planned, notes)
+def _count(
+    counter: Counter, queries: StageQueries, latents: UInt32[np.ndarray, " few"], progress: Callable[[int], None]
+) -> list[Counts]:
+    """The quantities of each of the latents, in order."""
+    counts: list[Counts] = []
+    for block in np.unique(latents // schema.BLOCK):
+        of_block = [int(latent) for latent in latents[latents // schema.BLOCK == block]]
+        for chunk in (of_block[i : i + CHUNK] for i in range(0, len(of_block), CHUNK)):
+            of_latent: dict[int, list[Planned]] = {latent: [] for latent in chunk}
+            for latent, planned in queries.planned(f"{block:06d}", chunk):
+                of_latent[latent] += planned
+            for latent in chunk:
+                counts.append(counter.count(of_latent[latent]))
+                progress(len(counts))
+    return counts
 
 
-class _NoTexts:
-    """Of a scorer that judges latents without explanations."""
-
-    explainers = ("none",)
-
-    def notes(self, states: list[State]) -> list[str]:
-        return []
-
-    def of(self, explainer: str, block: str, latents: list[int]) -> tuple[dict[int, tuple[str, str | None]], int]:
-        return dict.fromkeys(latents, ("", None)), 0
-
-
-class _Texts:
-    """The explanations that judges will read: those there are, and blanks for those to come."""
-
-    def __init__(self, run: StageRun[Workspace], eligibility: pl.DataFrame) -> None:
-        self.run, self.settings = run, run.settings.explanations
-        self.explainers = in_order(self.settings)
-        self.version = run.input("explanations") if "explanations" in run.recipe.inputs else None
-        few = sampled(eligibility, self.settings.llm.sample, self.settings.seed)
-        self.few = None if few is None else set(few.tolist())
-        there = set() if self.version is None else set(map(explainer_of, self.version.manifest.blocks))
-        self.missing = [e for e in self.explainers if e not in there]
-
-    def notes(self, states: list[State]) -> list[str]:
-        found = []
-        if self.missing:
-            longest = ", ".join(f"{e} {self._unwritten(e):,}" for e in dict.fromkeys(map(without_number, self.missing)))
-            found.append(f"explanations that do not exist yet are taken to be as long as can be, in tokens: {longest}")
-        of_mine = [s for s in states if s.partition == self.run.partition and s.asset == "explanations"]
-        if self.version is not None and any(s.state != "fresh" for s in of_mine):
-            found.append("counted with the explanations there are; they are not fresh")
-        return found
-
-    def _unwritten(self, explainer: str) -> int:
-        base = EXPLAINERS[base_of(explainer)]
-        if not base.asks:
-            return UNWRITTEN
-        llm = self.settings.llm
-        return min(llm.max_tokens_cot if base_of(explainer) == "llm_cot" else llm.max_tokens, LONGEST)
-
-    def of(self, explainer: str, block: str, latents: list[int]) -> tuple[dict[int, tuple[str, str | None]], int]:
-        """Explanation and program by latent; and how many tokens are still missing in each."""
-        if self.version is None or explainer in self.missing:
-            asked = self.few if EXPLAINERS[base_of(explainer)].asks else None
-            chosen = [latent for latent in latents if asked is None or latent in asked]
-            return dict.fromkeys(chosen, ("", None)), self._unwritten(explainer)
-        name = block_name(block, explainer)
-        if name not in self.version.manifest.blocks:
-            return {}, 0
-        rows = self.version.read(schema.EXPLANATIONS, name)
-        rows = rows.filter(pl.col("latent").is_in(latents), status="ok").sort("latent")
-        return dict(zip(rows["latent"], rows.select("explanation", "program").iter_rows(), strict=True)), 0
-
-
-def _priced(workspace: Workspace, row: Estimate, tokens_per_second: float | None) -> None:
-    """Fills in what the replies so far, prices and throughput say."""
+def _add_prices(workspace: Workspace, row: Estimate, tokens_per_second: float | None) -> None:
+    """Adds to a row what follows from the replies so far, the prices and the throughput."""
     so_far = [
         (entry["answered"], entry["completion_tokens"])
         for entry in workspace.ledger.totals()
