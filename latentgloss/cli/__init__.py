@@ -6,6 +6,7 @@ module that it calls. Stages are run by Dagster, never from here. Heavy imports 
 `--help` is instant and only commands that read weights load torch.
 
 - `show`         `status`, `explanations`, `scores`
+- `report`       `report`
 - `search`       `search`, `index rebuild`
 - `saes`         `saes list`, `saes check`
 - `estimate`     `estimate`, `spent`

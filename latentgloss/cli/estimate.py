@@ -1,4 +1,4 @@
-"""`estimate` and `spent`: what language models will be asked, before anything is spent, and what they have taken."""
+"""The commands `estimate` and `spent`: what language models will cost, and what they have cost so far."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 @click.option(
     "--tokens-per-second",
     type=click.FloatRange(min=0, min_open=True),
-    help="Throughput, prompts and replies together. Default: what the registry declares.",
+    help="Tokens per second of prompts and replies together, for the column HOURS. Default: the registry entry's.",
 )
 @click.option(
     "--latents",
     type=click.IntRange(min=0),
     default=None,
-    help="Latents whose prompts are counted per stage and SAE; 0: all. Default: 256.",
+    help="Latents whose prompts are counted per stage and SAE; 0 counts all of them. Default: 256.",
 )
 @json_option
 @click.pass_context
@@ -36,16 +36,19 @@ def estimate(
     latents: int | None,
     as_json: bool,
 ) -> None:
-    """Requests, tokens, money and hours of what is stale or missing and asks a language model. Sends nothing.
+    """Estimate what language models will cost, before a run.
 
-    Prompts are made and counted with the model's tokenizer. Of more latents than --latents a seeded sample is counted,
-    and an interval given. Tokens of replies are the most there can be, and beside them what this model's replies took
-    so far. A partition is a SAE; `*` matches anything.
+    It shows requests, tokens, USD and hours of every stage that asks a language model and is stale or missing, and
+    sends nothing. PARTITION is the name of an SAE; `*` matches anything; without one, all SAEs are estimated.
+
+    Prompts are made as the run will make them, and counted with the model's tokenizer. If a stage asks about more
+    latents than --latents, a seeded sample of that many is counted, and the rest is extrapolated with an interval.
+    REPLY TOKENS and USD are upper bounds (≤), with what this model's replies so far let expect beside them (~).
 
     JSON: an object with rows, total and warnings. A row has stage, model, partition, state, because, problem, latents,
-    counted, requests, cached, prompt_tokens (with _low and _high), completion_tokens_most,
-    completion_tokens_expected, repair_tokens_most, paid, usd_expected, usd_most, usd_most_repaired,
-    tokens_per_second, hours, exact and notes. From prompt_tokens on, of requests that are not answered already.
+    counted, requests, cached, prompt_tokens (also with _low and _high), completion_tokens_most,
+    completion_tokens_expected, repair_tokens_most, paid, usd_expected, usd_most, usd_most_repaired, tokens_per_second,
+    hours, notes and exact. From prompt_tokens on, requests that the reply cache answers are left out.
 
     \b
     Example:
@@ -79,16 +82,18 @@ def estimate(
 
 
 class _Progress:
-    """A line on a terminal's stderr that says how far counting is."""
+    """The progress of counting, as one line on stderr if that is a terminal."""
 
     def __init__(self) -> None:
         self.shown = sys.stderr.isatty()
 
     def advance(self, what: str, done: int, total: int) -> None:
+        """Shows how many latents are counted, for every 16th and the last."""
         if self.shown and (done % 16 == 0 or done == total):
             click.echo(f"\r\x1b[K{what}: {done:,} of {total:,} latents counted", nl=False, err=True)
 
     def clear(self) -> None:
+        """Removes the line."""
         if self.shown:
             click.echo("\r\x1b[K", nl=False, err=True)
 
@@ -108,16 +113,18 @@ HEADER = (
 
 
 def _print(rows: list[Estimate], total: dict[str, object]) -> None:
+    """Prints the table, what its numbers leave out, the assumptions, and what could not be counted."""
     counted = [row for row in rows if not row.problem]
     cells = [[row.stage, row.model, row.partition, *_numbers(vars(row))] for row in counted]
     print_table(HEADER, [*cells, ["total", "", "", *_numbers(total)]])
-    click.echo("\nOf requests not answered already: tokens, and what they cost. ≤: at most, ~: as replies so far.")
+    click.echo("\nTokens and USD are those of requests that the reply cache does not answer.")
+    click.echo("≤: at most. ~: expected from the replies so far.")
     repaired = total["usd_most_repaired"]
-    again = f", {repaired:,.2f} USD in all" if repaired else ""
-    click.echo(f"If every reply had to be asked for twice: {total['repair_tokens_most']:,} tokens on top{again}.")
+    in_total = f", {repaired:,.2f} USD in total" if repaired else ""
+    click.echo(f"If every request had to be sent twice: {total['repair_tokens_most']:,} more tokens{in_total}.")
     for note in dict.fromkeys(note for row in counted for note in row.notes):
-        of = [row for row in counted if note in row.notes]
-        where = f"{of[0].stage} of {of[0].partition}" + (f" and {len(of) - 1} more" if len(of) > 1 else "")
+        noted = [row for row in counted if note in row.notes]
+        where = f"{noted[0].stage} of {noted[0].partition}" + (f" and {len(noted) - 1} more" if len(noted) > 1 else "")
         click.echo(f"- {where}: {note}")
     for row in rows:
         if row.problem:
@@ -125,6 +132,7 @@ def _print(rows: list[Estimate], total: dict[str, object]) -> None:
 
 
 def _numbers(row: dict[str, object]) -> list[str]:
+    """The cells of a row from LATENTS on."""
     prompt, high = row["prompt_tokens"], row["prompt_tokens_high"]
     assert isinstance(prompt, int) and isinstance(high, int)
     spread = f" ± {high - prompt:,}" if high > prompt else ""
@@ -140,10 +148,12 @@ def _numbers(row: dict[str, object]) -> list[str]:
 
 
 def _both(expected: object, most: object, form: str) -> str:
+    """The expected number, if known, and the greatest possible one."""
     return (f"~{expected:{form}}, " if expected is not None else "") + f"≤{most:{form}}"
 
 
 TAKEN = ("answered", "unanswered", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "usd")
+"""The quantities of the ledger, in the order of their columns."""
 
 
 @click.command()
@@ -151,20 +161,21 @@ TAKEN = ("answered", "unanswered", "prompt_tokens", "cached_prompt_tokens", "com
     "--by",
     multiple=True,
     type=click.Choice(["model", "stage", "partition"]),
-    help="Add up by this; may be given several times. Default: all three.",
+    help="Make one row per model, stage or partition; may be given several times. Default: all three.",
 )
 @json_option
 @click.pass_context
 def spent(ctx: click.Context, by: tuple[str, ...], as_json: bool) -> None:
-    """What language models have taken in this store, over all runs, and what is left of the budget.
+    """Show what language models have cost so far.
 
-    Replies from the cache are free and not in it. UNANSWERED were sent and brought no reply that was kept: of a paid
-    model they count at the most they can have cost, since the vendor may bill them. A row without a stage was asked
-    outside of runs.
+    It adds up the requests of all runs in this store, and shows what is left of the budget. Replies from the reply
+    cache are free and are not included. UNANSWERED requests were sent, but no reply to them was kept; of a paid model,
+    each counts at the most it can have cost, because the vendor may bill it. A row without a stage is about requests
+    outside runs.
 
     JSON: an object with rows, total and budget. A row has model, stage, partition (those of --by), paid, answered,
-    unanswered, prompt_tokens, cached_prompt_tokens, completion_tokens and usd; total has the last six. budget has, for
-    tokens and for usd, limit (null: none), spent and left (null: no limit): of paid models alone.
+    unanswered, prompt_tokens, cached_prompt_tokens, completion_tokens and usd; total has the last six. budget has
+    tokens and usd, each with limit (null: none), spent and left (null: no limit); these count paid models only.
 
     \b
     Example:
@@ -191,16 +202,22 @@ def spent(ctx: click.Context, by: tuple[str, ...], as_json: bool) -> None:
         cells = [[*(row[name] for name in groups), *_taken(row)] for row in rows]
         print_table([name.upper() for name in header], [*cells, ["total", *[""] * (len(groups) - 1), *_taken(total)]])
         click.echo("")
-    for unit, of in budget.items():
+    _print_budget(budget)
+
+
+def _print_budget(budget: dict[str, dict[str, Any]]) -> None:
+    """Prints what is left in each unit of the budget."""
+    for unit, sums in budget.items():
         form = ",.0f" if unit == "tokens" else ",.2f"
-        if of["limit"] is not None:
+        if sums["limit"] is not None:
             click.echo(
-                f"Budget: {of['limit']:{form}} {unit}; paid models have taken {of['spent']:{form}}, "
-                f"{of['left']:{form}} are left."
+                f"Budget: {sums['limit']:{form}} {unit}; paid models have taken {sums['spent']:{form}}, "
+                f"{sums['left']:{form}} are left."
             )
-    if not ledger.limited:
-        click.echo("There is no budget: paid models are not asked.")
+    if all(sums["limit"] is None for sums in budget.values()):
+        click.echo("There is no budget, so paid models are not asked.")
 
 
 def _taken(row: dict[str, Any]) -> list[str]:
+    """The cells of a row from REQUESTS on."""
     return [*(f"{row[name]:,}" for name in TAKEN[:-1]), f"{row['usd']:,.2f}"]

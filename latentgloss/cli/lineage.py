@@ -1,4 +1,4 @@
-"""`lineage`: where a score comes from."""
+"""The command `lineage`: where a score comes from."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 SHOWN = 4
-"""Nodes of one kind printed below one parent; the rest is counted. JSON has all."""
+"""Most nodes of one kind printed below one parent; the others are only counted. JSON has all of them."""
 FACT = 120
-"""Longest fact printed."""
+"""Most characters printed of a fact."""
 
 
 @click.command()
 @click.argument("partition")
 @click.argument("latent", type=click.IntRange(min=0))
-@click.option("--scorer", default="detection", show_default=True, help="Whose score.")
-@click.option("--explainer", help="Of which explanation. Default: the first of the settings.")
-@click.option("--verify", is_flag=True, help="Recompute every hash on the way, from scratch.")
+@click.option("--scorer", default="detection", show_default=True, help="The scorer whose scores are traced.")
+@click.option("--explainer", help="The explainer whose explanation was scored. Default: the first in the settings.")
+@click.option("--verify", is_flag=True, help="Recompute every hash on the way, and compare it with the stored one.")
 @json_option
 @click.pass_context
 def lineage(
@@ -36,14 +36,21 @@ def lineage(
     verify: bool,
     as_json: bool,
 ) -> None:
-    """From a latent's scores back to explanation, contexts, activations, tokens, documents and weights.
+    """Trace a latent's scores back to their sources.
 
-    With --verify every line says whether the hop is as it was stored, and the exit code is 1 if one is not. JSON: a
-    tree of objects with kind, id, sha256, facts and inputs; with --verify also checks (what, ok, found, stored).
+    Use it to see what a score rests on (explanation, contexts, activations, tokens, documents, weights), or to check
+    that nothing on the way was changed. PARTITION is the name of an
+    SAE, LATENT the number of a latent.
+
+    With --verify, a line begins with ✓ if its hashes are as they were stored, with ✗ if one is not, and with · if
+    there was nothing to recompute; the exit code is 1 if there is a ✗.
+
+    JSON: a tree of objects with kind, id, sha256, facts and inputs; with --verify also checks (what, ok, found and
+    stored).
 
     \b
     Example:
-      latentgloss lineage smollm2/layers.9/resid 12 --explainer pattern --verify
+      latentgloss lineage smollm2/layers.9/topk2048 12 --explainer pattern --verify
     """
     from latentgloss.lineage.trace import trace
 
@@ -58,10 +65,13 @@ def lineage(
     broken = root.broken()
     if broken:
         lines = [f"{node.kind} {node.id}: {check}" for node in broken for check in node.failed]
-        raise click.ClickException(f"{len(broken)} of the hops to this score do not verify:\n  " + "\n  ".join(lines))
+        raise click.ClickException(
+            f"{len(broken)} steps on the way to this score do not verify:\n  " + "\n  ".join(lines)
+        )
 
 
 def _print(node: Node, depth: int, verify: bool) -> None:
+    """Prints a node and the nodes below it, indented by `depth`."""
     mark = "" if not verify else "✗ " if node.failed else "✓ " if node.checks else "· "
     digest = f"  {node.sha256[:12]}" if node.sha256 else ""
     click.echo(f"{'  ' * depth}{mark}{node.kind} {plain(node.id)}{digest}{_facts(node)}")
@@ -69,7 +79,7 @@ def _print(node: Node, depth: int, verify: bool) -> None:
         click.echo(f"{'  ' * (depth + 2)}{plain(check)}")
     shown: dict[str, int] = {}
     for child in node.inputs:
-        if child.kind == "pin":  # the versions themselves stand where their rows are
+        if child.kind == "pin":  # pinned versions are printed where their rows are
             continue
         shown[child.kind] = shown.get(child.kind, 0) + 1
         if shown[child.kind] <= SHOWN or child.broken():
@@ -80,6 +90,7 @@ def _print(node: Node, depth: int, verify: bool) -> None:
 
 
 def _facts(node: Node) -> str:
+    """A node's facts in brackets."""
     if node.facts.get("again"):
         return "  (see above)"
     words = [f"{key} {plain(value)}" for key, value in node.facts.items() if isinstance(value, str | int | float)]

@@ -1,4 +1,4 @@
-"""`gc` and `doctor`: what can go, and whether everything is in place."""
+"""The commands `gc` and `doctor`: remove versions that are not needed, and check the installation."""
 
 from __future__ import annotations
 
@@ -34,24 +34,30 @@ PACKAGES = (
     "sentence-transformers",
     "dagster",
 )
+"""Packages whose versions `doctor` reports."""
 OPTIONAL = ("dagster",)
+"""Packages that may be missing."""
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option("--dry-run", is_flag=True, help="List what would be removed, and remove nothing.")
 @click.option(
     "--broken",
     nargs=2,
     metavar="STAGE PARTITION",
-    help="Instead: drop the versions of this partition that do not verify, so that they are computed again.",
+    help="Remove instead the versions of this partition that are damaged, so that the next run computes them again.",
 )
 @json_option
 @click.pass_context
 def gc(ctx: click.Context, dry_run: bool, broken: tuple[str, str] | None, as_json: bool) -> None:
-    """Removes complete versions that nothing refers to: no pointer, and no lineage from one.
+    """Remove versions from the store that nothing needs.
 
-    Run it while no run is going on: a run refers to versions that no pointer names yet. JSON: removed (stage,
-    partition, fingerprint, bytes, why, keep), bytes and dry_run.
+    Use it to free disk space. A version is removed if it is complete, and neither current nor part of the lineage of a
+    current version. Run it only while no run is in progress, because a run needs versions that are not current yet.
+    With --broken, the damaged versions of one partition are removed instead: those with files that do not have their
+    stored hashes.
+
+    JSON: removed (stage, partition, fingerprint, bytes, why, keep), bytes and dry_run.
 
     \b
     Example:
@@ -90,7 +96,10 @@ def gc(ctx: click.Context, dry_run: bool, broken: tuple[str, str] | None, as_jso
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Versions, devices, settings, registry and store; exit code 1 if something needs attention.
+    """Check packages, settings, registry and store.
+
+    Use it after installing, or when something does not run. It shows versions, devices and paths, and what needs
+    attention; if something does, the exit code is 1.
 
     JSON: python, platform, packages, devices, settings, registry (with its language models), store and problems.
 
@@ -123,15 +132,16 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 
 def _version(name: str) -> str | None:
+    """The version of an installed package; None if it is missing."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        # A checkout on the path works without being installed.
+        # A checkout on the path can be imported without being installed.
         return "not installed, on the path" if importlib.util.find_spec(name) else None
 
 
 def _devices() -> list[str]:
-    """Devices torch can use. A torch that is absent or does not start is a fact to report, never a crash."""
+    """The devices that torch can use. If torch is missing or does not start, that is reported and is no error."""
     found = [f"cpu ({os.cpu_count()} cores)"]
     try:
         import torch
@@ -148,12 +158,14 @@ def _devices() -> list[str]:
 
 
 def _settings_file(ctx: click.Context) -> str:
+    """Path of the settings file in use."""
     from latentgloss.config.settings import find
 
     return str(ctx.obj.resolve() if ctx.obj else find())
 
 
 def _store(workspace: Workspace, problems: list[str]) -> dict[str, Any]:
+    """The store's place and free space. Adds to `problems` if it cannot be written or less than 1 GiB is free."""
     root = workspace.settings.store_root
     existing = root
     while not existing.exists():
@@ -167,11 +179,12 @@ def _store(workspace: Workspace, problems: list[str]) -> dict[str, Any]:
         problems.append(f"the store {root} cannot be written ({e.strerror})")
     free = shutil.disk_usage(existing).free
     if free < 2**30:
-        problems.append(f"the store {root} has {size(free)} left")
+        problems.append(f"the store {root} has only {size(free)} of free space")
     return {"root": str(root), "exists": root.is_dir(), "writable": writable, "free_bytes": free}
 
 
 def _registry(workspace: Workspace, problems: list[str]) -> dict[str, Any]:
+    """What the registry declares. Adds to `problems` the files that cannot be used."""
     registry = workspace.registry
     problems += [str(error) for error in registry.problems.values()]
     return {
@@ -184,13 +197,15 @@ def _registry(workspace: Workspace, problems: list[str]) -> dict[str, Any]:
 
 
 def _served(spec: LanguageModelSpec) -> str:
-    """What an entry says it is. What a server really serves cannot be seen from here."""
+    """The model that a registry entry declares. What a server really serves cannot be checked from here."""
     known = [spec.engine, spec.model, *(x for x in (spec.revision, spec.quantisation, spec.dtype) if x)]
-    unsaid = spec.engine == "openai_compatible" and spec.revision is None
-    return ", ".join([*known, *(["revision not declared: another model of this name would pass for it"] * unsaid)])
+    undeclared = spec.engine == "openai_compatible" and spec.revision is None
+    note = "revision not declared, so another model of this name would not be noticed"
+    return ", ".join([*known, *([note] * undeclared)])
 
 
 def _print(report: dict[str, Any]) -> None:
+    """Prints the report as a table."""
     rows: list[tuple[str, str]] = [("python", f"{report['python']} on {report['platform']}")]
     rows += [(name, version or "not installed") for name, version in report["packages"].items()]
     rows += [("device", device) for device in report["devices"]]

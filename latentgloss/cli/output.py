@@ -1,4 +1,4 @@
-"""What commands share: opening the workspace, choosing partitions, printing tables and JSON."""
+"""What commands share: opening the workspace, checking names, printing tables and JSON."""
 
 from __future__ import annotations
 
@@ -22,32 +22,36 @@ if TYPE_CHECKING:
 
 
 CELL = 60
-"""Widest cell of a column that is not the last."""
+"""Most characters of a cell, except in the last column."""
 
 json_option: Callable[[Command], Command] = click.option(
-    "--json", "as_json", is_flag=True, help="Print JSON with stable keys instead of a table."
+    "--json", "as_json", is_flag=True, help="Print JSON with stable keys, for use in programs."
 )
+"""The option `--json`, which every command has."""
 
 
 def open_workspace(ctx: click.Context) -> Workspace:
-    """The workspace of `--config`. Raises SettingsError."""
+    """The workspace of the settings file that `--config` names, or of the default one. Raises SettingsError."""
     from latentgloss.workspace import Workspace
 
     return Workspace.open(ctx.obj)
 
 
 def unknown(what: str, name: str, known: Iterable[str], todo: str = "") -> InputError:
-    """The error for a name that is not among the known ones, with the nearest of them."""
+    """The error for a name that is not known; it lists the known names that are most similar."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:5]
-    expected = "one of " + ", ".join(repr(n) for n in near) if near else "nothing: there is none"
+    expected = "one of " + ", ".join(repr(n) for n in near) if near else f"no name, because there is no {what} yet"
     if len(names) > len(near):
-        expected += f" (nearest of {len(names)})"
+        expected += f" (the most similar of {len(names)})"
     return InputError(f"{what} {name!r} is unknown", expected=expected, todo=todo)
 
 
 def known_sae(workspace: Workspace, partition: str, stages: Iterable[str]) -> str:
-    """`partition`, if the registry declares it or one of the stages has it. Raises InputError with near names."""
+    """Returns `partition` if the registry declares this SAE or one of `stages` has a result of it.
+
+    Raises InputError otherwise; the message lists similar names.
+    """
     from latentgloss.config.entries import split_partition
 
     if partition in workspace.registry.saes:
@@ -64,7 +68,7 @@ def known_sae(workspace: Workspace, partition: str, stages: Iterable[str]) -> st
 
 
 def clean(value: Any) -> Any:
-    """`value` with what JSON cannot hold (NaN, infinities) as null."""
+    """`value` with None in place of NaN and infinities, which JSON cannot hold."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -75,11 +79,12 @@ def clean(value: Any) -> Any:
 
 
 def print_json(value: Any) -> None:
+    """Prints a value as indented JSON."""
     click.echo(json.dumps(clean(value), indent=1))
 
 
 def print_json_rows(rows: Iterable[dict[str, Any]]) -> None:
-    """A JSON list, a row per line, printed as the rows come."""
+    """Prints a JSON list with one row per line. Each row is printed as soon as it is known."""
     lead = "["
     for row in rows:
         click.echo(f"{lead}\n{json.dumps(clean(row))}", nl=False)
@@ -88,7 +93,7 @@ def print_json_rows(rows: Iterable[dict[str, Any]]) -> None:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Aligned columns, numbers to the right. On a terminal the last column is cut to its width."""
+    """Prints aligned columns, with numbers to the right. On a terminal, lines are cut to its width."""
     cells = [[plain(value) for value in row] for row in rows]
     numeric = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(header))]
     last = len(header) - 1
@@ -102,7 +107,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def plain(value: Any) -> str:
-    """A cell. Text written by a model may hold control characters, which a terminal would obey."""
+    """The text of a cell. Control characters are replaced, because a terminal would obey those in a model's text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, bool):
@@ -113,6 +118,7 @@ def plain(value: Any) -> str:
 
 
 def size(n_bytes: float) -> str:
+    """A number of bytes with a unit, such as `1.5 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(n_bytes) < 1024:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"

@@ -41,7 +41,7 @@ def report(ctx: click.Context, model: str | None, page: Path | None, as_json: bo
     tokens (table). Read a score beside those two: .5 is chance. MODEL limits the report to one subject model.
 
     \b
-    Examples:
+    Example:
       latentgloss report
       latentgloss report smollm2 --page report.md
     """

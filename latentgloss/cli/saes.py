@@ -1,4 +1,4 @@
-"""`saes list | check`: the registry, and whether what it declares is there and fits."""
+"""The commands `saes list` and `saes check`: which SAEs are declared, and whether their files can be used."""
 
 from __future__ import annotations
 
@@ -16,14 +16,24 @@ if TYPE_CHECKING:
 
 @click.group()
 def saes() -> None:
-    """The SAEs that the registry declares."""
+    """List and check the SAEs that the registry declares.
+
+    The registry is a folder of TOML files, with one file per SAE in its subfolder saes/.
+
+    \b
+    Example:
+      latentgloss saes list
+    """
 
 
 @saes.command("list")
 @json_option
 @click.pass_context
 def list_(ctx: click.Context, as_json: bool) -> None:
-    """Every declared SAE, and every registry file that cannot be used, with its reason.
+    """List the SAEs that the registry declares.
+
+    Use it to find the name of an SAE, which other commands call PARTITION. LATENTS says which latents are selected. Of
+    every registry file that cannot be used, the reason is printed to stderr.
 
     JSON: saes (partition, format, source or null, latents, control) and problems (where, message, found, expected,
     todo).
@@ -58,19 +68,22 @@ def list_(ctx: click.Context, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> None:
-    """Reads weights, hookpoints and registry files, and reports all problems; exit code 1 if there is one.
+    """Check whether SAEs can be read and fit their models.
 
-    Without arguments every SAE is checked, and registry files with mistakes count. JSON: saes (partition, n_latents,
-    d_in, width, problems) and problems of the registry's files.
+    Use it after declaring an SAE, before a run. It reports all problems at once. The SAE's weights and the model's
+    hookpoint are read. PARTITION is the name of an SAE; without one, all SAEs and all files of the registry are
+    checked. The exit code is 1 if there is a problem.
+
+    JSON: saes (partition, n_latents, d_in, width, problems) and problems (of registry files).
 
     \b
     Example:
-      latentgloss saes check smollm2/layers.9/resid
+      latentgloss saes check smollm2/layers.9/topk2048
     """
     workspace = open_workspace(ctx)
     chosen = [known_sae(workspace, p, []) for p in partitions] or sorted(workspace.registry.saes)
     rows = [_checked(workspace, workspace.registry.sae(partition)) for partition in chosen]
-    # Whoever names a SAE is told about that one; a broken file next to it is not what was asked.
+    # Broken registry files are not reported if the check is about named SAEs.
     problems = [] if partitions else [_problem(str(p), e) for p, e in workspace.registry.problems.items()]
     if as_json:
         print_json({"saes": rows, "problems": problems})
@@ -90,7 +103,7 @@ def check(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> Non
 
 
 def _checked(workspace: Workspace, sae: SaeSpec) -> dict[str, Any]:
-    """Reads one SAE and holds it against its model. Every part is tried, whatever the others say."""
+    """Reads one SAE and compares it with its model. A problem in one part does not prevent checking the others."""
     from latentgloss.contexts.latent_sample import selected_latents
     from latentgloss.errors import LatentglossError
 
@@ -117,5 +130,6 @@ def _checked(workspace: Workspace, sae: SaeSpec) -> dict[str, Any]:
 
 
 def _problem(where: str, error: LatentglossError) -> dict[str, str]:
+    """An error as JSON. `where`: the SAE or the registry file."""
     parts = {"found": error.found, "expected": error.expected, "todo": error.todo}
     return {"where": where, "message": str(error), **parts}

@@ -1,4 +1,4 @@
-"""`status`, `explanations`, `scores`: what is there."""
+"""The commands `status`, `explanations` and `scores`: what is in the store."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ EXPLANATION_KEYS = (
     "completion_tokens",
     "cost_usd",
 )
+"""Keys of an explanation in JSON."""
 SCORE_KEYS = (
     "partition",
     "latent",
@@ -52,8 +53,9 @@ SCORE_KEYS = (
     "status",
     "reason",
 )
+"""Keys of a score in JSON, besides `metrics`."""
 NOT_METRICS = ("embedder", "split", "metric", "threshold")
-"""Columns of the score table that are neither keys of the JSON nor metrics."""
+"""Columns of the score table that are neither keys in JSON nor metrics."""
 
 
 @click.command()
@@ -61,10 +63,13 @@ NOT_METRICS = ("embedder", "split", "metric", "threshold")
 @json_option
 @click.pass_context
 def status(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> None:
-    """Each asset of each partition: fresh, stale (and what changed), missing or failed.
+    """Show which results are fresh, stale or missing, and why.
 
-    A partition is a model or a SAE; `*` matches anything. JSON: a list of objects with asset, partition, state and
-    because.
+    Use it to see what the next run will compute, and what failed. A result is stale if settings, files or code have
+    changed since it was computed; BECAUSE names the change. PARTITION is a model or an SAE; `*` matches anything;
+    without one, everything is shown.
+
+    JSON: a list of objects with asset, partition, state and because.
 
     \b
     Example:
@@ -96,14 +101,18 @@ def status(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> No
 @json_option
 @click.pass_context
 def explanations(ctx: click.Context, partition: str, latent: int | None, explainer: str | None, as_json: bool) -> None:
-    """Explanations of a SAE's latents: one row per latent and explainer, failures with their reason.
+    """Show the explanations of an SAE's latents.
+
+    PARTITION is the name of an SAE. There is one row per latent and explainer; a latent that was not explained has a
+    row with the reason. Explainers whose names begin with `null:` give each latent another latent's explanation, as a
+    baseline.
 
     JSON: a list of objects with partition, latent, explainer, explanation, status, reason, context_ids,
     prompt_sha256, model, prompt_tokens, completion_tokens and cost_usd.
 
     \b
     Example:
-      latentgloss explanations smollm2/layers.9/resid --latent 12 --explainer pattern
+      latentgloss explanations smollm2/layers.9/topk2048 --latent 12 --explainer pattern
     """
     from latentgloss import schema
 
@@ -129,7 +138,7 @@ def explanations(ctx: click.Context, partition: str, latent: int | None, explain
 @click.argument("partition")
 @click.option("--latent", type=click.IntRange(min=0), help="Only this latent.")
 @click.option("--scorer", help="Only this scorer.")
-@click.option("--explainer", help="Only this explainer.")
+@click.option("--explainer", help="Only explanations by this explainer.")
 @json_option
 @click.pass_context
 def scores(
@@ -140,28 +149,30 @@ def scores(
     explainer: str | None,
     as_json: bool,
 ) -> None:
-    """Scores of a SAE's explanations, with 95 % intervals; a latent without one is a row that says why. Scores
-    of another profile than the default name it.
+    """Show how good the explanations of an SAE are.
+
+    PARTITION is the name of an SAE. There is one row per latent, explainer, scorer, judge and kind of negatives; a
+    latent without a score has a row that says why. CORRECTED is the score on a scale where answers without information
+    get 0 and perfect ones 1. SPECIFICITY is the score minus the mean score of the latent's null explanations. N is the
+    number of judged contexts (for intruder: trials) that count, and COVERAGE the share of judgements that count. CI_LOW
+    and CI_HIGH are the ends of the score's 95 % interval. If scores are of a profile other than the default, the column
+    PROFILE names it.
 
     JSON: a list of objects with partition, latent, explainer, scorer, judge, negatives, profile, score, corrected,
-    specificity, ci_low, ci_high, n, coverage, status, reason and metrics (those the scorer has, by name).
+    specificity, ci_low, ci_high, n, coverage, status, reason and metrics (those of the scorer, by name).
 
     \b
     Example:
-      latentgloss scores smollm2/layers.9/resid --scorer detection --explainer pattern
+      latentgloss scores smollm2/layers.9/topk2048 --scorer detection --explainer pattern
     """
     from latentgloss import schema
-    from latentgloss.pipeline.graph import STAGES, profile_of
+    from latentgloss.pipeline.graph import profile_of
 
     workspace = open_workspace(ctx)
     stages = score_stages(scorer)
     known_sae(workspace, partition, stages)
-    if scorer is None:  # those that were run; detection says so if none was
-        of_explanations = {s for s in stages if any(i.stage == "explanations" for i in STAGES[s].inputs)}
-        if explainer is not None:  # `none`: what judges latents without one
-            stages = [s for s in stages if (s in of_explanations) == (explainer != "none")]
-        there = ((s, workspace.store.current(s, partition)) for s in stages)
-        stages = [s for s, version in there if version is not None and version.manifest.blocks] or ["detection_scores"]
+    if scorer is None:
+        stages = _stages_with_scores(workspace, partition, stages, explainer)
     metrics = [c.name for c in schema.SCORES.columns if c.name not in {*SCORE_KEYS, *NOT_METRICS}]
     versions = [_current(workspace, stage, partition) for stage in stages]
     rows: Iterator[dict[str, Any]] = (
@@ -175,15 +186,33 @@ def scores(
     )
     if as_json:
         print_json_rows(rows)
-        return
-    labelled = any(profile_of(version) != schema.DEFAULT_PROFILE for version in versions)
+    else:
+        _print_scores(rows, with_profile=any(profile_of(version) != schema.DEFAULT_PROFILE for version in versions))
+
+
+def _stages_with_scores(workspace: Workspace, partition: str, stages: list[str], explainer: str | None) -> list[str]:
+    """The stages that have scores of an SAE; detection_scores if none has, so that its absence is reported.
+
+    `explainer`: only stages that can score its explanations. The explainer `none` stands for judging without one.
+    """
+    from latentgloss.pipeline.graph import STAGES
+
+    if explainer is not None:
+        of_explanations = {s for s in stages if any(i.stage == "explanations" for i in STAGES[s].inputs)}
+        stages = [s for s in stages if (s in of_explanations) == (explainer != "none")]
+    current = ((s, workspace.store.current(s, partition)) for s in stages)
+    return [s for s, version in current if version is not None and version.manifest.blocks] or ["detection_scores"]
+
+
+def _print_scores(rows: Iterator[dict[str, Any]], *, with_profile: bool) -> None:
+    """Prints scores as a table."""
     columns = (
         "latent",
         "explainer",
         "scorer",
         "judge",
         "negatives",
-        *(["profile"] if labelled else []),
+        *(["profile"] if with_profile else []),
         "score",
         "ci_low",
         "ci_high",
@@ -199,7 +228,7 @@ def scores(
 
 
 def score_stages(scorer: str | None = None) -> list[str]:
-    """Names of the stages that score; of one scorer if named. Raises InputError if there is no such scorer."""
+    """Names of the stages that score, or of one scorer's stage alone. Raises InputError for an unknown scorer."""
     from latentgloss.pipeline.graph import STAGES
 
     stages = {name.removesuffix("_scores"): name for name, stage in STAGES.items() if stage.noun == "scores"}
@@ -209,6 +238,7 @@ def score_stages(scorer: str | None = None) -> list[str]:
 
 
 def _current(workspace: Workspace, stage: str, partition: str) -> Version:
+    """The current version of a partition. Raises MissingInput if there is none."""
     version = workspace.store.current(stage, partition)
     if version is None:
         raise MissingInput(
@@ -221,7 +251,11 @@ def _current(workspace: Workspace, stage: str, partition: str) -> Version:
 def _frames(
     workspace: Workspace, version: Version, table: Table, latent: int | None, chosen: dict[str, str | None]
 ) -> Iterator[pl.DataFrame]:
-    """Rows of a latent-wise table, 256 latents at a time, sorted by its key. Raises InputError if there are none."""
+    """Rows of a table with a row per latent, one block of latents at a time, sorted by the table's key.
+
+    `latent`: only this latent. `chosen`: per column, the only value to keep; None keeps all. Raises InputError at the
+    end if there was no row for the given latent or value.
+    """
     import polars as pl
 
     from latentgloss.lineage.trace import check_latent
@@ -251,7 +285,7 @@ def _frames(
             raise unknown(column, value, seen[column])
     if not n and latent is not None:
         raise InputError(
-            f"latent {latent} of {version.manifest.partition} was not asked for",
+            f"latent {latent} of {version.manifest.partition} is not selected",
             expected="a latent that `latents` of the registry entry selects",
             todo="add it there and materialise again",
         )

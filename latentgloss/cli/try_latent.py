@@ -1,4 +1,4 @@
-"""`try`: one latent, one prompt."""
+"""The command `try`: one prompt about one latent."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 @click.command(name="try")
 @click.argument("partition")
 @click.argument("latent", type=click.IntRange(min=0))
-@click.option("--explainer", help="Explain with this one; with --judge: whose explanation is judged.")
-@click.option("--judge", help="Judge with this language model.")
+@click.option("--explainer", help="Explain with this explainer. With --judge: judge the explanation it has stored.")
+@click.option("--judge", help="Judge with this language model of the registry.")
 @click.option(
     "--scorer",
     type=click.Choice(["detection", "fuzzing", "intruder"]),
     default="detection",
     show_default=True,
-    help="What --judge is asked.",
+    help="With --judge: the scorer whose question the judge gets.",
 )
-@click.option("--text", help="With --judge: an explanation of your own.")
+@click.option("--text", help="With --judge: judge this explanation of your own.")
 @click.option(
     "--prompt",
     "--number",
     "number",
     type=click.IntRange(min=0),
     default=0,
-    help="With --judge: which of its prompts, or of its trials (intruder), from 0.",
+    help="With --judge: the number of its prompt (for intruder: of its trial), counted from 0.",
 )
 @click.option("--dry", is_flag=True, help="Show the prompt and send nothing.")
 @json_option
@@ -48,68 +48,76 @@ def try_(
     dry: bool,
     as_json: bool,
 ) -> None:
-    """What a language model is shown about one latent, what it replies, and what is read of it. Nothing is stored.
+    """Try one prompt about one latent on a language model.
 
-    With --dry no model is needed. JSON: an object with partition, what was asked (latent, explainer, model; or scorer,
-    judge, explanation, trial, …), prompt_sha256, messages, status, reason, reply, value, truth, prompt_tokens,
-    completion_tokens and cost_usd; status is empty if nothing was sent.
+    Use it to read a prompt before you pay for a run, or to see why a reply could not be read. PARTITION is the name of
+    an SAE, LATENT the number of a latent; name an explainer or a judge. The command shows the prompt, the reply and
+    what is read of it, and stores no result. What a paid model costs counts against the budget. With --dry nothing is
+    sent, and no model is needed. The exit code is 1 if the reply could not be read.
+
+    JSON: an object with partition, latent, what identifies the prompt (explainer, model; or scorer, judge, explanation,
+    trial, …), prompt_sha256, messages, status (empty if nothing was sent), reason, reply, repaired, value, truth,
+    prompt_tokens, completion_tokens and cost_usd.
 
     \b
     Example:
-      latentgloss try smollm2/layers.9/resid 12 --explainer llm --dry
-      latentgloss try smollm2/layers.9/resid 12 --judge NAME --scorer fuzzing --explainer pattern
-      latentgloss try smollm2/layers.9/resid 12 --judge NAME --scorer intruder --number 3
+      latentgloss try smollm2/layers.9/topk2048 12 --explainer llm --dry
+      latentgloss try smollm2/layers.9/topk2048 12 --judge smollm2-instruct --scorer fuzzing --explainer pattern
+      latentgloss try smollm2/layers.9/topk2048 12 --judge smollm2-instruct --text "Fires on 'import'." --prompt 1
     """
     from latentgloss.preview.one_latent import try_explainer, try_judge
 
     if judge is None and explainer is None:
         raise click.UsageError("name an --explainer or a --judge")
     if judge is None and (text is not None or number):
-        raise click.UsageError("--text and --prompt belong to --judge")
+        raise click.UsageError("--text and --prompt can only be used with --judge")
     if judge is not None and scorer == "intruder" and (text is not None or explainer is not None):
         raise click.UsageError("intruder detection judges a latent without an explanation")
     workspace = open_workspace(ctx)
     known_sae(workspace, partition, ["sampled_contexts"])
     if judge is None:
-        tried = try_explainer(workspace, partition, latent, explainer or "", dry=dry)
+        trial = try_explainer(workspace, partition, latent, explainer or "", dry=dry)
     else:
-        tried = try_judge(
+        trial = try_judge(
             workspace, partition, latent, judge, scorer=scorer, explainer=explainer, text=text, number=number, dry=dry
         )
     if as_json:
-        found = {**vars(tried), "messages": [vars(message) for message in tried.messages]}
+        found = {**vars(trial), "messages": [vars(message) for message in trial.messages]}
         print_json({"partition": partition, **found.pop("about"), **found})
     else:
-        _print(tried)
-    if tried.status not in ("", "ok"):
-        raise click.ClickException(f"{tried.status}: {tried.reason}")
+        _print(trial)
+    if trial.status not in ("", "ok"):
+        raise click.ClickException(f"{trial.status}: {trial.reason}")
 
 
-def _print(tried: Trial) -> None:
-    for message in tried.messages:
+def _print(trial: Trial) -> None:
+    """Prints the messages, the reply and what was read of it."""
+    for message in trial.messages:
         click.echo(f"=== {message.role}")
         _echo(message.content)
-    if not tried.status:
+    if not trial.status:
         click.echo("=== (nothing was sent)")
         return
-    second = "second " if tried.repaired else ""
-    spent = f"{tried.prompt_tokens} + {tried.completion_tokens} tokens, {tried.cost_usd:.6f} USD"
+    second = "second " if trial.repaired else ""
+    spent = f"{trial.prompt_tokens} + {trial.completion_tokens} tokens, {trial.cost_usd:.6f} USD"
     click.echo(f"=== {second}reply ({spent})")
-    _echo(tried.reply)
-    if tried.status == "ok":
+    _echo(trial.reply)
+    if trial.status == "ok":
         click.echo("=== read")
-        _echo(tried.value if isinstance(tried.value, str) else _verdicts(tried))
+        _echo(trial.value if isinstance(trial.value, str) else _verdicts(trial))
 
 
-def _verdicts(tried: Trial) -> str:
-    if isinstance(tried.truth, int):
-        return f"{plain(tried.value)} (the intruder is {plain(tried.truth)})"
-    said = tried.value or []
-    right = sum(a == b for a, b in zip(said, tried.truth, strict=True))
-    lines = [f"{i}. {plain(a)} (it is {plain(b)})" for i, (a, b) in enumerate(zip(said, tried.truth, strict=True), 1)]
-    return "\n".join([*lines, f"{right} of {len(said)} right"])
+def _verdicts(trial: Trial) -> str:
+    """A judge's answers beside the right ones, and how many of them are right."""
+    if isinstance(trial.truth, int):
+        return f"{plain(trial.value)} (the intruder is {plain(trial.truth)})"
+    verdicts = list(zip(trial.value or [], trial.truth, strict=True))
+    right = sum(said == true for said, true in verdicts)
+    lines = [f"{i}. {plain(said)} (it is {plain(true)})" for i, (said, true) in enumerate(verdicts, 1)]
+    return "\n".join([*lines, f"{right} of {len(verdicts)} right"])
 
 
 def _echo(text: str) -> None:
+    """Prints text line by line without control characters."""
     for line in text.split("\n"):
         click.echo(plain(line))

@@ -251,7 +251,7 @@ def test_scores_of_one_scorer(finished: Path) -> None:
         (["explanations", P, "--latent", "288"], "0 to 287, since the SAE has 288 latents"),
         (["scores", P, "--latent", "288"], "0 to 287, since the SAE has 288 latents"),
         (["lineage", P, "288"], "0 to 287, since the SAE has 288 latents"),
-        (["explanations", tiny.SAELENS, "--latent", "30"], "was not asked for"),
+        (["explanations", tiny.SAELENS, "--latent", "30"], "is not selected"),
         (["scores", P, "--explainer", "patern"], "'pattern'"),
         (["scores", P, "--scorer", "detecton"], "'detection'"),
         (["lineage", P, "4", "--scorer", "detecton"], "'detection'"),
@@ -340,7 +340,7 @@ def test_saes_check_reports_all_problems(bare: Path) -> None:
     assert "cannot be read" in messages["tiny/layers.0/absent"][0]
     assert "not a readable safetensors file" in messages["tiny/layers.0/cut"][0]
     assert "escape.toml" in found["problems"][0]["where"]
-    # Whoever asks about one is told about that one.
+    # A check of one SAE reports the problems of that SAE only.
     assert run(bare, "saes", "check", P).exit_code == 0
     assert run(bare, "saes", "check", "tiny/layers.1/narrow").exit_code == 1
 
@@ -547,4 +547,4 @@ def test_spent_adds_up_what_was_asked_and_says_what_is_left(tmp_path: Path) -> N
     assert lines[3].split() == ["total", "2", "1", "51,900", "500", "920", "7.25"]
     assert lines[-1] == "Budget: 20.00 usd; paid models have taken 7.25, 12.75 are left."
     (tmp_path / "latentgloss.toml").write_text("")
-    assert run("--by", "stage").output.endswith("There is no budget: paid models are not asked.\n")
+    assert run("--by", "stage").output.endswith("There is no budget, so paid models are not asked.\n")

@@ -103,10 +103,10 @@ def test_a_reply_that_cannot_be_read_is_shown_and_fails(root, latent, model, mon
     ("args", "code", "message"),
     [
         ([0], 2, "name an --explainer or a --judge"),
-        ([0, "--explainer", "llm", "--text", "x"], 2, "belong to --judge"),
+        ([0, "--explainer", "llm", "--text", "x"], 2, "can only be used with --judge"),
         ([0, "--explainer", "pattern"], 1, "has no prompt of its own"),
         ([1, "--explainer", "llm", "--dry"], 1, "is dead"),
-        ([9999, "--explainer", "llm", "--dry"], 1, "was not asked for"),
+        ([9999, "--explainer", "llm", "--dry"], 1, "is not selected"),
         ([9999, "--judge", "x", "--text", "y", "--dry"], 1, "asks nothing about latent 9999"),
         ([0, "--judge", "x", "--explainer", "llm", "--dry"], 1, "no explanations of 'llm'"),
         ([1, "--judge", "x", "--dry"], 1, "has no explanation of latent 1"),
