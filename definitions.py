@@ -1,11 +1,11 @@
-"""The one Definitions object: what `dagster dev` loads (see workspace.yaml).
+"""The Definitions object that `dagster dev` loads (see workspace.yaml).
 
-Loading it imports no model library: runners are imported inside assets, when they run.
+Loading it imports no model library, because assets import their runners only when they run.
 """
 
 from latentgloss.machine.memory import keep_freed_memory
 
-keep_freed_memory()  # before any thread has an arena of its own
+keep_freed_memory()  # before any thread gets an allocator arena of its own
 
 import dagster as dg  # noqa: E402
 
@@ -17,12 +17,12 @@ from sensors.automation import automation_sensor  # noqa: E402
 from sensors.registry import registry_sensor  # noqa: E402
 
 defs = dg.Definitions(
-    # include_specs: without it an AssetSpec becomes an unpartitioned stub.
+    # Without include_specs, an AssetSpec becomes an unpartitioned stub.
     assets=dg.load_assets_from_package_module(assets, include_specs=True),
     jobs=JOBS,
     schedules=SCHEDULES,
     sensors=[registry_sensor, automation_sensor],
     resources={"workspace": WorkspaceResource(), "progress": Progress()},
-    # One process per run: a model that one stage has loaded is there for the next.
+    # A run is one process, so that a model that one stage has loaded is available to the next stage.
     executor=dg.in_process_executor,
 )

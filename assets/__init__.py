@@ -1,1 +1,11 @@
-"""Dagster assets: one module per noun. Wiring only; what an asset computes is in `latentgloss`."""
+"""Dagster assets, one module per noun. They only wire the core into Dagster; `latentgloss` computes everything.
+
+- `corpus`, `activations`, `contexts`, `explanations`, `scores`, `report`, `embeddings`: the assets of each noun. The
+  docstring of an asset says what it means if the asset is not healthy, and what to do.
+- `stage_asset`  turns a stage of the core into an asset
+- `partitions`   partitions for the models and SAEs of the registry
+- `automation`   the conditions under which Dagster runs an asset by itself
+- `checks`       asset checks
+- `pictures`     charts and tables that the Dagster UI shows for each partition
+- `records`      the events that Dagster stores for each finished partition
+"""

@@ -1,7 +1,7 @@
-"""When Dagster asks for a partition by itself: compositions of built-in conditions (docs/architecture.md).
+"""The conditions under which Dagster runs a partition by itself, composed of built-in ones (docs/architecture.md).
 
-`AutomationCondition.eager()` looks at neither data versions nor code versions; these do. They react to events, so
-what changed while the daemon was off is found by the nightly schedules and by `latentgloss status`.
+Unlike `AutomationCondition.eager()`, these conditions compare data versions and code versions. They react to events.
+Changes that happened while the daemon was off are found by the nightly schedules and by `latentgloss status`.
 """
 
 from typing import Any
@@ -15,7 +15,10 @@ A = dg.AutomationCondition
 
 
 def _unhandled(event: Any) -> dg.AutomationCondition:
-    """True from `event` until it is requested or updated. (Dagster types `self` too narrowly here, hence Any.)"""
+    """True from `event` until the partition is requested or updated.
+
+    `event` is typed as Any because Dagster types `since_last_handled` too narrowly.
+    """
     return event.since_last_handled()
 
 
@@ -25,11 +28,11 @@ _changed = _unhandled(A.any_deps_match(A.data_version_changed()) | A.code_versio
 def _anything_above(
     condition: dg.AutomationCondition, stage: Stage, seen: set[str] | None = None
 ) -> dg.AutomationCondition | None:
-    """`condition` holds for something upstream, at any distance within the grain. None if nothing is upstream.
+    """True if `condition` holds for any stage upstream of the same grain, at any distance. None if there is none.
 
-    One hop is not enough: scores read `resolved_saes` directly, and must not run on it before what lies between has.
-    The grain is not left: another model's corpus at work is none of this SAE's business. `seen` keeps every stage to
-    one path, since all paths would be many.
+    Direct inputs are not enough: scores read `resolved_saes` directly, but must not run before the stages in between
+    have run on it. Stages of another grain are left out, because one model's running corpus must not hold up another
+    model's SAEs. `seen` limits the search to one path to each stage, because there are very many paths.
     """
     seen = set() if seen is None else seen
     found: dg.AutomationCondition | None = None
@@ -45,7 +48,11 @@ def _anything_above(
 
 
 def refresh(stage: Stage) -> dg.AutomationCondition:
-    """Missing, or its code, settings or an input's content changed; and everything above it is there and still."""
+    """Runs a partition that is missing, or whose code, settings or inputs' content changed.
+
+    It waits until every input exists and nothing upstream is running or about to run. A missing partition whose last
+    run failed is not run again by itself.
+    """
     ready = ~A.any_deps_match(A.missing()) & ~A.in_progress()
     above = _anything_above(A.will_be_requested() | A.in_progress(), stage)
     if above is not None:
@@ -54,11 +61,12 @@ def refresh(stage: Stage) -> dg.AutomationCondition:
 
 
 def bridge(*upstream: str) -> dg.AutomationCondition:
-    """Between grains, where an edge stands for *all* partitions of the stages `upstream`.
+    """The condition of a stage between grains, whose inputs are *all* partitions of the stages `upstream`.
 
-    Waits for nothing: one model's missing corpus must not hold up another's, and the runner skips a key whose own
-    input is missing. So a missing key is asked for once, as soon as `upstream` has any content, and again whenever
-    content of `upstream` (or of an external dependency) changes. Those that turn out the same cost nothing.
+    It does not wait for inputs, because one model's missing corpus must not hold up another model, and because the
+    runner skips a partition whose own input is missing. A missing partition is therefore requested once, as soon as
+    `upstream` has any content, and again whenever the content of `upstream` or of the SAE files changes. Requests that
+    find nothing changed cost nothing.
     """
     chosen = dg.AssetSelection.assets(*upstream)
     possible = A.any_deps_match(~A.missing()).allow(chosen)

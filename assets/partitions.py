@@ -1,7 +1,7 @@
-"""Grains: `model` and `sae` (keys `model/hookpoint/sae`), dynamic partitions kept in step with the registry.
+"""Partitions: one per model and one per SAE of the registry (`model/hookpoint/name`), kept equal to the registry.
 
-Dagster accepts any string as a dynamic key, so keys are checked here. They are added in sorted order, which keeps
-the ranges of single-run backfills contiguous.
+They are dynamic partitions. Dagster accepts any string as their key, so the keys are checked here. They are added in
+sorted order, which keeps the ranges of single-run backfills contiguous.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,12 @@ from latentgloss.pipeline.stage import Grain
 MODELS = dg.DynamicPartitionsDefinition(name="model")
 SAES = dg.DynamicPartitionsDefinition(name="sae")
 GRAINS: dict[Grain, dg.DynamicPartitionsDefinition] = {"model": MODELS, "sae": SAES}
+"""The partitions of each grain."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Keys to add to and to remove from one grain."""
+    """Partition keys to add to one grain and to remove from it."""
 
     grain: Grain
     add: list[str]
@@ -28,9 +29,9 @@ class Change:
 
 
 def changes(instance: dg.DagsterInstance, registry: Registry) -> list[Change]:
-    """What makes the instance's partitions those of the registry; only grains that differ.
+    """The changes that make the instance's partitions equal to the registry's entries; none for a grain that is equal.
 
-    While a registry file cannot be read nothing is removed: it may be the one that declares the key.
+    While a registry file cannot be read, no key is removed, because that file may be the one that declares it.
     """
     wanted: dict[Grain, Sequence[str]] = {"model": sorted(registry.models), "sae": sorted(registry.saes)}
     for key in wanted["sae"]:
@@ -46,7 +47,7 @@ def changes(instance: dg.DagsterInstance, registry: Registry) -> list[Change]:
 
 
 def apply(instance: dg.DagsterInstance, found: Sequence[Change]) -> None:
-    """Writes `found` to the instance at once (a sensor hands it to Dagster instead)."""
+    """Applies changes to the instance directly. A sensor does not call this; it returns its changes to Dagster."""
     for change in found:
         if change.add:
             instance.add_dynamic_partitions(change.grain, change.add)
@@ -55,7 +56,7 @@ def apply(instance: dg.DagsterInstance, found: Sequence[Change]) -> None:
 
 
 def ranges(instance: dg.DagsterInstance, grain: Grain, keys: Sequence[str]) -> list[list[str]]:
-    """`keys` in Dagster's order, cut into contiguous ranges: what one single-run backfill can take."""
+    """`keys` in Dagster's order, divided into contiguous ranges, each of which one single-run backfill can cover."""
     order = {key: i for i, key in enumerate(instance.get_dynamic_partitions(grain))}
     found: list[list[str]] = []
     for key in sorted(keys, key=order.__getitem__):

@@ -1,6 +1,6 @@
-"""A picture for each noun, as Markdown with an inline SVG: what people look at in the Dagster UI.
+"""Charts and tables of each asset for the Dagster UI, as Markdown with inline SVG.
 
-What belongs here: drawing bars and step lines from what is in the store; no measurement that is not in a table.
+What belongs here: drawing bars and step lines from the tables in the store. Nothing is measured here.
 """
 
 import base64
@@ -20,17 +20,20 @@ WIDTH, HEIGHT = 560, 200
 
 
 def tokens_per_split(version: Version) -> str:
+    """Tokens of each split, and documents by status."""
     found = counts(documents(version), "status")
     kept = ", ".join(f"{n:,} {_cell(status)}" for status, n in found.items())
     return _image("tokens per split", bars(tokens_of(version), "tokens")) + f"\n\nDocuments: {kept}."
 
 
 def resolved(version: Version) -> str:
+    """Everything that an SAE depends on, as a table."""
     rows = [f"| {_cell(k)} | {_cell(str(v)[:70])} |" for k, v in _flat(version.json("resolved.json"))]
     return "\n".join(["| depends on | value |", "|---|---|", *rows])
 
 
 def densities(version: Version) -> str:
+    """Distribution of the densities of alive latents."""
     latents = version.scan(schema.LATENTS).select("density", "count").collect()
     alive = latents.filter(pl.col("count") > 0)
     logs = np.log10(alive["density"].to_numpy())
@@ -38,21 +41,25 @@ def densities(version: Version) -> str:
     found = {"alive latents": np.histogram(np.clip(logs, -6, 0), edges)[0]}
     text = f"{len(alive):,} of {len(latents):,} latents are active at least once."
     return (
-        _image("density of latents", steps(found, edges, "log10 share of tokens on which it is active")) + f"\n\n{text}"
+        _image("density of latents", steps(found, edges, "log10 of the share of tokens on which the latent is active"))
+        + f"\n\n{text}"
     )
 
 
 def eligibility(version: Version) -> str:
+    """Latents by eligibility."""
     return _image("latents by eligibility", bars(counts(version.scan(schema.ELIGIBILITY), "status"), "latents"))
 
 
 def strata(version: Version) -> str:
+    """Sampled non-activating contexts by split and stratum."""
     found = counts(version.scan(schema.NEGATIVES), "split", "stratum")
     labelled = {f"{split}: {stratum}": n for (split, stratum), n in sorted(found.items())}
     return _image("non-activating contexts", bars(labelled, "contexts"))
 
 
 def explanations(version: Version) -> str:
+    """Explanations by explainer and status, and the first ones as a table."""
     found = counts(version.scan(schema.EXPLANATIONS), "explainer", "status")
     labelled = {f"{explainer}: {status}": n for (explainer, status), n in sorted(found.items())}
     ok = version.scan(schema.EXPLANATIONS).filter(pl.col("status") == "ok")
@@ -65,6 +72,7 @@ def explanations(version: Version) -> str:
 
 
 def scores(version: Version) -> str:
+    """Distributions and medians of scores by explainer, one chart for each arm and metric."""
     frame = version.scan(schema.SCORES).filter(pl.col("status") == "ok", pl.col("score").is_not_null()).collect()
     edges = np.linspace(0, 1, 41)
     others = sorted(set(frame["profile"]) - {schema.DEFAULT_PROFILE})
@@ -76,10 +84,11 @@ def scores(version: Version) -> str:
         parts.append(
             f"{_image(f'{metric}, negatives {negatives}', drawn)}\n\nNegatives `{negatives}`. Medians: {medians}."
         )
-    return "\n\n".join(parts) or "Nothing was scored."
+    return "\n\n".join(parts) or "There are no scores."
 
 
 def vectors(version: Version) -> str:
+    """Numbers of texts and of distinct vectors for each embedder."""
     record = version.json("vectors.json")
     found: dict[str, float] = {}
     for name, entry in record.items():
@@ -91,11 +100,13 @@ def vectors(version: Version) -> str:
 
 
 def indexed(version: Version) -> str:
+    """Explanations in the search index by SAE."""
     rows = version.json("index.json")["rows"]
-    return _image("explanations indexed", bars(rows, "explanations")) + "\n\nTo search: `latentgloss search TEXT`."
+    return _image("indexed explanations", bars(rows, "explanations")) + "\n\nSearch with `latentgloss search TEXT`."
 
 
 def report(version: Version) -> str:
+    """The report as a table."""
     frame = version.read(schema.REPORT).sort("partition", "scorer", "explainer", "negatives", "metric")
     profile = ["profile"] if set(frame["profile"]) - {schema.DEFAULT_PROFILE} else []
     head = (
@@ -127,7 +138,7 @@ def report(version: Version) -> str:
 
 
 def bars(values: Mapping[Any, float], unit: str) -> str:
-    """Horizontal bars, one per entry, with the number beside it."""
+    """Horizontal bars as SVG, one per entry, each with its number. `unit` labels the axis."""
     largest = max([*values.values(), 1])
     left, row = 190, 22
     body = []
@@ -141,7 +152,7 @@ def bars(values: Mapping[Any, float], unit: str) -> str:
 
 
 def steps(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -> str:
-    """Histograms over the same edges as step lines, one colour each; heights are shares of each series."""
+    """Histograms over the same edges as step lines in an SVG, one colour each. Heights are shares of each series."""
     left, right, top, bottom = 20, WIDTH - 20, 26, HEIGHT - 34
     shares = {name: n / max(n.sum(), 1) for name, n in series.items()}
     highest = max([float(share.max()) for share in shares.values()] + [1e-9])
@@ -175,7 +186,10 @@ def _image(title: str, svg: str) -> str:
 
 
 def _cell(value: object) -> str:
-    """Text that cannot leave a cell of a Markdown table, nor become markup (explanations quote corpus text)."""
+    """Text escaped so that it stays in its cell of a Markdown table and is not read as markup.
+
+    Explanations quote text from the corpus, which can contain anything.
+    """
     text = escape(" ".join(str(value).split()), quote=False)
     return "".join(f"&#{ord(c)};" if c in "|`*_[]()!\\#~" else c for c in text)
 

@@ -1,8 +1,8 @@
-"""The one place that writes provenance: what Dagster would record itself, per finished partition.
+"""Writes the events that Dagster stores for each finished partition: data versions, inputs and check results.
 
-A run over many partitions must record each as it is finished, so that finished ones survive the failure of a later
-one. Dagster then writes no versions itself; the tags below are those it would have written
-(`dagster._core.execution.plan.execute_step._build_data_version_tags`). Nothing else here touches Dagster's private API.
+A run over many partitions records each one as it is finished, so that finished partitions survive the failure of a
+later one. Dagster writes no versions for such records; the tags below are those that it would have written itself
+(`dagster._core.execution.plan.execute_step._build_data_version_tags`). No other module uses Dagster's private API.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,13 +33,13 @@ from latentgloss.store import Version
 
 @dataclass(frozen=True)
 class Inputs:
-    """Per asset a run reads: the latest storage id before anything was read."""
+    """For each asset that a run reads: the storage id of its latest record before the run read anything."""
 
     pointers: dict[str, int | None]
 
     @classmethod
     def now(cls, instance: dg.DagsterInstance, assets: Sequence[str]) -> "Inputs":
-        """Taken before a run reads anything: content written later then counts as new."""
+        """The ids of now. Call it before the run reads anything, so that content written later counts as new."""
         pointers: dict[str, int | None] = {}
         for name in assets:
             latest = instance.fetch_materializations(dg.AssetKey(name), limit=1).records
@@ -55,7 +55,7 @@ def materialisation(
     inputs: Inputs,
     metadata: Mapping[str, Any],
 ) -> None:
-    """Records one finished partition with its data version, code version and the versions it was made from."""
+    """Records a finished partition with its data version, its code version and the versions that it was made from."""
     manifest = version.manifest
     tags = {
         DATA_VERSION_TAG: manifest.data_version,
@@ -65,7 +65,7 @@ def materialisation(
     for name, pointer in inputs.pointers.items():
         key = dg.AssetKey(name)
         read = [pin["data_version"] for pin in _pins(version, name)]
-        if name not in STAGES:  # made elsewhere: its version is what the sensor reported
+        if name not in STAGES:  # not made here, so its version is the one that the sensor reported
             read = [v for v in [recorded(context.instance, name, manifest.partition)] if v is not None]
         tags[get_input_data_version_tag(key)] = _combined(read)
         tags[get_input_event_pointer_tag(key)] = NULL_EVENT_POINTER if pointer is None else str(pointer)
@@ -82,7 +82,7 @@ def materialisation(
 def check(
     context: dg.AssetExecutionContext, version: Version, name: str, passed: bool, metadata: Mapping[str, Any]
 ) -> None:
-    """Records what a check found of the latest record of a partition."""
+    """Records the result of a check of the partition's latest record."""
     key, partition = dg.AssetKey(version.manifest.stage), version.manifest.partition
     record = context.instance.fetch_materializations(
         dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition]), limit=1
@@ -103,10 +103,10 @@ def check(
 
 
 def step_done(context: dg.AssetExecutionContext) -> Iterator[DagsterEvent | dg.Output[None]]:
-    """Tells the run that this step delivered, so that assets downstream *in the same run* are not skipped.
+    """The events that mark the step's outputs as delivered, so that later assets *in the same run* are not skipped.
 
-    Yielding the asset's `Output` would say so too, but would record every partition of the range once more, without
-    versions. Checks have outputs of their own, which record nothing.
+    Yielding the `Output` of an asset would also do so, but would record every partition of the range once more and
+    without versions. The outputs of checks record nothing.
     """
     step = context.get_step_execution_context()
     for output in step.step.step_outputs:
@@ -128,7 +128,10 @@ def recorded(instance: dg.DagsterInstance, asset: str, partition: str) -> str | 
 
 
 def report(asset: str, partition: str, data_version: str, metadata: Mapping[str, Any]) -> dg.AssetMaterialization:
-    """The version of something made elsewhere. A materialisation, because automation overlooks an observation of it."""
+    """The record of something that is not made here.
+
+    It is a materialisation, because automation ignores observations of such assets.
+    """
     return dg.AssetMaterialization(
         asset_key=asset,
         partition=partition,

@@ -1,9 +1,9 @@
-"""From a stage of `latentgloss.stages` to a Dagster asset.
+"""Turns a stage of `latentgloss.pipeline.graph` into a Dagster asset.
 
-What belongs here: deriving everything Dagster wants to know (deps, partitions, pool, code version, description, group,
-column schema) from the one table of stages, and the body all assets share: bring the partitions up to date, record
-each as it is finished, name those that failed. Most assets are a step of their own; scorers that ask the same language
-model share one (`one_step`), so that they ask it at the same time.
+What belongs here: deriving everything that Dagster needs (dependencies, partitions, pool, code version, description,
+group, column schema) from the declaration of the stage, and the body that all assets share. The body brings the
+partitions up to date, records each one as it is finished, and names those that failed. Most assets are a step of their
+own. Scorers that ask the same language model share a step (`one_step`), so that they ask it at the same time.
 """
 
 import warnings
@@ -26,43 +26,44 @@ from resources import Progress, WorkspaceResource
 from resources.workspace import code_version, loaded_settings
 
 Picture = Callable[[Version], str]
-"""Markdown for people who would rather look."""
+"""Returns a chart or table of a version as Markdown, for the Dagster UI."""
 Check = Callable[[Version], tuple[bool, dict[str, Any]]]
-"""(passed, what was counted)."""
+"""Returns (passed, counts)."""
 
 OWNERS = ["team:interpretability"]
 SAE_FILES = "sae_files"
-"""The files of a SAE: made elsewhere; the registry sensor reports their versions."""
+"""The asset for the files of each SAE. They are not made here; the registry sensor reports their versions."""
 
 
 def is_bridge(stage: Stage) -> bool:
-    """True if it reads another grain."""
+    """Whether a stage reads a stage of another grain."""
     return any(STAGES[i.stage].grain != stage.grain for i in stage.inputs)
 
 
 @dataclass(frozen=True)
 class Wired:
-    """A stage and what its asset adds to it."""
+    """A stage, and what its asset adds to it."""
 
     stage: Stage
     runner: Callable[[], Runner]
-    """Imports it itself, so that loading the definitions loads no model library."""
+    """Imports and returns the stage's runner. The import happens only in a run, so that loading the definitions does
+    not load a model library."""
     picture: Picture | None = None
     checks: dict[str, Check] = field(default_factory=dict)
-    """By name. One that fails warns and stops nothing."""
+    """Checks by name. A check that fails is a warning and stops nothing."""
 
 
 def wired(
     *, picture: Picture | None = None, checks: dict[str, Check] | None = None
 ) -> Callable[[Callable[[], Runner]], Wired]:
-    """Of a function named like a stage that returns the stage's runner."""
+    """Decorates a function that is named like a stage and returns the stage's runner."""
     return lambda runner: Wired(STAGES[runner.__name__], runner, picture, checks or {})
 
 
 def stage_asset(
     *, picture: Picture | None = None, checks: dict[str, Check] | None = None
 ) -> Callable[[Callable[[], Runner]], dg.AssetsDefinition]:
-    """As `wired`, in a step of its own."""
+    """Decorates like `wired`, and makes the stage an asset in a step of its own."""
 
     def decorate(runner: Callable[[], Runner]) -> dg.AssetsDefinition:
         return one_step(runner.__name__, wired(picture=picture, checks=checks)(runner))
@@ -71,66 +72,66 @@ def stage_asset(
 
 
 STEP_OF: dict[str, str] = {}
-"""Name of the step in which each stage is materialised."""
+"""Name of the step in which each stage is materialised, by stage."""
 
 
 def one_step(name: str, *stages: Wired) -> dg.AssetsDefinition:
-    """Stages of one grain and pool as assets, each of which can be materialised alone."""
-    of = {one.stage.name: one for one in stages}
-    STEP_OF.update(dict.fromkeys(of, name))
+    """Makes stages of one grain and pool assets of one step, each of which can be materialised alone."""
+    members = {member.stage.name: member for member in stages}
+    STEP_OF.update(dict.fromkeys(members, name))
     first = stages[0].stage
-    versions = {stage: code_version(one.stage, loaded_settings()) for stage, one in of.items()}
+    versions = {stage: code_version(member.stage, loaded_settings()) for stage, member in members.items()}
 
     def step(context: dg.AssetExecutionContext, workspace: WorkspaceResource, progress: Progress) -> Iterator[Any]:
 
-        chosen = [stage for stage in of if dg.AssetKey(stage) in context.selected_asset_keys]
-        inputs = {stage: records.Inputs.now(context.instance, _upstream(of[stage].stage)) for stage in chosen}
+        chosen = [stage for stage in members if dg.AssetKey(stage) in context.selected_asset_keys]
+        inputs = {stage: records.Inputs.now(context.instance, _upstream(members[stage].stage)) for stage in chosen}
         failed: list[Outcome] = []
         for outcome in workspace.workspace.materialise_together(
-            {stage: of[stage].runner() for stage in chosen},
+            {stage: members[stage].runner() for stage in chosen},
             list(context.partition_keys),
             run_id=context.run.run_id,
             progress=progress.start(context.log),
         ):
-            one = of[outcome.stage]
-            label = outcome.partition if len(of) == 1 else f"{outcome.stage} {outcome.partition}"
+            member = members[outcome.stage]
+            label = outcome.partition if len(members) == 1 else f"{outcome.stage} {outcome.partition}"
             if outcome.version is not None:
-                _record(context, outcome, one, versions[outcome.stage], inputs[outcome.stage])
+                _record(context, outcome, member, versions[outcome.stage], inputs[outcome.stage])
                 context.log.info(f"{label}: {outcome.status} in {outcome.seconds:.1f} s, version {outcome.version.key}")
-            elif is_bridge(one.stage) and isinstance(outcome.error, MissingInput):
+            elif is_bridge(member.stage) and isinstance(outcome.error, MissingInput):
                 context.log.warning(f"{label}: skipped. {outcome.error}")
             else:
                 context.log.error(f"{label}: {outcome.error}")
                 failed.append(outcome)
-        for stage in set(of) - set(chosen):
-            _check_current(context, workspace.workspace, of[stage])
+        for stage in set(members) - set(chosen):
+            _check_current(context, workspace.workspace, members[stage])
         if failed:
             raise _failure(failed)
         yield from records.step_done(context)
 
     with warnings.catch_warnings():
-        # Single-run backfills and checks per partition carry these labels in Dagster 1.13; we rest on both.
+        # Dagster 1.13 labels single-run backfills and checks per partition as beta or preview. This project uses both.
         warnings.simplefilter("ignore", dg.BetaWarning)
         warnings.simplefilter("ignore", dg.PreviewWarning)
         return dg.multi_asset(
             name=name,
-            specs=[_spec(one, versions[stage]) for stage, one in of.items()],
+            specs=[_spec(member, versions[stage]) for stage, member in members.items()],
             check_specs=[
                 dg.AssetCheckSpec(
                     check, asset=stage, partitions_def=GRAINS[first.grain], description=_first_line(counts)
                 )
-                for stage, one in of.items()
-                for check, counts in one.checks.items()
+                for stage, member in members.items()
+                for check, counts in member.checks.items()
             ],
             partitions_def=GRAINS[first.grain],
             backfill_policy=dg.BackfillPolicy.single_run(),
-            pool=_pool([one.stage for one in stages]),
-            can_subset=len(of) > 1,
+            pool=_pool([member.stage for member in stages]),
+            can_subset=len(members) > 1,
         )(step)
 
 
-def _spec(one: Wired, version: str) -> dg.AssetSpec:
-    stage = one.stage
+def _spec(member: Wired, version: str) -> dg.AssetSpec:
+    stage = member.stage
     return dg.AssetSpec(
         stage.name,
         deps=_deps(stage),
@@ -146,7 +147,7 @@ def _spec(one: Wired, version: str) -> dg.AssetSpec:
 
 
 def _pool(stages: list[Stage]) -> str | None:
-    """That of the stages; the one of language models only if the settings have one of them ask."""
+    """The pool of the stages; None instead of `llm` if the settings let none of them ask a language model."""
     pool = stages[0].pool
     return pool if pool != "llm" or any(loaded_settings().asks(stage.name) for stage in stages) else None
 
@@ -166,12 +167,12 @@ def _first_line(check: Check) -> str:
 
 
 def _reads_sae_files(stage: Stage) -> bool:
-    """The bridge into the grain `sae` is where a SAE's files enter."""
+    """Whether the stage depends on the files of SAEs, as the bridge from models to SAEs does."""
     return stage.grain == "sae" and is_bridge(stage)
 
 
 def _deps(stage: Stage) -> list[dg.AssetDep]:
-    # A custom PartitionMapping is lost between processes; the two that are used are built in.
+    # Custom partition mappings are lost between processes, so only built-in ones are used.
     deps = [
         dg.AssetDep(
             i.stage,
@@ -185,7 +186,8 @@ def _deps(stage: Stage) -> list[dg.AssetDep]:
 def _automation(stage: Stage) -> dg.AutomationCondition:
     if not is_bridge(stage):
         return automation.refresh(stage)
-    # What is finished last is what a bridge follows: a report the scores, of every scorer; the index its vectors, too.
+    # A bridge follows what is finished last: the report follows the scores of every scorer, and the search index also
+    # follows its vectors.
     last = {STAGES[stage.inputs[-1].stage].noun, stage.noun}
     return automation.bridge(*(i.stage for i in stage.inputs if STAGES[i.stage].noun in last))
 
@@ -208,47 +210,51 @@ def _column_schema(stage: Stage) -> dict[str, Any]:
 
 
 def _record(
-    context: dg.AssetExecutionContext, outcome: Outcome, one: Wired, version: str, inputs: records.Inputs
+    context: dg.AssetExecutionContext, outcome: Outcome, member: Wired, code: str, inputs: records.Inputs
 ) -> None:
-    made = outcome.version
-    assert made is not None
-    drawn = {} if one.picture is None else {"picture": dg.MetadataValue.md(one.picture(made))}
-    metadata = {**drawn, **_metadata(outcome, made)}
-    records.materialisation(context, made, code_version=version, inputs=inputs, metadata=metadata)
-    for name, check in one.checks.items():
-        passed, counted = check(made)
-        records.check(context, made, name, passed, counted)
+    """Records a finished partition with its picture and the results of its checks. `code`: the code version."""
+    version = outcome.version
+    assert version is not None
+    picture = {} if member.picture is None else {"picture": dg.MetadataValue.md(member.picture(version))}
+    metadata = {**picture, **_metadata(outcome, version)}
+    records.materialisation(context, version, code_version=code, inputs=inputs, metadata=metadata)
+    for name, check in member.checks.items():
+        passed, counted = check(version)
+        records.check(context, version, name, passed, counted)
 
 
-def _check_current(context: dg.AssetExecutionContext, workspace: Workspace, one: Wired) -> None:
-    """Checks chosen without their asset, of what there is. Raises dg.Failure where there is nothing."""
-    stage = one.stage.name
-    asked = {k.name for k in context.selected_asset_check_keys if k.asset_key == dg.AssetKey(stage)}
-    for partition in context.partition_keys if asked else ():
-        made = workspace.store.current(stage, partition)
-        if made is None or records.recorded(context.instance, stage, partition) is None:
-            raise dg.Failure(f"{stage} of {partition} has not been materialised: there is nothing to check.")
-        for name in asked:
-            records.check(context, made, name, *one.checks[name](made))
+def _check_current(context: dg.AssetExecutionContext, workspace: Workspace, member: Wired) -> None:
+    """Runs checks that were selected without their asset, on the current versions.
+
+    Raises dg.Failure if a partition has none.
+    """
+    stage = member.stage.name
+    selected = {k.name for k in context.selected_asset_check_keys if k.asset_key == dg.AssetKey(stage)}
+    for partition in context.partition_keys if selected else ():
+        version = workspace.store.current(stage, partition)
+        if version is None or records.recorded(context.instance, stage, partition) is None:
+            raise dg.Failure(f"{stage} of {partition} has not been materialised, so there is nothing to check.")
+        for name in selected:
+            records.check(context, version, name, *member.checks[name](version))
 
 
-def _metadata(outcome: Outcome, made: Version) -> dict[str, Any]:
-    profile = profile_of(made)
+def _metadata(outcome: Outcome, version: Version) -> dict[str, Any]:
+    profile = profile_of(version)
     rows: dict[str, int] = {}
-    for name, entry in made.manifest.files.items():
+    for name, entry in version.manifest.files.items():
         if "rows" in entry:
             table = name.split("/")[0].removesuffix(".parquet")
             rows[f"rows: {table}"] = rows.get(f"rows: {table}", 0) + entry["rows"]
     return {
         "status": outcome.status,
         "seconds": round(outcome.seconds, 3),
-        "fingerprint": made.manifest.fingerprint,
-        "data version": made.manifest.data_version,
+        "fingerprint": version.manifest.fingerprint,
+        "data version": version.manifest.data_version,
         "blocks computed": outcome.blocks_computed,
         "blocks reused": outcome.blocks_reused,
-        "bytes": sum(int(entry["bytes"]) for entry in made.manifest.files.values()),
-        "folder": dg.MetadataValue.path(str(made.files.path(made.key))),
-        "facts": dg.MetadataValue.json(dict(made.manifest.facts)),
+        "bytes": sum(int(entry["bytes"]) for entry in version.manifest.files.values()),
+        "folder": dg.MetadataValue.path(str(version.files.path(version.key))),
+        "facts": dg.MetadataValue.json(dict(version.manifest.facts)),
         **({} if profile == DEFAULT_PROFILE else {"profile": profile}),
         **rows,
     }
@@ -260,7 +266,7 @@ def _failure(failed: list[Outcome]) -> dg.Failure:
     why = {stage: {o.partition: str(o.error) for o in failed if o.stage == stage} for stage in stages}
     return dg.Failure(
         description=f"{' and '.join(stages)} failed for {len({o.partition for o in failed})} partition(s); "
-        f"every other one is finished.\n{lines}",
+        f"all other partitions are finished.\n{lines}",
         metadata={"failed": dg.MetadataValue.json(why)},
         allow_retries=False,
     )
@@ -268,7 +274,8 @@ def _failure(failed: list[Outcome]) -> dg.Failure:
 
 sae_files = dg.AssetSpec(
     SAE_FILES,
-    description="Weights of each SAE in the registry. Made elsewhere; the sensor `registry` reports their versions.",
+    description="The weights of each SAE in the registry. They are not made here; the sensor `registry` reports their "
+    "versions.",
     partitions_def=SAES,
     group_name="activations",
     kinds={"safetensors"},

@@ -1,7 +1,7 @@
-"""One named job per grain: for `make demo`, backfills from the command line, and the nightly schedules.
+"""Named jobs for `make demo`, for backfills from the command line, and for the nightly schedules.
 
-A job has one grain, because a run has one kind of partition. To run across grains, materialise from the UI's graph
-or leave it to automation.
+All stages of a job have the same grain, because a run has one kind of partition. To run stages of several grains,
+materialise them from the graph in the UI, or leave them to automation.
 """
 
 from typing import TYPE_CHECKING
@@ -40,14 +40,15 @@ STAGES_OF_JOB: dict[str, list[Stage]] = {
     "explanation_vectors": _stages("sae", embeddings=True),
     "search": _stages("model", bridge=True, embeddings=True),
 }
-"""In the order in which they build on each other. The last three are what searching takes."""
+"""The stages of each job. Jobs are in the order in which they depend on each other."""
 SEARCH = ("context_vectors", "explanation_vectors", "search")
+"""The jobs that `latentgloss search` needs in addition to the others."""
 
 JOBS = [
-    _job("corpora", STAGES_OF_JOB["corpora"], "Corpus of each model."),
-    _job("saes", STAGES_OF_JOB["saes"], "From the activations to the scores of each SAE."),
-    _job("reports", STAGES_OF_JOB["reports"], "Report of each model over its SAEs."),
-    _job("context_vectors", STAGES_OF_JOB["context_vectors"], "Vectors of the contexts of each model's corpus."),
+    _job("corpora", STAGES_OF_JOB["corpora"], "The corpus of each model."),
+    _job("saes", STAGES_OF_JOB["saes"], "The stages of each SAE, from activations to scores."),
+    _job("reports", STAGES_OF_JOB["reports"], "The report of each model over its SAEs."),
+    _job("context_vectors", STAGES_OF_JOB["context_vectors"], "Vectors of the contexts in each model's corpus."),
     _job("explanation_vectors", STAGES_OF_JOB["explanation_vectors"], "Vectors of the explanations of each SAE."),
-    _job("search", STAGES_OF_JOB["search"], "Search index over the SAEs of each model."),
+    _job("search", STAGES_OF_JOB["search"], "The search index over the SAEs of each model."),
 ]

@@ -1,7 +1,8 @@
-"""The nightly refresh: level-triggered, where automation reacts to events.
+"""The nightly refresh. It looks at the current state of the store, whereas automation reacts to events.
 
-It compares recipes (`Workspace.states`: ours, exact) and asks for a run of exactly what is not fresh, in as few runs
-as the partitions allow. The schedules follow each other, because each grain builds on the one before.
+It compares recipes (`Workspace.states`), which is exact, and requests runs of exactly those stages and partitions that
+are not fresh, in as few runs as the partitions allow. The schedules run one after another, because each job depends on
+the results of earlier ones.
 """
 
 from collections import defaultdict
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 HOURS = {"corpora": 1, "saes": 2, "reports": 6, "context_vectors": 6, "explanation_vectors": 7, "search": 8}
+"""The hour at which each job's schedule runs."""
 
 
 def runs(instance: dg.DagsterInstance, job: str, states: Sequence[State]) -> list[tuple[list[str], list[str]]]:
-    """(stages, contiguous partitions) that bring a job's stages up to date; empty if all are fresh.
+    """The runs that bring a job's stages up to date, as (stages, contiguous partitions); empty if all are fresh.
 
-    Partitions of which the same stages are not fresh share a run. Keys that are no partition yet are left out.
+    Partitions share a run if the same stages of theirs are not fresh. SAEs and models that are not yet partitions in
+    Dagster are left out.
     """
     stages = STAGES_OF_JOB[job]
     grain = stages[0].grain
@@ -46,7 +49,7 @@ def _schedule(job: "UnresolvedAssetJobDefinition") -> dg.ScheduleDefinition:
         job=job,
         cron_schedule=f"0 {HOURS[job.name]} * * *",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Runs what `latentgloss status` does not call fresh, whatever automation has seen.",
+        description="Runs everything that `latentgloss status` does not show as fresh, even if automation missed it.",
     )
     def nightly(
         context: dg.ScheduleEvaluationContext, workspace: WorkspaceResource

@@ -1,4 +1,8 @@
-"""Thin Dagster resources around the core."""
+"""Dagster resources, which are thin layers around the core.
+
+- `workspace`  the settings, registry and store
+- `progress`   progress lines in Dagster's log
+"""
 
 from resources.progress import Progress
 from resources.workspace import WorkspaceResource

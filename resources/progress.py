@@ -1,7 +1,7 @@
-"""How long work tells how far it is: lines with rates in Dagster's log.
+"""Progress of long runs, as lines with rates in Dagster's log.
 
-`Progress.start(log)` returns what `Workspace.materialise` takes as `progress`: called with a label, it returns a
-function called as (done, total or None, unit).
+`Progress.start(log)` returns the argument `progress` of `Workspace.materialise`: a function from a label to a function
+that is called with (done, total or None, unit).
 """
 
 import time
@@ -11,19 +11,24 @@ from typing import Any
 import dagster as dg
 
 Advance = Callable[[int, int | None, str], None]
+"""Called with (done, total or None, unit) whenever work has progressed."""
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress(dg.ConfigurableResource):
-    """Lines in the run's log, at most one every ten seconds per partition."""
+    """Progress lines in the run's log, at most one every ten seconds per partition."""
 
     def start(self, log: Any) -> Callable[[str], Advance]:
+        """A function that begins the progress of a labelled partition and returns its `Advance`."""
         return lambda label: Lines(label, log.info)
 
 
 class Rate:
-    """Units per second since the work of this unit began: texts may be embedded for blocks to score, and more after."""
+    """Units per second since the work in the current unit began.
+
+    The unit can change during a stage: blocks are scored, then texts are embedded for them, then more blocks follow.
+    """
 
     def __init__(self) -> None:
         self._begin(0, "")
@@ -33,7 +38,8 @@ class Rate:
         self.before, self.done, self.unit = done, done, unit
 
     def __call__(self, done: int, unit: str) -> float:
-        # At nothing done: a partition may have waited for others since it was announced.
+        """The rate at this point of the work."""
+        # With nothing done, the time starts again, because a partition may have waited for others since it began.
         if done == 0 or (self.unit and (unit != self.unit or done < self.done)):
             self._begin(done, unit)
         self.done, self.unit = done, unit
@@ -41,13 +47,14 @@ class Rate:
 
 
 class Lines:
-    """At most a line every `SECONDS_BETWEEN_LINES`, none before work (of this unit) has gone on for as long."""
+    """Writes at most one line every `SECONDS_BETWEEN_LINES`, the first one that long after work in the unit began."""
 
     def __init__(self, label: str, write: Callable[[str], None]) -> None:
         self.label, self.write = label, write
         self.rate, self.last = Rate(), -SECONDS_BETWEEN_LINES
 
     def __call__(self, done: int, total: int | None, unit: str) -> None:
+        """Writes a line if one is due: share done, rate and time left."""
         rate, now = self.rate(done, unit), time.monotonic()
         if now - max(self.last, self.rate.began) < SECONDS_BETWEEN_LINES:
             return

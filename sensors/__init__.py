@@ -1,1 +1,5 @@
-"""Sensors: they manage partitions and report versions; automation decides what runs."""
+"""Sensors.
+
+- `registry`    keeps partitions equal to the registry and reports the versions of SAE files; starts no runs
+- `automation`  runs the assets whose automation conditions are true
+"""

@@ -1,4 +1,4 @@
-"""Declarative automation, switched on: `dagster dev` runs what the conditions in `assets/automation.py` ask for."""
+"""The sensor that evaluates the conditions in `assets/automation.py` and requests the runs. It is on by default."""
 
 import dagster as dg
 
@@ -7,5 +7,5 @@ automation_sensor = dg.AutomationConditionSensorDefinition(
     target=dg.AssetSelection.all(),
     default_status=dg.DefaultSensorStatus.RUNNING,
     minimum_interval_seconds=15,
-    description="Requests what is missing or out of date as soon as its inputs are there.",
+    description="Runs assets that are missing or out of date as soon as their inputs are ready.",
 )

@@ -1,7 +1,7 @@
-"""The registry sensor: a file in the registry becomes a partition, and weights become versions.
+"""The registry sensor. It makes registry entries partitions and reports changed weights of SAEs as new versions.
 
-It adds and removes partitions, reports the versions of SAE files, and says when the settings file no longer is what
-this code location loaded. It never asks for a run: automation does.
+It also says when the settings file has changed since this code location was loaded. It requests no runs; automation
+does.
 """
 
 import json
@@ -21,15 +21,20 @@ from resources import WorkspaceResource
 from resources.workspace import changed_since_loaded
 
 CURSOR_VERSION = 1
+"""Version of the cursor's layout."""
 
 
 def read_cursor(cursor: str | None) -> dict[str, str]:
-    """Reported data version per SAE. A cursor of another layout starts over: reporting again is harmless."""
+    """The data versions that were reported, by SAE.
+
+    Empty if the cursor has another layout; reporting a version twice is harmless.
+    """
     found: dict[str, Any] = json.loads(cursor) if cursor else {}
     return dict(found["sae_files"]) if found.get("version") == CURSOR_VERSION else {}
 
 
 def write_cursor(reported: dict[str, str]) -> str:
+    """The cursor that holds the data versions which were reported, by SAE."""
     return json.dumps({"version": CURSOR_VERSION, "sae_files": dict(sorted(reported.items()))})
 
 
@@ -37,9 +42,10 @@ def write_cursor(reported: dict[str, str]) -> str:
     name="registry",
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Keeps partitions in step with the registry and reports the versions of SAE files.",
+    description="Keeps partitions equal to the registry's entries and reports the versions of SAE files.",
 )
 def registry_sensor(context: dg.SensorEvaluationContext, workspace: WorkspaceResource) -> dg.SensorResult:
+    """One tick: changes of partitions, new versions of SAE files, and a message for each problem."""
     opened = workspace.opened()
     registry = opened.registry
     notes = [*_problems(registry), *_reload()]
@@ -69,7 +75,11 @@ def registry_sensor(context: dg.SensorEvaluationContext, workspace: WorkspaceRes
 def versions(
     workspace: Workspace, known: Mapping[str, str]
 ) -> tuple[list[dg.AssetMaterialization], dict[str, str], list[str]]:
-    """Versions of SAE files that differ from `known`, what is known now, and which files cannot be read and why."""
+    """Compares the versions of all SAE files with the `known` ones.
+
+    Returns the records of changed versions, the versions that are known now, and a message for each SAE whose files
+    cannot be read.
+    """
     reported = {key: version for key, version in known.items() if key in workspace.registry.saes}
     found, unreadable = [], []
     for sae in workspace.registry.saes.values():
@@ -101,10 +111,10 @@ def _reload() -> Iterator[str]:
     try:
         changed = changed_since_loaded()
     except LatentglossError as e:
-        yield f"the settings file cannot be read, the loaded settings stay in use: {e}"
+        yield f"the settings file cannot be read, so the loaded settings stay in use: {e}"
         return
     if changed:
         yield (
-            f"settings of {', '.join(changed)} changed since this code location was loaded: reload it "
-            "(Deployment > Code locations > Reload), so that Dagster sees what became stale"
+            f"settings of {', '.join(changed)} have changed since this code location was loaded; reload it "
+            "(Deployment > Code locations > Reload), so that Dagster shows what became stale"
         )
