@@ -117,8 +117,7 @@ SCORES = Table(
         Column(
             "corrected",
             pl.Float64,
-            "(score - uninformed) / (1 - uninformed), where uninformed is the value that answers without information "
-            "reach.",
+            "(score - uninformed) / (1 - uninformed), where uninformed is the mean value that guessing reaches.",
             nullable=True,
         ),
         Column(
