@@ -252,7 +252,7 @@ class _Walk(Samples):
             own = self.explanation(lambda into: version, _own_block(block, source), source)
             node.inputs.append(own.node)
             cache = self.pinned(version, "activation_cache", node)
-            # The table that decided which latents are too similar to be the partner.
+            # The table that says which latents are its twins, which may not be its partners.
             self.rows(cache, schema.LATENTS, f"{latent // schema.BLOCK:06d}", node)
             if self.verify:
                 node.checks.append(equal("text of the other latent", own.text, row["explanation"]))
@@ -290,7 +290,7 @@ def _own_block(block: str, latent: int) -> str:
 
 
 def _disjoint(shown: TracedContexts, judgements: pl.DataFrame, judged: TracedContexts) -> Check:
-    """No document is both shown to the explainer and judged on the test split."""
+    """Checks that no document is both shown to the explainer and judged on the test split."""
     assert judged.corpus is not None
     frames = [f for f in (shown.activating, shown.negatives) if f is not None]
     given = np.concatenate([f["context"].to_numpy() for f in frames]) if frames else np.empty(0, np.int64)
