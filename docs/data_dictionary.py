@@ -1,7 +1,7 @@
-"""Writes docs/data_dictionary.md from `latentgloss/schema.py` and `stages.py`; `--check` only compares.
+"""Writes docs/data_dictionary.md from `latentgloss/schema/` and `latentgloss/pipeline/graph.py`.
 
 python docs/data_dictionary.py            write the page
-python docs/data_dictionary.py --check    exit 1 if it is out of date
+python docs/data_dictionary.py --check    only compare; exit 1 if the page is out of date
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ PAGE = Path(__file__).with_suffix(".md")
 HEAD = """\
 # Data dictionary
 
-Every table in the store: what a row is, its columns, their types and units. Written from `latentgloss/schema.py` by
-`make docs`; edit that file, not this page.
+Every table in the store: what a row is, and the type, unit and meaning of each column. `make docs` writes this page
+from `latentgloss/schema/` and `latentgloss/pipeline/graph.py`; edit those files instead of this page.
 
-A version of a stage is the folder `<store>/<stage>/<partition>/<fingerprint>/`. Its tables are folders of Parquet
-blocks in it, `<table>/<block>.parquet`, and read as one frame: `pl.scan_parquet("<…>/<table>/*.parquet")`; those of
-`tokenized_corpus` are one file each, `<table>.parquet`, beside the token array `tokens.npy` and the marks of 13-grams
-that an earlier split holds too, `shared_13grams.npy`.
+A version of a stage is the folder `<store>/<stage>/<partition>/<fingerprint>/`. Each of its tables is a folder of
+Parquet blocks, `<table>/<block>.parquet`, which can be read as one frame: `pl.scan_parquet("<…>/<table>/*.parquet")`.
+The tables of `tokenized_corpus` are single files, `<table>.parquet`. The same folder contains the token array,
+`tokens.npy`, and marks of the 13-grams that also occur in an earlier split, `shared_13grams.npy`.
 
-*Key*: the columns that name a row. A column may be empty only where its type says so. Activations are in the model's
-own units, probabilities in [0, 1], losses in nats; positions are global token indexes in the corpus.
+The *key* of a table is the set of columns that together identify a row. A column can be empty only if its type says so.
+Activations are in the model's own units, probabilities are in [0, 1], and losses are in nats. Positions are global
+token indexes in the corpus.
 """
 
 
@@ -34,7 +35,9 @@ def page() -> str:
     """The whole page, in the order in which stages run."""
     written = {table.name for stage in STAGES.values() for table in stage.tables}
     if unwritten := sorted(TABLES.keys() - written):
-        raise SystemExit(f"no stage declares the tables {unwritten}; add them to latentgloss/stages.py or delete them")
+        raise SystemExit(
+            f"no stage declares the tables {unwritten}: add them to latentgloss/pipeline/graph.py or delete them"
+        )
     parts = [HEAD]
     for stage in STAGES.values():
         if stage.tables:
@@ -48,7 +51,7 @@ _GRAINS = {"model": "model", "sae": "SAE"}
 
 def _section(table: Table) -> str:
     keys = ", ".join(f"`{name}`" for name in table.key)
-    part = f" Versioned apart by `{table.part}`." if table.part else ""
+    part = f" Each value of `{table.part}` is versioned separately." if table.part else ""
     rows = "\n".join(_row(column) for column in table.columns)
     return (
         f"### {table.name}\n\n{table.doc} Key: {keys}.{part}\n\n"
@@ -58,12 +61,13 @@ def _section(table: Table) -> str:
 
 def _row(column: Column) -> str:
     kind = str(column.dtype() if isinstance(column.dtype, type) else column.dtype)
-    empty = ", may be empty" if column.nullable else ""
+    empty = ", can be empty" if column.nullable else ""
     doc = column.doc.replace("|", "\\|")
     return f"| `{column.name}` | {kind}{empty} | {column.unit} | {doc} |"
 
 
 def main(arguments: list[str]) -> int:
+    """Writes the page, or compares it with `--check`; returns the exit code."""
     if arguments not in ([], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
@@ -73,7 +77,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == expected:
         return 0
-    print(f"{PAGE} does not say what latentgloss/schema.py says. What to do: make docs", file=sys.stderr)
+    print(f"{PAGE} is out of date. What to do: run `make docs`", file=sys.stderr)
     return 1
 
 

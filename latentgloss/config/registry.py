@@ -84,7 +84,7 @@ class Registry:
         return self._find("language model", self.language_models, name, path)
 
     def sae(self, partition: str) -> SaeSpec:
-        """An SAE by its partition key. Raises InputError if it is not declared or not such a key."""
+        """An SAE by its partition key. Raises InputError if the key is malformed or the SAE is not declared."""
         split_partition(partition)
         return self._find("SAE", self.saes, partition)
 

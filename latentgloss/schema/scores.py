@@ -91,7 +91,9 @@ TRIALS = Table(
         ),
         Column("reason", pl.String, "Why the trial could not be made; empty if it was made."),
         Column("place", pl.UInt8, "Place of the intruder among the five windows, 1 to 5.", nullable=True),
-        Column("intruder_latent", pl.UInt32, "The latent whose window and marks the intruder is.", nullable=True),
+        Column(
+            "intruder_latent", pl.UInt32, "The latent to which the intruder's window and marks belong.", nullable=True
+        ),
         Column("contexts", pl.List(pl.UInt32), "Numbers of the five windows, in the order in which they are shown."),
     ),
     key=("latent", "trial"),

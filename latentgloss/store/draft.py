@@ -152,7 +152,7 @@ class Draft:
                 parts |= parts_of(table, pl.read_parquet(path))
             except (OSError, pl.exceptions.PolarsError):
                 return None
-        # Files from before the kill are used only if their content still is what was written.
+        # Files from before the kill are used only if their content is unchanged since it was written.
         unchanged = parts == footer["parts"]
         return Block(digest, files, parts, footer.get("facts", {})) if unchanged else None
 
