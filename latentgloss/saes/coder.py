@@ -1,27 +1,22 @@
-"""SparseCoder: what every SAE and transcoder becomes once it is read, whatever its format on disk.
+"""SparseCoder: the one form that every SAE and transcoder takes after reading, whatever its format on disk.
 
-What belongs here: encoding activations to sparse (token, latent, value) triples and decoding them. Readers
-fold what can be folded (scales, decoder norms) into the weights, so that one formula remains:
+What belongs here: encoding activations to sparse (token, latent, value) triples, and decoding them. Readers fold what
+can be folded (scales, decoder norms) into the weights, so one formula remains:
 
     pre = (norm(x) − subtract_b_dec · b_dec) W_enc + b_enc
     f   = activation(pre)
     x̂   = denorm(f W_dec + b_dec) + x W_skipᵀ
 
-Only strictly positive activations are kept. Arithmetic is float32 whatever the stored dtype: thresholds,
-and the choice between latents of nearly equal strength, are lost in bfloat16.
+Only activations above 0 are kept. Arithmetic is float32 whatever the stored dtype, because bfloat16 loses thresholds
+and the choice between latents of nearly equal strength. Reads and writes nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from latentgloss.saes.selection import Activation, Sparse
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -29,16 +24,22 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from latentgloss.errors import SaeError
-from latentgloss.saes.selection import _GROUPS, GroupMax, JumpRelu, Relu, TopK, top
+from latentgloss.saes.selection import GROUPS, GroupMax, JumpRelu, Relu, TopK, top
+
+if TYPE_CHECKING:
+    from latentgloss.saes.selection import Activation, Sparse
 
 _LAYER_NORM_EPS = 1e-5
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 28}
-"""Pre-activations held at once: on a CPU about what its caches hold; a GPU wants large products."""
+"""Pre-activations in memory at once: on a CPU about what its caches hold; a GPU is faster with large products."""
 
 
 @dataclass(frozen=True)
 class SparseCoder:
-    """A SAE (d_out = d_in) or transcoder. Tensors are float32 and on one device."""
+    """An SAE (d_out = d_in) or a transcoder. All tensors are float32 and on one device.
+
+    Raises SaeError if the parts do not fit together.
+    """
 
     W_enc: Float[Tensor, "d n"]
     b_enc: Float[Tensor, " n"]
@@ -46,21 +47,25 @@ class SparseCoder:
     b_dec: Float[Tensor, " d_out"]
     activation: Activation
     subtract_b_dec: bool
-    """Whether b_dec is taken off the input before encoding; never for transcoders."""
+    """Whether b_dec is subtracted from the input before encoding; never for transcoders."""
     input_norm: Literal["none", "layer_norm", "rescale"] = "none"
-    """`layer_norm`: (x − mean) / (std + 1e-5); `rescale`: x · √d / ‖x‖; both undone after decoding."""
+    """`layer_norm`: (x − mean) / (std + 1e-5); `rescale`: x · √d / ‖x‖. Both are undone after decoding."""
     W_skip: Float[Tensor, "d_out d"] | None = None
+    """Skip connection from the input to the output; None: there is none."""
     bfloat16_weights: bool = False
-    """Whether W_enc was stored in bfloat16, so that bfloat16 products with it lose nothing."""
+    """Whether W_enc was stored in bfloat16, so that rounding it to bfloat16 changes nothing."""
     identity: bool = False
-    """Whether W_enc is the identity and both biases are zero: then pre = norm(x), and nothing is multiplied."""
+    """Whether W_enc is the identity and both biases are zero. Then pre = norm(x), without a product."""
     weights_sha256: str = ""
-    """Digest of what it was read from (`sae_digest`)."""
+    """Digest of what the coder was read from (`sae_digest`)."""
 
     def __post_init__(self) -> None:
         d, n = self.W_enc.shape
         if self.subtract_b_dec and self.d_out != d:
-            raise SaeError("b_dec cannot be taken off the input of a transcoder", expected=f"width {d}, as the input")
+            raise SaeError(
+                f"b_dec (width {self.d_out}) cannot be subtracted from the input of a transcoder",
+                expected=f"width {d}, like the input",
+            )
         if isinstance(self.activation, TopK | GroupMax) and not 0 < self.activation.k <= n:
             raise SaeError(f"k = {self.activation.k}", expected=f"1 to {n}, the number of latents")
         if isinstance(self.activation, GroupMax) and n % self.activation.k:
@@ -68,17 +73,21 @@ class SparseCoder:
 
     @property
     def d_in(self) -> int:
+        """Width of the activations that are encoded."""
         return self.W_enc.shape[0]
 
     @property
     def d_out(self) -> int:
+        """Width of the reconstruction."""
         return self.W_dec.shape[1]
 
     @property
     def n_latents(self) -> int:
+        """Number of latents."""
         return self.W_enc.shape[1]
 
     def to(self, device: torch.device | str) -> SparseCoder:
+        """The coder with all tensors on `device`."""
         activation = self.activation
         if isinstance(activation, JumpRelu):
             activation = JumpRelu(activation.threshold.to(device))
@@ -87,7 +96,7 @@ class SparseCoder:
         return replace(self, activation=activation, W_skip=skip, **tensors)
 
     def check_width(self, width: int, hookpoint: str) -> None:
-        """Raises SaeError unless activations of this width can be encoded."""
+        """Raises SaeError unless activations of this width, found at `hookpoint`, can be encoded."""
         if width != self.d_in:
             raise SaeError(
                 f"the SAE takes activations of width {self.d_in}; those at {hookpoint} have width {width}",
@@ -97,20 +106,20 @@ class SparseCoder:
 
     @torch.inference_mode()
     def encode_sparse(self, x: Float[Tensor, "tokens d"]) -> Sparse:
-        """Positive activations of all latents on every token, ordered by token.
+        """Activations above 0 of all latents on every token, ordered by token.
 
-        Holds one chunk of pre-activations at a time, never [tokens × n]. Raises SaeError if the width is
-        not d_in.
+        One chunk of pre-activations is in memory at a time, never all [tokens, n]. Raises SaeError if the width of `x`
+        is not d_in.
         """
         self.check_width(x.shape[1], "the input")
         bias = None if self.identity else self._encoder_bias()
         exact = self.bfloat16_weights and x.dtype == torch.bfloat16 and self.input_norm == "none"
-        low = self.W_enc.bfloat16() if exact and bias is not None and _has_mixed_products(x.device) else None
+        rounded = self.W_enc.bfloat16() if exact and bias is not None and _has_mixed_products(x.device) else None
         rows = max(16, _CHUNK.get(x.device.type, 1 << 20) // self.n_latents)
         parts: list[Sparse] = []
         for start in range(0, len(x), rows):
-            if bias is not None and low is not None:
-                pre = torch.mm(x[start : start + rows], low, out_dtype=torch.float32).add_(bias)
+            if bias is not None and rounded is not None:
+                pre = torch.mm(x[start : start + rows], rounded, out_dtype=torch.float32).add_(bias)
             else:
                 chunk, _, _ = self._normalised(x[start : start + rows].float())
                 pre = chunk
@@ -133,11 +142,10 @@ class SparseCoder:
         value: Float[Tensor, " m"],
         x: Float[Tensor, "tokens d"],
     ) -> Float[Tensor, "tokens d_out"]:
-        """Reconstruction (float32) from triples ordered by token, as `encode_sparse` gives them for the
-        same `x`.
+        """Reconstruction (float32) from triples ordered by token, as `encode_sparse` returns them for the same `x`.
 
-        `x` says how many tokens there are, and carries what run-time normalisation and the skip connection
-        need.
+        `x` gives the number of tokens, the scales that undo the input normalisation, and the input of the skip
+        connection.
         """
         x = x.float()
         offsets = torch.searchsorted(token.contiguous(), torch.arange(len(x), device=x.device))
@@ -148,13 +156,13 @@ class SparseCoder:
         return out if self.W_skip is None else out + x @ self.W_skip.T
 
     def _encoder_bias(self) -> Float[Tensor, " n"]:
-        """b_enc − b_dec W_enc: the subtraction costs one vector instead of a pass over the activations."""
+        """b_enc − b_dec W_enc, which replaces the subtraction of b_dec from every activation."""
         return self.b_enc - self.b_dec @ self.W_enc if self.subtract_b_dec else self.b_enc
 
     def _normalised(
         self, x: Float[Tensor, "tokens d"]
     ) -> tuple[Float[Tensor, "tokens d"], Tensor | float, Tensor | float]:
-        """norm(x), and the scale and shift that undo it after decoding."""
+        """(norm(x), scale, shift): scale and shift undo the normalisation after decoding."""
         if self.input_norm == "rescale":
             norm = x.norm(dim=1, keepdim=True) / self.d_in**0.5
             return x / norm, norm, 0.0
@@ -165,9 +173,10 @@ class SparseCoder:
         return x, 1.0, 0.0
 
     def _active(self, pre: Float[Tensor, "tokens n"]) -> Sparse:
+        """The triples of one chunk of pre-activations."""
         match self.activation:
             case TopK(k):
-                value, latent = top(pre, k, _GROUPS.get(pre.device.type, 1))
+                value, latent = top(pre, k, GROUPS.get(pre.device.type, 1))
             case GroupMax(k):
                 value, latent = pre.reshape(len(pre), k, -1).max(dim=2)
                 latent += torch.arange(0, self.n_latents, self.n_latents // k, device=pre.device)
@@ -182,16 +191,16 @@ class SparseCoder:
 
 
 def _has_mixed_products(device: torch.device) -> bool:
-    """Whether matrices of bfloat16 can be multiplied into float32: exact products, at several times the speed."""
+    """Whether bfloat16 matrices can be multiplied into float32: exact products at several times the speed."""
     return device.type == "cuda" and hasattr(torch.ops.aten.mm, "dtype")  # from torch 2.8 on
 
 
 @contextmanager
 def _bfloat16_products(allowed: bool) -> Iterator[None]:
-    """Lets oneDNN multiply float32 matrices as bfloat16 with float32 sums, on CPUs that can: half the time.
+    """Lets oneDNN multiply float32 matrices as bfloat16 with float32 sums. This halves the time on CPUs that can.
 
-    Allowed only where both factors hold bfloat16 values anyway; the products are then exact, and only the
-    order of the sum differs.
+    `allowed` must be true only if both factors hold bfloat16 values. Then the products are exact, and only the order of
+    the sums differs.
     """
     matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)  # absent before torch 2.9
     if matmul is None or not allowed:

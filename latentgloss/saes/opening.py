@@ -1,9 +1,12 @@
-"""SAEs: one reader per format on disk, and the baselines that need no file, all giving a `SparseCoder`.
+"""Opening SAEs: from a registry entry to a `SparseCoder`, with a digest of what it was read from.
 
-What belongs here: which formats there are, which files each consists of, and their digest. Each reader has
-its own module. Formats are documented by their authors' code; the orientation of every tensor, and whether
-b_dec is subtracted, is stated in the reader. Nothing is ever unpickled. Importing this package does not
-load torch.
+What belongs here: which formats exist, which files each consists of, the digest over these files, and the choice
+between a reader (`saes/readers/`) and a baseline without files (`saes/baselines.py`). Reads an SAE's folder; writes
+nothing. Nothing is unpickled. Importing this module does not load torch.
+
+Tensors of an opened SAE are float32 on the CPU, in the orientation of `SparseCoder`: W_enc [d, n], W_dec [n, d_out].
+The orientation on disk, and whether b_dec is subtracted, is stated in each reader. The formats are defined by the code
+of their authors.
 """
 
 from __future__ import annotations
@@ -28,9 +31,7 @@ FILES: dict[str, tuple[str, ...]] = {
     "saelens": ("cfg.json", "sae_weights.safetensors"),
     "sparsify": ("cfg.json", "sae.safetensors"),
 }
-"""Files of a SAE's folder that decide what it computes. Others (sparsities, optimiser state) are never
-read.
-"""
+"""Files of an SAE's folder that decide what it computes. Other files (sparsities, optimiser state) are not read."""
 
 
 def _saelens(folder: Path) -> SparseCoder:
@@ -46,10 +47,10 @@ def _sparsify(folder: Path) -> SparseCoder:
 
 
 READERS: dict[str, Callable[[Path], SparseCoder]] = {"saelens": _saelens, "sparsify": _sparsify}
-
+"""The reader of each format: from the SAE's folder to a coder."""
 
 BASELINE_VERSION = 1
-"""Raised when `baselines` makes other weights of the same parameters."""
+"""To be raised when `saes/baselines.py` makes different weights from the same parameters."""
 
 
 def open_sae(spec: SaeSpec) -> SparseCoder:
@@ -62,9 +63,9 @@ def open_sae(spec: SaeSpec) -> SparseCoder:
 
 
 def sae_digest(spec: SaeSpec, sha256: Callable[[Path], str] = file_sha256) -> str:
-    """What decides the weights of a registry entry: a hash over its files, or over the parameters of a baseline.
+    """Hash (hex) of what decides the weights of a registry entry: its files, or the parameters of a baseline.
 
-    Raises SaeError or RegistryError; `sha256` as in `sae_file_digest`.
+    `sha256`: see `sae_file_digest`. Raises SaeError or RegistryError.
     """
     if spec.format in BASELINES:
         return json_sha256({"format": spec.format, "version": BASELINE_VERSION, **spec.parameters})
@@ -74,8 +75,8 @@ def sae_digest(spec: SaeSpec, sha256: Callable[[Path], str] = file_sha256) -> st
 def read_sae(format: str, folder: Path) -> SparseCoder:
     """The SAE in a folder, on the CPU, with `weights_sha256` set.
 
-    Raises SaeError naming the file: missing or corrupt files, missing or ill-shaped tensors, and kinds of
-    SAE that would be computed wrongly if they were read all the same.
+    Raises SaeError, which names the file, for missing or corrupt files, for missing tensors or wrong shapes, and for
+    kinds of SAE that this package would compute wrongly.
     """
     digest = sae_file_digest(format, folder)
     try:
@@ -87,9 +88,9 @@ def read_sae(format: str, folder: Path) -> SparseCoder:
 
 
 def sae_file_digest(format: str, folder: Path, sha256: Callable[[Path], str] = file_sha256) -> str:
-    """sha256 (hex) over the names and bytes of a SAE's files, streamed. Raises SaeError if one is missing.
+    """sha256 (hex) over the names and contents of an SAE's files. Raises SaeError if a file is missing.
 
-    `sha256` digests one file; give a `DigestCache`'s to read unchanged files only once.
+    `sha256` digests one file; that of a `DigestCache` reads unchanged files only once.
     """
     if format not in FILES:
         near = difflib.get_close_matches(format, [*FILES, *BASELINES], n=1)

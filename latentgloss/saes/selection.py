@@ -1,4 +1,11 @@
-"""Which latents of an SAE are active: ReLU, JumpReLU, TopK, GroupMax."""
+"""Selection: which latents of an SAE are active, given its pre-activations.
+
+What belongs here: one class per activation function (`saes/coder.py` applies them), the type of sparse activations, and
+the search for the k largest. Tensors are float32 [tokens, n] on any device. Reads and writes nothing.
+
+Sources: JumpReLU, Rajamanoharan et al. 2024, arXiv 2407.14435; TopK, Gao et al. 2024, arXiv 2406.04093; GroupMax, the
+`groupmax` activation of EleutherAI's sparsify.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-_GROUPS = {"cuda": 32}
-"""Latents of which only the largest is looked at first, where the k largest are sought among many."""
+GROUPS = {"cuda": 32}
+"""Latents per group in the search for the k largest (`top`), by kind of device; 1 for other devices."""
 
 
 @dataclass(frozen=True)
@@ -19,37 +26,39 @@ class Relu:
 
 @dataclass(frozen=True)
 class JumpRelu:
-    """f = pre where pre > threshold, else 0 (Rajamanoharan et al. 2024). BatchTopK infers in this way too."""
+    """f = pre where pre > threshold, else 0 (Rajamanoharan et al. 2024). BatchTopK SAEs use it for inference too."""
 
     threshold: Float[Tensor, " n"]
+    """One threshold per latent; a negative one counts as 0."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """f = the k largest pre, where positive (Gao et al. 2024)."""
+    """f = pre for the k largest pre of a token, where positive, else 0 (Gao et al. 2024)."""
 
     k: int
 
 
 @dataclass(frozen=True)
 class GroupMax:
-    """f = the largest pre of each of k groups of n/k consecutive latents, where positive."""
+    """f = pre for the largest pre of each of k groups of n/k consecutive latents, where positive, else 0."""
 
     k: int
 
 
 Activation = Relu | JumpRelu | TopK | GroupMax
 Sparse = tuple[Int[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " m"]]
-"""token index (int64, ascending), latent (int64), value (float32, > 0)."""
+"""(token index, latent, activation) of every active pair: int64 ascending, int64, float32 > 0."""
 
 
 def top(
     pre: Float[Tensor, "tokens n"], k: int, group: int
 ) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
-    """The k largest of each row and where they are, in any order; of equal ones at the k-th place, any.
+    """The k largest values of each row and their columns, in any order; ties at the k-th place fall either way.
 
-    They lie in the k groups of latents with the largest maxima. A GPU's `topk` reads its input a dozen times, this
-    once, and then no more than `group` times k. On a CPU that gained nothing.
+    The k largest are in the k groups with the largest maxima, where a group is `group` latents. A GPU's `topk` reads
+    its input a dozen times. This reads the input once to find the maxima, and then `group` * k values per row. On a CPU
+    it saved no time.
     """
     n = pre.shape[1]
     stride = n // group

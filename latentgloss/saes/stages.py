@@ -1,4 +1,10 @@
-"""The stage `resolved_saes`: exactly what one SAE depends on, as hashes."""
+"""The stage `resolved_saes`: exactly what one SAE depends on, as hashes.
+
+What belongs here: writing down the dependencies of one SAE, so that its later stages have an input of their own grain.
+Reads the SAE's weights and its model's `tokenized_corpus`; writes the file `resolved.json` and two parts: `cache`, a
+hash of all that decides activations (registry entry, weights, model, mask, corpus), and `latents`, a hash of the
+selected latents.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +23,12 @@ if TYPE_CHECKING:
 class SaeNeeds(Protocol):
     """What this stage needs that is not in the store."""
 
-    def sae(self, spec: SaeSpec) -> SparseCoder: ...
+    def sae(self, spec: SaeSpec) -> SparseCoder:
+        """The SAE of a registry entry, with its weights."""
 
 
 def _resolve(run: StageRun[SaeNeeds]) -> None:
-    """Writes what this SAE depends on. Reads the weights once, so that a damaged file is found before a GPU is."""
+    """Writes what the SAE depends on. Opens the weights too, so damaged files are found before a GPU is used."""
     external = run.recipe.content["external"]
     coder = run.resources.sae(run.sae)
     corpus = run.input("tokenized_corpus")
@@ -40,3 +47,4 @@ def _resolve(run: StageRun[SaeNeeds]) -> None:
 
 
 resolve_saes = one_by_one(_resolve)
+"""Runner of `resolved_saes`."""

@@ -1,1 +1,6 @@
-"""One reader per SAE format. `files.py` has what they share; `latentgloss.saes.opening` lists them."""
+"""readers: one file per SAE format; `latentgloss.saes.opening` lists the formats.
+
+- `files`     what the readers share
+- `saelens`   folders of SAELens
+- `sparsify`  folders of sparsify
+"""

@@ -1,6 +1,7 @@
-"""Opening a SAE's files: JSON configuration and safetensors, with errors a person can act on.
+"""Opening an SAE's files: JSON configuration and safetensors, with errors that name the file and say what to do.
 
-What belongs here: what all readers share. Reads; writes nothing.
+What belongs here: what all readers share. Reads the files of an SAE's folder; writes nothing. Tensors keep their
+orientation on disk; `take` returns them as float32.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _RESTORE = "download or copy the file again"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises SaeError if the file is not one."""
+    """The JSON object in a file. Raises SaeError if the file cannot be read or holds anything else."""
     try:
         config = json.loads(path.read_bytes())
     except OSError as e:
@@ -32,8 +33,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, in their stored dtype. Raises SaeError if it is corrupt or not
-    finite.
+    """All tensors of a safetensors file, in their stored dtype.
+
+    Raises SaeError if the file is corrupt or a tensor holds NaN or infinity.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -47,20 +49,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
-    """One tensor as float32. Raises SaeError if it is absent or has another shape."""
+    """One tensor as float32. Raises SaeError if it is missing or has another shape."""
     if name not in tensors:
-        raise SaeError(f"{path} has no tensor {name!r}", expected=f"{name!r} beside {sorted(tensors)}", todo=_RESTORE)
+        raise SaeError(
+            f"{path} has no tensor {name!r}", expected=f"{name!r} in addition to {sorted(tensors)}", todo=_RESTORE
+        )
     found = tuple(tensors[name].shape)
     if found != shape:
         raise SaeError(
             f"{path}: {name} has shape {found}",
             expected=f"{shape}, as cfg.json says",
-            todo="check that configuration and weights belong together, and `format` in the registry",
+            todo="check that cfg.json and the weights belong together, and that `format` in the registry is right",
         )
     return tensors[name].float()
 
 
 def positive_int(config: dict[str, Any], key: str, path: Path) -> int:
+    """A positive whole number of a configuration. Raises SaeError if the value is missing or anything else."""
     value = config.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)

@@ -1,9 +1,10 @@
-"""Reader of SAELens folders: `cfg.json` and `sae_weights.safetensors`, release 6 and the flat files before
-it.
+"""Reader of SAELens folders: `cfg.json` and `sae_weights.safetensors`, as release 6 and earlier releases write them.
 
-Tensors: W_enc [d, n], W_dec [n, d], b_enc [n], b_dec [d]; `jumprelu` adds threshold [n]. SAEs trained with
-BatchTopK or as Matryoshka are saved as `jumprelu`. b_dec is subtracted from the input if
-`apply_b_dec_to_input` says so.
+Tensors on disk, in any float dtype: W_enc [d, n], W_dec [n, d], b_enc [n], b_dec [d]; `jumprelu` adds threshold [n].
+SAEs trained with BatchTopK or as Matryoshka SAEs are saved as `jumprelu`. b_dec is subtracted from the input if
+`apply_b_dec_to_input` is true or absent. `rescale_acts_by_decoder_norm` is folded into the weights.
+
+Source: the code of SAELens (github.com/decoderesearch/SAELens).
 """
 
 from __future__ import annotations
@@ -27,27 +28,31 @@ _INPUT_NORMS: dict[str, Literal["none", "layer_norm", "rescale"]] = {
 
 
 def read(folder: Path) -> SparseCoder:
-    """Raises SaeError for architectures and options that are not computed here, rather than ignoring them."""
+    """The SAE in a folder, on the CPU.
+
+    Raises SaeError for damaged files, and for architectures and options that `SparseCoder` cannot compute.
+    """
     cfg_path, path = folder / "cfg.json", folder / "sae_weights.safetensors"
     config = read_config(cfg_path)
     architecture, k = _architecture(config, cfg_path)
     input_norm = _input_norm(config, cfg_path)
     if config.get("reshape_activations", "none") != "none" or str(_hook(config)).endswith("hook_z"):
         raise SaeError(
-            f"{cfg_path}: the SAE reads attention heads' outputs before they are joined (hook_z)",
-            expected="a SAE over one activation vector per token",
-            todo="leave it out of the registry",
+            f"{cfg_path}: the SAE reads the outputs of attention heads before they are joined (hook_z)",
+            expected="an SAE over one activation vector per token",
+            todo="remove it from the registry",
         )
     d, n = positive_int(config, "d_in", cfg_path), positive_int(config, "d_sae", cfg_path)
     tensors = read_tensors(path)
     if "scaling_factor" in tensors and not torch.all(tensors["scaling_factor"] == 1):
-        raise SaeError(f"{path}: `scaling_factor` differs from 1 (a finetuned SAE)", expected="it folded into W_dec")
+        raise SaeError(
+            f"{path}: `scaling_factor` differs from 1 (a finetuned SAE)", expected="the factor folded into W_dec"
+        )
     W_enc, W_dec = take(tensors, "W_enc", (d, n), path), take(tensors, "W_dec", (n, d), path)
     b_enc, b_dec = take(tensors, "b_enc", (n,), path), take(tensors, "b_dec", (d,), path)
     stored = tensors["W_enc"].dtype
     if config.get("rescale_acts_by_decoder_norm"):
-        # Latents compete for the top k after scaling by their decoder norm, and are scaled back when
-        # decoding.
+        # Latents compete for the top k after scaling by their decoder norms, and are scaled back for decoding.
         norm = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec, stored = W_enc * norm, b_enc * norm, W_dec / norm[:, None], torch.float32
     return SparseCoder(
@@ -63,7 +68,10 @@ def read(folder: Path) -> SparseCoder:
 
 
 def _architecture(config: dict[str, Any], path: Path) -> tuple[str, int]:
-    """Architecture and k (0 where there is none); before release 6, TopK was an activation of `standard`."""
+    """(architecture, k), with k = 0 unless the architecture is `topk`. Raises SaeError for unsupported ones.
+
+    Before release 6, TopK was an activation function of the architecture `standard`.
+    """
     architecture = config.get("architecture", "standard")
     activation = config.get("activation_fn_str", config.get("activation_fn", "relu"))
     if architecture == "standard" and activation == "topk":
@@ -73,12 +81,13 @@ def _architecture(config: dict[str, Any], path: Path) -> tuple[str, int]:
         raise SaeError(
             f"{path}: architecture {architecture!r} with activation {activation!r}",
             expected="standard, topk or jumprelu (BatchTopK and Matryoshka SAEs are saved as jumprelu)",
-            todo="leave it out of the registry until this kind is supported",
+            todo="remove it from the registry until this kind is supported",
         )
     return architecture, positive_int(config, "k", path) if architecture == "topk" else 0
 
 
 def _activation(architecture: str, k: int, tensors: dict[str, Tensor], n: int, path: Path) -> Activation:
+    """The activation function of an architecture, with its parameters."""
     match architecture:
         case "topk":
             return TopK(k)
@@ -89,13 +98,14 @@ def _activation(architecture: str, k: int, tensors: dict[str, Tensor], n: int, p
 
 
 def _input_norm(config: dict[str, Any], path: Path) -> Literal["none", "layer_norm", "rescale"]:
+    """The normalisation of the input. Raises SaeError for an unsupported one."""
     name = config.get("normalize_activations") or "none"
     if name == "expected_average_only_in":
-        # SAELens folds the factor into the weights when it saves, and then writes "none": here it was lost.
+        # When SAELens folds the factor into the weights, it writes "none". So it was not folded in, and it is lost.
         raise SaeError(
-            f"{path}: activations were scaled by a factor in training that is in neither file",
+            f"{path}: activations were scaled in training by a factor that is in neither file",
             expected="the factor folded into the weights, and normalize_activations 'none'",
-            todo="load it with SAELens, call fold_activation_norm_scaling_factor(factor), and save it again",
+            todo="load the SAE with SAELens, call fold_activation_norm_scaling_factor(factor), and save it again",
         )
     if name not in _INPUT_NORMS:
         raise SaeError(f"{path}: normalize_activations {name!r}", expected=f"one of {sorted(_INPUT_NORMS)}")
@@ -103,5 +113,6 @@ def _input_norm(config: dict[str, Any], path: Path) -> Literal["none", "layer_no
 
 
 def _hook(config: dict[str, Any]) -> str | None:
+    """Name of the hook that the SAE reads, where the configuration has one."""
     metadata = config.get("metadata") or {}
     return metadata.get("hook_name") or config.get("hook_name")

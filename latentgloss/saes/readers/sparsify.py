@@ -1,8 +1,10 @@
 """Reader of sparsify folders: `cfg.json` and `sae.safetensors`.
 
-Tensors: encoder.weight [n, d], encoder.bias [n], W_dec [n, d], b_dec [d], and W_skip [d, d] with a skip
-connection. `num_latents` 0 means d · expansion_factor. b_dec is subtracted from the input unless the coder
-is a transcoder.
+Tensors on disk, in any float dtype: encoder.weight [n, d], encoder.bias [n], W_dec [n, d], b_dec [d], and, with a skip
+connection, W_skip [d, d] (outputs in rows, inputs in columns). `num_latents` = 0 means d * `expansion_factor`. b_dec is
+subtracted from the input unless `transcode` is true.
+
+Source: the code of sparsify (github.com/EleutherAI/sparsify).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from latentgloss.saes.selection import Activation, GroupMax, TopK
 
 
 def read(folder: Path) -> SparseCoder:
-    """Raises SaeError for activations other than `topk` and `groupmax`, and for signed latents (old
+    """The SAE or transcoder in a folder, on the CPU.
+
+    Raises SaeError for damaged files, for activations other than `topk` and `groupmax`, and for signed latents (old
     checkpoints).
     """
     cfg_path, path = folder / "cfg.json", folder / "sae.safetensors"
