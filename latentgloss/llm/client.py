@@ -35,7 +35,7 @@ from latentgloss.store.digests import json_sha256
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.llm.engines.base import Engine
     from latentgloss.llm.ledger import Ledger
     from latentgloss.llm.reply_cache import ReplyCache

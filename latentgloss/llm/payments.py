@@ -17,7 +17,7 @@ from latentgloss.llm.ledger import Cost
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.llm.ledger import Ledger
     from latentgloss.protocols import Reply, Request
 

@@ -30,7 +30,7 @@ from latentgloss.llm.reply_cache import request_key
 from latentgloss.protocols import Message, Reply, Request
 
 if TYPE_CHECKING:
-    from latentgloss.config.registry import LanguageModelSpec
+    from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.llm.engines.base import Engine
     from latentgloss.llm.jobs import Jobs
     from latentgloss.llm.payments import Payments

@@ -1,11 +1,12 @@
-"""The models that are read: subject models and embedders, their files, tokenizers and identities.
+"""Subject models and embedders: their files, identities and tokenizers, and running them.
 
-- `subject`        the model whose activations are cached
-- `logit_lens`     output tokens a direction promotes
-- `files`          where model files come from; conversion
-- `identity`       what decides a model's activations, as hashes
-- `tokenizer`      the tokenizer, without weights
-- `vocabulary`     how token ids read
-- `embedder`       sentence embeddings
-- `cpu_attention`, `cpu_linear`  faster bfloat16 on CPUs
+- `subject`        the model whose activations the SAEs read
+- `logit_lens`     the output tokens that a direction of the residual stream promotes
+- `files`          where model files come from, conversion, errors while loading
+- `identity`       everything that decides a model's activations, as hashes
+- `tokenizer`      a subject model's tokenizer, loaded without weights
+- `vocabulary`     token ids as strings, bytes, words and classes
+- `embedder`       sentence-transformers models
+- `cpu_attention`  faster causal attention in bfloat16 on CPUs
+- `cpu_linear`     faster linear layers in bfloat16 on CPUs
 """

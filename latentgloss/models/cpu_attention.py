@@ -1,8 +1,9 @@
-"""Causal attention on a CPU, in blocks of queries, so that nothing above the diagonal is computed.
+"""Causal attention on a CPU, computed in blocks of queries to save most of the work above the diagonal.
 
-What belongs here: one attention function for Hugging Face models in bfloat16, and its registration. Scores, softmax
-and sums are in float32 from bfloat16 inputs, as in PyTorch's own kernel, whose result it equals up to rounding.
-Short sequences (256 tokens) are what it is for: PyTorch's kernel spends there twice the time (docs/log.md).
+What belongs here: one attention function for Hugging Face models in bfloat16, and its registration with transformers.
+Scores, softmax and sums are float32 from bfloat16 inputs, as in PyTorch's own kernel, and the result equals that
+kernel's up to rounding. It is meant for short sequences (256 tokens), for which PyTorch's kernel takes twice the time
+(docs/log.md). Nothing is read or written.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "latentgloss_causal_cpu"
 BLOCK = 64
-"""Queries per block: smaller ones waste less above the diagonal, and make products smaller than they are good at."""
+"""Queries per block. Smaller blocks waste less work above the diagonal but make matrix products inefficiently small."""
 
 
 def causal_attention(
@@ -31,7 +32,10 @@ def causal_attention(
     value: Float[Tensor, "batch groups seq dim"],
     scale: float,
 ) -> Float[Tensor, "batch seq heads dim"]:
-    """softmax(scale Q Kᵀ) V with queries seeing themselves and what is before; heads share keys by groups."""
+    """softmax(scale Q Kᵀ) V, where each query attends to its own position and earlier ones.
+
+    Each group of keys and values serves heads / groups heads. Returns the dtype of `query`.
+    """
     batch, heads, length, dim = query.shape
     pairs, share = batch * key.shape[1], heads // key.shape[1]
     k, v = (t.reshape(pairs, length, dim).float() for t in (key, value))
@@ -44,7 +48,7 @@ def causal_attention(
             scores = torch.bmm(q.view(pairs, share * n, dim), k[:, :stop].transpose(1, 2)).mul_(scale)
             scores = scores.view(pairs, share, n, stop)
             scores[..., start:] += torch.full((n, n), -torch.inf).triu_(1)
-            weights = torch.softmax(scores, -1, out=scores)  # in place: the memory traffic is what it costs
+            weights = torch.softmax(scores, -1, out=scores)  # in place, because memory traffic dominates the cost
             found = torch.bmm(weights.view(pairs, share * n, stop), v[:, :stop])
             out[:, start:stop] = found.view(batch, heads, n, dim).transpose(1, 2)
     return out
@@ -52,9 +56,9 @@ def causal_attention(
 
 @contextlib.contextmanager
 def _products_of_bfloat16() -> Iterator[None]:
-    """Products of float32 matrices round what they take in to bfloat16 and add up in float32.
+    """Within the block, products of float32 matrices round their inputs to bfloat16 and sum in float32.
 
-    Queries, keys and values come in bfloat16, so that of what goes in only the softmax is rounded.
+    Queries, keys and values are bfloat16 already, so the softmax is the only input that is rounded.
     """
     backend: Any = torch.backends.mkldnn
     flags = backend.matmul
@@ -76,7 +80,7 @@ def _forward(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls. Anything but plain causal self-attention goes to PyTorch's kernel."""
+    """The function that transformers calls. Passes all but plain causal self-attention on to PyTorch's kernel."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
@@ -90,15 +94,15 @@ def _forward(
 
 
 _NOT_PLAIN = ("dropout", "softcap", "position_bias", "cache", "s_aux", "output_attentions")
-"""Arguments that ask for more than this function does."""
+"""Arguments that require more than `causal_attention` does."""
 
 
 def implementation(config: PretrainedConfig, dtype: torch.dtype, device: str) -> str | None:
-    """What to pass as `attn_implementation`; None leaves the choice to transformers."""
+    """The value for `attn_implementation` when a model is loaded; None leaves the choice to transformers."""
     able = device == "cpu" and dtype == torch.bfloat16 and hasattr(torch.backends.mkldnn, "matmul")
     if not able or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
-    if getattr(config, "attn_logit_softcapping", None):  # such models do not run on PyTorch's kernel either
+    if getattr(config, "attn_logit_softcapping", None):  # such models do not use PyTorch's kernel either
         return None
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask

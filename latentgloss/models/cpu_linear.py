@@ -1,8 +1,8 @@
-"""Linear layers on a CPU in bfloat16, their weights put once into the order that products read them in.
+"""Linear layers in bfloat16 on a CPU, whose weights are reordered once instead of at every call.
 
-What belongs here: one module that stands in for `nn.Linear`, and where it does. oneDNN, which computes these products,
-otherwise puts the weights in order at every call. The results are the same bit for bit on processors with AVX-512
-(tests/test_linear.py).
+What belongs here: one module that replaces `nn.Linear`, and the choice of the layers that it replaces. oneDNN, which
+computes the matrix products, otherwise reorders the weights at every call. On processors with AVX-512 the results are
+the same bit for bit (tests/models/test_cpu_linear.py). Nothing is read or written.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 ROWS = 4096
-"""Tokens per product that the order is chosen for; any other number is as right."""
+"""Tokens per product for which oneDNN chooses the order. With other numbers, the results are as correct."""
 
 
 class OrderedLinear(nn.Module):
-    """x Wᵀ + b in bfloat16, as the `nn.Linear` it is made from and replaces, in float32 as autocast runs it.
+    """x Wᵀ + b in bfloat16, like the `nn.Linear` that it replaces; a float32 layer is computed as under autocast.
 
-    `weight` has a shape and a dtype, and no values: only products can read the ordered ones.
+    `weight` has a shape and a dtype but no values, because only oneDNN can read the reordered ones.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -37,16 +37,19 @@ class OrderedLinear(nn.Module):
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().bfloat16(), requires_grad=False)
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """x Wᵀ + b in bfloat16."""
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self._ordered, self.bias, "none", [], "")
         return found
 
 
 @cache
 def _able() -> bool:
-    """Whether it works here: the operators are PyTorch's own business (its compiler uses them) and may change."""
+    """Whether it works here. PyTorch's operators for it are internal (its compiler uses them) and may change."""
     operators: Any = torch.ops.mkldnn
     try:
-        with torch.random.fork_rng(devices=[]):  # the first weights are drawn
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # drawing the layer's first weights must not advance the caller's generator
             plain = nn.Linear(32, 16, dtype=torch.bfloat16).requires_grad_(False)
         x = torch.linspace(-1, 1, 64).view(2, 32).bfloat16()
         return bool(operators._is_mkldnn_bf16_supported()) and torch.equal(OrderedLinear(plain)(x), plain(x))
@@ -55,11 +58,11 @@ def _able() -> bool:
 
 
 def order_weights(model: nn.Module, *, dtype: torch.dtype = torch.bfloat16) -> int:
-    """Puts an `OrderedLinear` in place of each plain linear layer of weights in `dtype`, under its name.
+    """Replaces each plain linear layer with weights in `dtype` by an `OrderedLinear` and returns their number.
 
-    For a model on a CPU that is used without gradients; `dtype` is float32 where it runs under autocast to bfloat16.
-    Weights that another module holds, too (a head tied to the embedding), stay as they are. Returns how many were
-    replaced: none where the processor has no products in bfloat16, or PyTorch other operators.
+    The model must be on a CPU and used without gradients; `dtype` is float32 if it runs under autocast to bfloat16.
+    Layers whose weights another module shares (a head tied to the embedding) are kept. Returns 0 if the processor has
+    no bfloat16 products or PyTorch lacks the operators.
     """
     if not _able():
         return 0

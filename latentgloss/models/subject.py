@@ -1,11 +1,12 @@
 """The subject model: the language model whose activations the SAEs read.
 
-What belongs here: one forward pass that hands out activations at hookpoints and stops after the last one
-needed, and the logit lens. Where weights and tokenizer come from is in `subject_files.py`. Writes nothing.
+What belongs here: loading the model, and a forward pass that returns activations at hookpoints and stops after the last
+of them. Weights and tokenizer come from `files.py` and `tokenizer.py`. Reads the model's files; writes nothing except
+the conversion that `files.py` makes at the first load.
 
-A **hookpoint** is the path of a module in the Hugging Face *base* model (the model without its LM head):
-`layers.9` is what that layer puts out (the residual stream after it), `layers.9.mlp` what that MLP puts
-out; with `@input` appended, what the module takes in.
+A **hookpoint** is the path of a module in the Hugging Face *base* model (the model without its LM head): `layers.9` is
+the output of that layer (the residual stream after it), `layers.9.mlp` is the output of its MLP. With `@input`
+appended, it is the module's input.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from latentgloss.errors import SubjectError
 from latentgloss.machine.memory import keep_freed_memory
 from latentgloss.models.cpu_attention import implementation
 from latentgloss.models.cpu_linear import order_weights
-from latentgloss.models.files import quiet, readable, ready_folder
+from latentgloss.models.files import loading, quiet, ready_folder
 from latentgloss.models.identity import model_identity, tokenizer_identity
 from latentgloss.models.logit_lens import LogitLens
 from latentgloss.models.tokenizer import load_tokenizer, tokenizer_in
@@ -38,10 +39,11 @@ if TYPE_CHECKING:
 __all__ = ["INPUT", "LogitLens", "Subject", "load_subject", "load_tokenizer", "tokenizer_identity"]
 
 INPUT = "@input"
+"""Suffix of a hookpoint that is a module's input."""
 
 
 class _Stop(Exception):
-    """Ends a forward pass once everything asked for has been seen."""
+    """Ends a forward pass after the last hookpoint."""
 
 
 class Subject:
@@ -56,7 +58,7 @@ class Subject:
     ) -> None:
         self.tokenizer = tokenizer
         self.identity = identity
-        """What decides the activations: for recipes, free of paths (`load_subject` says what is in it)."""
+        """Everything that decides the activations, without paths; part of recipes (`identity.model_identity`)."""
         self.device = torch.device(device)
         model.eval()
         model.requires_grad_(False).to(device)  # type: ignore[arg-type]
@@ -67,15 +69,16 @@ class Subject:
 
     @property
     def d_model(self) -> int:
+        """Width of the residual stream."""
         return int(self._model.config.get_text_config().hidden_size)
 
     def hookpoints(self) -> list[str]:
-        """Every module that puts out one activation vector per token, in the order the model runs them."""
+        """Every module whose output is one activation vector per token, in the order in which the model runs them."""
         self._measure_widths()
         return [name for name in self._widths if not name.endswith(INPUT)]
 
     def width_at(self, hookpoint: str) -> int:
-        """Width d of the activations at a hookpoint. Raises SubjectError if it yields none."""
+        """Width d of the activations at a hookpoint. Raises SubjectError if there are none."""
         self._module(hookpoint)
         self._measure_widths()
         if hookpoint not in self._widths:
@@ -87,9 +90,8 @@ class Subject:
     ) -> dict[str, Float[Tensor, "batch seq d"]]:
         """Activations at the hookpoints, in the model's dtype and on its device. Attention is causal.
 
-        One forward pass of the base model without KV cache. It ends as soon as the last of the hookpoints
-        has been seen: later layers, the final norm and the LM head never run. Raises SubjectError for an
-        unknown hookpoint.
+        Makes one forward pass of the base model without a KV cache. The pass ends after the last of the hookpoints:
+        later layers, the final norm and the LM head do not run. Raises SubjectError for an unknown hookpoint.
         """
         wanted = {name: self._module(name) for name in dict.fromkeys(hookpoints)}
         caught: dict[str, Tensor] = {}
@@ -109,9 +111,10 @@ class Subject:
         return {name: caught[name] for name in wanted}
 
     def lens(self) -> LogitLens:
-        """The logit lens: what a direction of the residual stream says in tokens.
+        """The logit lens: the output tokens that a direction of the residual stream promotes.
 
-        Holds the unembedding in float32, vocabulary × d_model × 4 bytes. Raises SubjectError if there is no LM head.
+        It holds the unembedding in float32 (vocabulary × d_model × 4 bytes). Raises SubjectError if the model has no LM
+        head.
         """
         head: Any = self._model.get_output_embeddings()
         if head is None:
@@ -119,10 +122,10 @@ class Subject:
         return LogitLens(head.weight.float(), *self._final_norm())
 
     def _final_norm(self) -> tuple[Float[Tensor, " d"], bool]:
-        """The final norm's gain, and whether it subtracts the mean.
+        """The final norm's gain, and whether the norm subtracts the mean.
 
-        Probed with ±1 (mean 0, root mean square 1), so that RMSNorm, LayerNorm and norms that store gain −
-        1 all give the gain they apply.
+        The gain is measured with a vector of ±1 (mean 0, root mean square 1). RMSNorm, LayerNorm and norms that store
+        gain − 1 then all give the gain that they apply.
         """
         norms = [m for name, m in self._base.named_children() if "norm" in type(m).__name__.lower() or name == "ln_f"]
         if not norms:
@@ -140,14 +143,14 @@ class Subject:
     def _module(self, hookpoint: str) -> nn.Module:
         path = hookpoint.removesuffix(INPUT)
         if path not in self._modules:
-            raise self._unknown(hookpoint, "is no module of the base model")
+            raise self._unknown(hookpoint, "is not a module of the base model")
         return self._modules[path]
 
     def _unknown(self, hookpoint: str, what: str) -> SubjectError:
         suffix = INPUT if hookpoint.endswith(INPUT) else ""
         path = hookpoint.removesuffix(INPUT)
         near = difflib.get_close_matches(path, self._modules, n=3, cutoff=0.5)
-        head = path.partition(".")[2]  # `model.layers.9` is the usual slip: the path starts at the base model
+        head = path.partition(".")[2]  # `model.layers.9` is the usual mistake: paths start inside the base model
         near = ([head] if head in self._modules else []) + [name for name in near if name != head]
         return SubjectError(
             f"hookpoint {hookpoint!r} {what}",
@@ -163,7 +166,7 @@ class Subject:
         return tensor
 
     def _measure_widths(self) -> None:
-        """Fills `_widths` by running two tokens through the whole base model once."""
+        """Fills `_widths` by running two tokens once through the whole base model."""
         if self._widths:
             return
 
@@ -179,7 +182,7 @@ class Subject:
 
 @contextlib.contextmanager
 def _hooked(modules: dict[str, nn.Module], keep: Callable[[str, Any], None]) -> Iterator[None]:
-    """Calls `keep(hookpoint, value)` with each module's output, or with its input for `@input`."""
+    """Within the block, calls `keep(hookpoint, value)` with each module's output, or its input for `@input`."""
     with contextlib.ExitStack() as stack:
         for name, module in modules.items():
             if name.endswith(INPUT):
@@ -199,16 +202,16 @@ def _hooked(modules: dict[str, nn.Module], keep: Callable[[str, Any], None]) -> 
 
 
 def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None) -> Subject:
-    """The subject model, ready to run; the first load of a GGUF file converts it once (about 25 s for 135M).
+    """The subject model, ready to run. The first load of a GGUF file converts it (about 25 s for 135M parameters).
 
-    `device` defaults to CUDA where there is one. Raises SubjectError if files are missing or cannot be read.
+    `device` defaults to CUDA if available, else the CPU. Raises SubjectError if files are missing or cannot be loaded.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = ready_folder(spec, cache_dir)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, spec.dtype)
-    with quiet(), readable(spec, folder):
+    with quiet(), loading(spec, folder):
         attention = implementation(AutoConfig.from_pretrained(folder, local_files_only=True), dtype, device)
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, attn_implementation=attention

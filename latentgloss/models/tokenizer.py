@@ -1,4 +1,9 @@
-"""The subject model's tokenizer, loaded without weights."""
+"""The subject model's tokenizer, loaded without weights.
+
+What belongs here: loading it, encoding texts of the corpus, and the bytes that each token adds to a text. Reads the
+tokenizer's files, or converts the model's GGUF file once if they are inside it (`files.py`). How token ids are named
+and grouped for people is in `vocabulary.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +12,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentgloss.config.entries import ModelSpec
-from latentgloss.models.files import TOKENIZER_FILES, converted, gguf_of, quiet, readable, source_folder
+from latentgloss.models.files import TOKENIZER_FILES, converted, gguf_of, loading, quiet, source_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def load_tokenizer(spec: ModelSpec, cache_dir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer alone; no weights are loaded. Raises SubjectError as `load_subject` does."""
+    """The tokenizer without any weights. Raises SubjectError if files are missing or cannot be loaded."""
     folder = _tokenizer_folder(spec, cache_dir)
-    with quiet(), readable(spec, folder):
+    with quiet(), loading(spec, folder):
         return tokenizer_in(folder)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text, without BOS. A special token's name in a text is text: it must not end a document."""
+    """Token ids of each text, without BOS. The name of a special token inside a text is encoded as ordinary text."""
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> list[bytes]:
-    """The bytes that each token adds to a text. `strings`: what each id decodes to by itself.
+    """The bytes that each token adds to a text. `strings` holds the text to which each id decodes by itself.
 
-    A token may hold a part of a character, which by itself decodes to U+FFFD, or a space that decoding at the start of
-    a text leaves out. Both are found in the token's own spelling: the byte-level alphabet of GPT-2, `<0x..>`, or `▁`.
-    What is spelt in no known way keeps the bytes of its string.
+    A token may contain a part of a character, which by itself decodes to U+FFFD, or a space, which decoding drops at
+    the start of a text. Both follow from the token's spelling: the byte-level alphabet of GPT-2, `<0x..>`, or `▁`. A
+    token with another spelling keeps the bytes of its string.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    separate = backend is not None and backend.decoder is None  # such tokens are words, put together with spaces
+    separate = backend is not None and backend.decoder is None  # such tokens are words, which are joined with spaces
     alphabet = _byte_alphabet()
     found: list[bytes] = []
     for spelling, text in zip(tokenizer.convert_ids_to_tokens(list(range(len(strings)))), strings, strict=True):
@@ -53,13 +58,17 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> l
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in byte-level vocabularies: itself if it is seen, else from U+0100 on."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(0x100) if byte not in seen]
-    return {**{chr(b): b for b in seen}, **{chr(0x100 + i): b for i, b in enumerate(hidden)}}
+    """The byte for each character of byte-level vocabularies (GPT-2's alphabet).
+
+    A visible character stands for its own byte; the other bytes have characters from U+0100 on.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(0x100) if byte not in visible]
+    return {**{chr(b): b for b in visible}, **{chr(0x100 + i): b for i, b in enumerate(hidden)}}
 
 
 def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder. Raises transformers' own errors; callers use `files.loading`."""
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,4 +1,9 @@
-"""How each token id of a subject model reads: string, bytes, word, prefix, class."""
+"""The vocabulary of a subject model: the string, bytes, word, prefix and class of each token id.
+
+What belongs here: grouping token ids in the ways in which explanations name them, and finding groups by name. It is
+built in memory from the decoded token ids; nothing is read or written. Explainers, judges and prompts use it instead of
+a tokenizer, so that they do not import transformers.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,10 @@ if TYPE_CHECKING:
 
 
 UNREADABLE = chr(0xFFFD)
-"""What bytes that are no character by themselves decode to."""
+"""The character to which bytes that form no character by themselves are decoded."""
 
 PREFIX = 4
-"""Letters that two words must share at the start to be taken for relatives ("import", "imported")."""
+"""Letters that two words must share at the start to count as related ("import", "imported")."""
 
 KINDS = ("class", "prefix", "word", "token")
 """Ways to name a set of tokens, from the most general to the most specific."""
@@ -39,23 +44,23 @@ CLASSES = (
     "other punctuation",
     "any other symbol",
 )
-"""Kinds of token; every token is of exactly one. A *word* starts with a space, a *piece* goes on without one."""
+"""Classes of tokens; each token is in exactly one. A *word* starts with a space, a *piece* continues without one."""
 
 
 class Vocabulary:
-    """Token ids as people read them, grouped in the ways `KINDS` names.
+    """Token ids and their texts, grouped in the ways that `KINDS` lists.
 
-    Built once per tokenizer (about 0.2 s for 50,000 tokens) from the text each token id decodes to.
+    It is built once per tokenizer (about 0.2 s for 50,000 tokens) from the text to which each token id decodes.
     """
 
     def __init__(
         self, strings: Sequence[str], data: Sequence[bytes] | None = None, special: Iterable[int] = ()
     ) -> None:
-        """`data`: the UTF-8 bytes each token adds to a text, where its string alone does not say (`token_bytes`)."""
+        """`data` holds the bytes that each token adds to a text (`tokenizer.token_bytes`); by default, its string's."""
         self.strings = tuple(strings)
         self.data = tuple(text.encode("utf-8", "replace") for text in strings) if data is None else tuple(data)
         self.special = frozenset(special)
-        """Ids of special tokens, which are no text."""
+        """Ids of special tokens, which stand for no text."""
         folded = [_word(text) for text in self.strings]
         self._names: dict[str, tuple[str, ...]] = {"class": CLASSES}
         self._groups: dict[str, Int32[np.ndarray, " vocabulary"]] = {
@@ -70,11 +75,11 @@ class Vocabulary:
         return len(self.strings)
 
     def groups(self, kind: str) -> Int32[np.ndarray, " vocabulary"]:
-        """For every token id the number of its group of this kind; -1 where it has none (blank space is no word)."""
+        """For each token id, the number of its group of this kind; -1 if it has none (blank space is not a word)."""
         return self._groups[kind]
 
     def ids(self, kind: str, group: int) -> Int64[np.ndarray, " ids"]:
-        """Token ids in a group, ascending."""
+        """The token ids in a group, ascending."""
         if kind == "token":
             return np.array([group])
         if kind not in self._ids:
@@ -84,21 +89,21 @@ class Vocabulary:
         return order[before[group] : before[group + 1]]
 
     def size(self, kind: str) -> int:
-        """How many groups of this kind there are."""
+        """The number of groups of this kind."""
         return len(self.strings) if kind == "token" else len(self._names[kind])
 
     def name(self, kind: str, group: int) -> str | int:
-        """What identifies a group outside this process: its text, or the id of a token."""
+        """The name that identifies a group outside this process: its text, or a token's id."""
         return group if kind == "token" else self._names[kind][group]
 
     def group(self, kind: str, name: str | int) -> int:
-        """Inverse of `name`. Raises ExplainerError if the vocabulary has no such group."""
+        """The number of the group with this name. Raises ExplainerError if the vocabulary has none."""
         found = name if isinstance(name, int) and 0 <= name < len(self) else self._numbers.get((kind, name))
         if found is None or (kind == "token") != isinstance(name, int):
             raise ExplainerError(
                 f"the vocabulary has no {kind} {name!r}",
                 expected="names from a pattern learnt with the same tokenizer",
-                todo="use the vocabulary of the model the pattern was learnt on",
+                todo="use the vocabulary of the model on which the pattern was learnt",
             )
         return int(found)
 
@@ -106,9 +111,9 @@ class Vocabulary:
         """Raises ExplainerError if a token id is outside the vocabulary."""
         if tokens.size and int(tokens.max()) >= len(self):
             raise ExplainerError(
-                f"token id {int(tokens.max())} in a vocabulary of {len(self)}",
+                f"token id {int(tokens.max())} is outside the vocabulary of {len(self)} tokens",
                 expected="token ids of the vocabulary's own tokenizer",
-                todo="use the vocabulary of the model the corpus was tokenized for",
+                todo="use the vocabulary of the model for which the corpus was tokenized",
             )
 
     @cached_property
@@ -117,7 +122,7 @@ class Vocabulary:
 
     @cached_property
     def ids_of(self) -> dict[str, list[int]]:
-        """All ids that decode to a text: several where bytes of no character all read as the same mark."""
+        """The ids that decode to each text. Several do if their bytes form no character and decode to U+FFFD."""
         ids: dict[str, list[int]] = {}
         for i, text in enumerate(self.strings):
             ids.setdefault(text, []).append(i)
@@ -131,7 +136,7 @@ def _numbered(keys: list[str | None]) -> tuple[tuple[str, ...], Int32[np.ndarray
 
 
 def _word(text: str) -> str | None:
-    # A token of incomplete bytes decodes to U+FFFD like many others: it is nobody's word.
+    # A token of incomplete bytes decodes to U+FFFD, as many others do, so its text identifies no word.
     return text.strip().lower() or None if UNREADABLE not in text else None
 
 

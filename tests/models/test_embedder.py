@@ -119,7 +119,7 @@ def test_what_is_no_model_is_refused(minilm: SentenceEmbedder, tmp_path: Path) -
 
     with pytest.raises(EmbedderError, match=r"'no_such_package' is not installed.*pip install"):
         opened("package:no_such_package").identity()
-    with pytest.raises(EmbedderError, match="is no folder"):
+    with pytest.raises(EmbedderError, match="is not a folder"):
         opened(f"path:{tmp_path}/nowhere").identity()
     (tmp_path / "empty").mkdir()
     with pytest.raises(EmbedderError, match=r"no modules\.json"):

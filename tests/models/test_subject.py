@@ -252,7 +252,7 @@ def test_a_failed_conversion_leaves_nothing_behind(folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("path:nowhere", "is no folder"),
+        ("path:nowhere", "is not a folder"),
         ("package:not_a_package_at_all", "pip install --no-deps not-a-package-at-all"),
         ("package:json", "is not installed"),
         ("somewhere", "package:NAME, hf:ORG/REPO@REVISION or path:FOLDER"),

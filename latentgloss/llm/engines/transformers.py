@@ -89,13 +89,13 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM
 
         from latentgloss.models.cpu_linear import order_weights
-        from latentgloss.models.files import quiet, readable, ready_folder
+        from latentgloss.models.files import loading, quiet, ready_folder
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
             folder = ready_folder(self.spec, self.cache_dir)
-            with quiet(), readable(self.spec, folder):
+            with quiet(), loading(self.spec, folder):
                 model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=getattr(torch, self.spec.dtype), local_files_only=True
                 )
