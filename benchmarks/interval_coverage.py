@@ -1,50 +1,53 @@
-"""Do 95 % intervals contain the truth in 95 of 100 cases? Every interval that is stored, over simulated latents.
+"""Do 95 % intervals contain the true value in 95 of 100 cases? Every stored interval, on simulated latents.
 
-    python benchmarks/interval_coverage.py          all cells, result, figure in docs/images/coverage.svg
-    python benchmarks/interval_coverage.py --prompts    cells with prompts; the others as they are in the latest result
+    python benchmarks/interval_coverage.py              all cells; writes a result and docs/images/coverage.svg
+    python benchmarks/interval_coverage.py --prompts    cells with prompts only; takes the others from the latest result
 
-A cell is a metric, a true value, judgements per class, a size of cluster and a correlation within it. What is judged
-is made up, so the truth is known: answers are beta-binomial in clusters, evidence is normal with a normal effect of
-the cluster. In cells with prompts five judgements of both classes share a prompt, across documents of one or two: an
-answer is the document's or the prompt's with a chance that is the root of the correlation, else its own. Tests run a
-part of the cells.
+A cell is a metric, a band of true values, a number of judgements per class, a size of cluster and a correlation within
+clusters. The judgements are simulated, so the true value is known: answers are beta-binomial within clusters, evidence
+is normal with a normal effect of the cluster. In cells with prompts, five judgements of both classes share a prompt,
+and documents of one or two judgements are spread over prompts. An answer there is that of its document or that of its
+prompt, each with a chance that is the root of the correlation, and otherwise its own. The tests run some of the cells.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from latentgloss.statistics import intervals, metrics
+from latentgloss.statistics import areas, metrics
 from latentgloss.statistics.intervals import Interval
+from latentgloss.statistics.rates import rate_intervals
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 LATENTS = 5000
+"""Simulated latents per cell."""
 BANDS = tuple((0.55 + 0.08 * i, 0.63 + 0.08 * i) for i in range(5))
-"""Of true values. At one exact value the lattice of possible rates alone moves coverage by ±2 % (Brown, Cai & DasGupta,
-Stat. Sci. 16:101, 2001), whatever the interval; no latent has one exact value."""
+"""Bands of true values. At a single true value, the lattice of possible rates alone moves coverage by ±2 %, with any
+interval (Brown, Cai & DasGupta, Stat. Sci. 16:101, 2001), and real latents do not share a single true value."""
 PER_CLASS = (50, 100, 200)
+"""Judgements per class."""
 SIZES = (2, 5)
-"""Judgements of a class per cluster: contexts per document as sampled, and more."""
+"""Judgements of a class per cluster: the number of contexts sampled per document, and a larger one."""
 CORRELATIONS = (0.0, 0.3)
 PER_PROMPT = 5
+"""Judgements per prompt."""
 CROSSED = tuple(
     (band, n, 2, of_document, of_prompt)
     for band, n, of_document, of_prompt in product(BANDS[::4], (50, 100), (0.0, 0.2), (0.1, 0.3))
 )
-"""Cells with prompts; the correlations of documents and of prompts."""
+"""Cells with prompts: band, judgements per class, size of cluster, correlation in documents, correlation in prompts."""
 
 
 class Judged(NamedTuple):
-    """A block of latents, as `statistics` takes them; `right`: the judge agrees with `truth`."""
+    """Judgements of a block of latents, as `statistics` takes them. `right`: the judge agrees with `truth`."""
 
     truth: np.ndarray
     right: np.ndarray
@@ -55,13 +58,17 @@ class Judged(NamedTuple):
 
 
 def shared(prompt: np.ndarray, rng: np.random.Generator, draw: str) -> np.ndarray:
-    """A random number per prompt of each latent, beside its judgements."""
+    """A random number per prompt of each latent, repeated for the judgements of the prompt. `draw`: method of `rng`."""
     numbers: np.ndarray = getattr(rng, draw)((len(prompt), int(prompt.max()) + 1))
     return np.take_along_axis(numbers, prompt, 1)
 
 
 def prompts(latents: int, kinds: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Shuffled, five to a prompt: positives with the first stratum, other strata with positives that do not count."""
+    """Prompt of each judgement, five per prompt, in random order.
+
+    Positives share prompts with the first stratum of negatives. The other strata share theirs with positives that do
+    not count.
+    """
     orders = [rng.random((latents, 2 * n)).argsort(1) // PER_PROMPT for _ in range(kinds - 1)]
     each = [orders[0], *(order[:, :n] + 2 * n * h for h, order in enumerate(orders[1:], 1))]
     return np.concatenate(each, axis=1)
@@ -70,10 +77,11 @@ def prompts(latents: int, kinds: int, n: int, rng: np.random.Generator) -> np.nd
 def answers(
     chances: np.ndarray, n: int, size: int, correlation: float, rng: np.random.Generator, of_prompt: float = 0.0
 ) -> Judged:
-    """n judgements of each kind, right with chances [latents kinds]: positives first, then strata of negatives.
+    """n judgements of each kind, which are right with `chances` [latents kinds].
 
-    Kinds have documents of their own. Of three documents one is short: it holds half as many judgements. Prompts, if
-    `of_prompt` > 0, are easy or hard for all that is in them.
+    The kinds are positives and then the strata of negatives. Each kind has documents of its own. One in three documents
+    is short, with half as many judgements. If `of_prompt` > 0, there are prompts, each of which is easy or hard for all
+    its judgements.
     """
     latents, kinds = chances.shape
     sizes = np.full(2 * n, size)
@@ -103,9 +111,10 @@ def answers(
 def evidence(
     judged: Judged, area: np.ndarray, correlation: float, rng: np.random.Generator, of_prompt: float = 0.0
 ) -> np.ndarray:
-    """Normal evidence with effects of document and prompt; `area` [latents strata] is what each stratum's AUROC is.
+    """Normal evidence with effects of document and prompt. `area` [latents strata]: the true AUROC of each stratum.
 
-    A prompt is easy or hard: it moves positives and negatives apart. (One that moves both alike hardly moves an area.)
+    A prompt is easy or hard, which moves positives and negatives apart or together. (A prompt that moves both in the
+    same direction hardly changes an area.)
     """
     of_document = rng.standard_normal((len(area), int(judged.cluster.max()) + 1))[:, judged.cluster[0]]
     own = rng.standard_normal(judged.truth.shape)
@@ -118,7 +127,31 @@ def evidence(
 
 
 def covered(interval: Interval, true: np.ndarray) -> float:
+    """Share of latents whose interval contains the true value."""
     return float(np.mean((interval.low <= true) & (true <= interval.high)))
+
+
+class Draw(NamedTuple):
+    """How the judgements of a cell are drawn; its fields are those of `cell`."""
+
+    rng: np.random.Generator
+    n: int
+    size: int
+    correlation: float
+    of_prompt: float
+    known: bool
+
+    def answers(self, chances: np.ndarray) -> Judged:
+        """Judgements that are right with `chances` [latents kinds]."""
+        return answers(chances, self.n, self.size, self.correlation, self.rng, self.of_prompt)
+
+    def evidence(self, judged: Judged, area: np.ndarray) -> np.ndarray:
+        """Evidence with a true AUROC of `area` [latents strata]."""
+        return evidence(judged, area, self.correlation, self.rng, self.of_prompt)
+
+    def prompt(self, judged: Judged) -> np.ndarray | None:
+        """The prompts that the interval is given."""
+        return judged.prompt if self.known else None
 
 
 def cell(
@@ -132,49 +165,61 @@ def cell(
     *,
     known: bool = True,
 ) -> float:
-    """Share of `latents`, with true values even in `band`, whose interval holds the truth. The seed is the cell's.
+    """Share of `latents` whose interval contains the true value. True values are uniform in `band`.
 
-    `known`: whether the interval is told of the prompts.
+    `known`: whether the interval is given the prompts. The seed follows from the cell.
     """
-
-    def prompt(judged: Judged) -> np.ndarray | None:
-        return judged.prompt if known else None
-
     seed = [METRICS.index(metric), int(100 * band[0]), n, size, int(10 * correlation)]
     rng = np.random.default_rng([*seed, int(10 * of_prompt)] if of_prompt else seed)
     true = rng.uniform(*band, latents)
-    draw = partial(answers, n=n, size=size, correlation=correlation, rng=rng, of_prompt=of_prompt)
+    draw = Draw(rng, n, size, correlation, of_prompt, known)
     if metric == "auroc":
-        judged = draw(np.full((latents, 2), 0.5))
-        values = evidence(judged, true[:, None], correlation, rng, of_prompt)
-        return covered(intervals.auroc(judged.truth, values, *judged[2:4], prompt=prompt(judged)), true)
+        return cell_of_auroc(draw, true)
     if metric in ("tpr", "tnr", "balanced_accuracy"):
-        # Balanced accuracy is made of unequal rates.
-        more = rng.uniform(-1, 1, latents) * np.minimum(0.2, 0.99 - true) * (metric == "balanced_accuracy")
-        judged = draw(np.stack([true + more, true - more], axis=1))
-        said = judged.right == judged.truth
-        found = intervals.rate_intervals(judged.truth, said, *judged[2:4], prompt=prompt(judged))
-        return covered(getattr(found, metric), true)
-    # The population: two strata of negatives, the smaller one harder.
+        return cell_of_rates(metric, draw, true)
+    # The population: two strata of negatives, of which the smaller one is harder.
     share = rng.uniform(0.02, 0.3, latents)
     share = np.stack([share, 1 - share], axis=1)
     if metric == "population_auroc":
-        easy = np.minimum(0.98, true + rng.uniform(0, 0.1, latents))
-        areas = np.stack([(true - share[:, 1] * easy) / share[:, 0], easy], axis=1)
-        keep = (areas[:, 0] > 0.3) & (areas[:, 0] < 0.98)
-        share, areas, true = share[keep], areas[keep], true[keep]
-        judged = draw(np.full((len(true), 3), 0.5))
-        values = evidence(judged, areas, correlation, rng, of_prompt)
-        area = intervals.auroc(
-            judged.truth,
-            values,
-            *judged[2:4],
-            stratum=judged.stratum,
-            share=share,
-            prompt=prompt(judged),
-        )
-        return covered(area, true)
-    tpr, easy = rng.uniform(0.55, 0.95, latents), rng.uniform(0.02, 0.3, latents)
+        return cell_of_population_auroc(draw, true, share)
+    return cell_of_population_rates(metric, draw, true, share)
+
+
+def cell_of_auroc(draw: Draw, true: np.ndarray) -> float:
+    """Coverage of the AUROC in one arm."""
+    judged = draw.answers(np.full((len(true), 2), 0.5))
+    values = draw.evidence(judged, true[:, None])
+    return covered(areas.auroc(judged.truth, values, *judged[2:4], prompt=draw.prompt(judged)), true)
+
+
+def cell_of_rates(metric: str, draw: Draw, true: np.ndarray) -> float:
+    """Coverage of TPR, TNR or balanced accuracy in one arm."""
+    # The two rates that make a balanced accuracy differ.
+    more = draw.rng.uniform(-1, 1, len(true)) * np.minimum(0.2, 0.99 - true) * (metric == "balanced_accuracy")
+    judged = draw.answers(np.stack([true + more, true - more], axis=1))
+    said = judged.right == judged.truth
+    found = rate_intervals(judged.truth, said, *judged[2:4], prompt=draw.prompt(judged))
+    return covered(getattr(found, metric), true)
+
+
+def cell_of_population_auroc(draw: Draw, true: np.ndarray, share: np.ndarray) -> float:
+    """Coverage of the AUROC in the population. `share` [latents strata]."""
+    easy = np.minimum(0.98, true + draw.rng.uniform(0, 0.1, len(true)))
+    strata = np.stack([(true - share[:, 1] * easy) / share[:, 0], easy], axis=1)
+    keep = (strata[:, 0] > 0.3) & (strata[:, 0] < 0.98)
+    share, strata, true = share[keep], strata[keep], true[keep]
+    judged = draw.answers(np.full((len(true), 3), 0.5))
+    values = draw.evidence(judged, strata)
+    found = areas.auroc(
+        judged.truth, values, *judged[2:4], stratum=judged.stratum, share=share, prompt=draw.prompt(judged)
+    )
+    return covered(found, true)
+
+
+def cell_of_population_rates(metric: str, draw: Draw, true: np.ndarray, share: np.ndarray) -> float:
+    """Coverage of TNR, balanced accuracy or precision in the population. `share` [latents strata]."""
+    latents = len(true)
+    tpr, easy = draw.rng.uniform(0.55, 0.95, latents), draw.rng.uniform(0.02, 0.3, latents)
     if metric == "population_tnr":
         easy = (1 - true) / (2 * share[:, 0] + share[:, 1])
     fprs = np.stack([np.minimum(2 * easy, 0.95), easy], axis=1)
@@ -184,14 +229,14 @@ def cell(
     if metric == "population_balanced_accuracy":
         true = (tpr + 1 - fpr) / 2
     rate = true * fpr / (tpr * (1 - true) + true * fpr) if metric == "precision" else np.full(latents, 0.05)
-    judged = draw(np.concatenate([tpr[:, None], 1 - fprs], axis=1))
+    judged = draw.answers(np.concatenate([tpr[:, None], 1 - fprs], axis=1))
     said = judged.right == judged.truth
-    found_there = metrics.prevalence_weighted(judged.truth, said, *judged[2:5], share, rate, prompt=prompt(judged))
+    found = metrics.prevalence_weighted(judged.truth, said, *judged[2:5], share, rate, prompt=draw.prompt(judged))
     if metric == "precision":
-        return covered(found_there.precision, true)
+        return covered(found.precision, true)
     if metric == "population_tnr":
-        return covered(found_there.fpr, 1 - true)
-    return covered(found_there.balanced_accuracy, true)
+        return covered(found.fpr, 1 - true)
+    return covered(found.balanced_accuracy, true)
 
 
 METRICS = (
@@ -204,18 +249,18 @@ METRICS = (
     "population_auroc",
     "precision",
 )
-
+"""Metrics with a stored interval. Their order is part of the seeds."""
 
 STYLES = {
     "prompt icc": ("#c8691c", "#c8691c", 8),
     "icc 0.3": ("#1f5a91", "#1f5a91", 0),
     "icc 0.0": ("#fff", "#1f5a91", -8),
 }
-"""Fill, stroke and shift of a dot, by what its cell's name contains; the first that fits."""
+"""Fill, stroke and vertical shift of a dot, by a part of its cell's name; the first match counts."""
 
 
 def figure(cells: dict[str, dict[str, float]], path: Path) -> None:
-    """One row per metric, one dot per cell at its coverage; the band asked for behind them. SVG by hand."""
+    """Writes an SVG with one row per metric and one dot per cell at its coverage, over the band from .93 to .97."""
     left, width, row, top = 220, 420, 30, 34
     low, high = 0.90, 1.0
 
@@ -248,18 +293,19 @@ def figure(cells: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def name(band: tuple[float, float], n: int, size: int, correlation: float, of_prompt: float) -> str:
-    """Of a cell, in the result."""
+    """Name of a cell in the result."""
     prompt = f", prompt icc {of_prompt}" if of_prompt else ""
     return f"true {band[0]:.2f}-{band[1]:.2f}, n {n}, cluster {size}, icc {correlation}{prompt}"
 
 
 def main() -> None:
+    """Simulates the cells, writes the figure and records the result."""
     import world
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latents", type=int, default=LATENTS, help="simulated per cell")
+    parser.add_argument("--latents", type=int, default=LATENTS, help="simulated latents per cell")
     parser.add_argument(
-        "--prompts", action="store_true", help="cells with prompts only, beside the others of the latest"
+        "--prompts", action="store_true", help="cells with prompts only; takes the others from the latest result"
     )
     arguments = parser.parse_args()
     latents = arguments.latents

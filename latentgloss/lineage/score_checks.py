@@ -1,6 +1,7 @@
-"""What `lineage --verify` recomputes of scores: values, intervals and specificity, from their judgements.
+"""What `lineage --verify` recomputes of scores: values, intervals and specificity.
 
-What belongs here: comparisons of stored scores with what their judgements give. Reads nothing, writes nothing.
+What belongs here: pure comparisons of stored scores with values computed from their judgements, trials and null scores,
+and the texts that show a score.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import polars as pl
 
 from latentgloss import schema
 from latentgloss.lineage.checks import Check, shown
-from latentgloss.statistics import intervals, metrics
+from latentgloss.statistics import areas, intervals, metrics
+from latentgloss.statistics.rates import Rates, overlapping_share, rate_intervals
 
 TOLERANCE = 1e-9
-"""Of a score against what its judgements give: nothing but the order of a sum may differ."""
+"""Largest accepted difference between a stored and a recomputed value; only the order of a sum may differ."""
 
 
 def score_checks(
     scores: pl.DataFrame, judgements: pl.DataFrame, nulls: pl.DataFrame | None, strata: pl.DataFrame | None
 ) -> list[Check]:
-    """Each score of a latent and its interval, from its judgements on the test split; specificity from null scores.
+    """Recomputes each score of a latent with its interval from its judgements, and specificity from null scores.
 
-    `strata`: shares of the strata (`schema.STRATA_SHARES`); without them scores of the population go unchecked.
+    `nulls`: the latent's scores with null explanations; None: specificity is not checked. `strata`: shares of the
+    strata (`schema.STRATA_SHARES`); None: scores on the population are not checked.
     """
     from latentgloss.scores.scorers.detection import THRESHOLD_ARMS
 
@@ -42,7 +45,7 @@ def score_checks(
             pl.col("embedder") == row["embedder"],
             pl.col("evidence" if by_rank else "prediction").is_not_null(),
         )
-        # Activating contexts are judged in every arm, and count once.
+        # Activating contexts are judged in every arm but count only once.
         first = min(judged["negatives"].unique(), key=lambda arm: (*THRESHOLD_ARMS, arm).index(arm), default="")
         judged = judged.filter(~pl.col("truth") | (pl.col("negatives") == first))
         found = _recomputed(judged, {arm: share for arm, share in shares.items() if share}, by_rank)
@@ -56,8 +59,8 @@ def score_checks(
         checks.append(Check(what, same, shown({**found, "n": judged.height}), shown({**stored, "n": row["n"]})))
         if nulls is not None and row["specificity"] is not None:
             same_key = [pl.col(name) == row[name] for name in ("negatives", "judge", "embedder")]
-            like = nulls.filter(same_key)["score"]
-            mean = float(np.mean(like.drop_nulls().to_numpy())) if like.count() else float("nan")
+            null_scores = nulls.filter(same_key)["score"]
+            mean = float(np.mean(null_scores.drop_nulls().to_numpy())) if null_scores.count() else float("nan")
             same = abs(row["score"] - mean - row["specificity"]) <= TOLERANCE
             what = f"specificity of {row['judge']} on {row['negatives']}"
             checks.append(Check(what, same, shown(row["score"] - mean), shown(row["specificity"])))
@@ -65,30 +68,30 @@ def score_checks(
 
 
 def accuracy_checks(scores: pl.DataFrame, judgements: pl.DataFrame, trials: pl.DataFrame) -> list[Check]:
-    """Each score of intruder detection of a latent and its interval, from what was judged in its trials."""
+    """Recomputes each intruder-detection score of a latent with its interval and coverage from its judged trials."""
     windows = trials.filter(status="ok").select("trial", context="contexts").explode("context")
     checks = []
     for row in scores.filter(pl.col("status") == "ok").iter_rows(named=True):
-        told = (
+        judged = (
             judgements.filter(judge=row["judge"])
             .join(windows, on="context")
             .group_by("trial")
             .agg(pl.col("prediction", "truth", "document"))
         ).filter(pl.col("prediction").list.drop_nulls().list.len() > 0)
-        found = np.array([p == t for p, t in told.select("prediction", "truth").iter_rows()])[None]
-        members = np.array(told["document"].to_list())[None]
-        share = intervals.overlapping_share(found, np.ones_like(found), members)
+        found = np.array([p == t for p, t in judged.select("prediction", "truth").iter_rows()])[None]
+        members = np.array(judged["document"].to_list())[None]
+        share = overlapping_share(found, np.ones_like(found), members)
         again = dict(zip(("score", "ci_low", "ci_high"), (float(value[0]) for value in share), strict=True))
-        again["coverage"] = told.height / trials.height
+        again["coverage"] = judged.height / trials.height
         stored = {name: row[name] for name in again}
-        same = told.height == row["n"] and all(_close(again[name], stored[name]) for name in again)
+        same = judged.height == row["n"] and all(_close(again[name], stored[name]) for name in again)
         what = f"score of {row['judge']} from its trials"
-        checks.append(Check(what, same, shown(again | {"n": told.height}), shown(stored | {"n": row["n"]})))
+        checks.append(Check(what, same, shown(again | {"n": judged.height}), shown(stored | {"n": row["n"]})))
     return checks
 
 
 def _recomputed(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool) -> dict[str, float]:
-    """AUROC, or rates and balanced accuracy, with each stratum of negatives weighing its share."""
+    """AUROC, or rates and balanced accuracy; each stratum of negatives is weighted by its share."""
     positive = judged.filter("truth")
     each = {arm: judged.filter(~pl.col("truth"), pl.col("negatives") == arm) for arm in shares}
     if by_rank:
@@ -96,7 +99,7 @@ def _recomputed(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool) -
         for arm, negative in each.items():
             both = pl.concat([positive, negative])
             truth, evidence, cluster = (both[name].to_numpy()[None] for name in ("truth", "evidence", "document"))
-            area = intervals.auroc(truth, evidence, np.ones_like(truth), cluster)
+            area = areas.auroc(truth, evidence, np.ones_like(truth), cluster)
             total += shares[arm] * float(area.value[0])
         return {"auroc": total}
     tpr = _share(positive["prediction"])
@@ -105,12 +108,15 @@ def _recomputed(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool) -
 
 
 def _close(found: float, stored: float | None) -> bool:
-    """What cannot be computed is stored as nothing."""
+    """Whether two values agree within `TOLERANCE`; a value that cannot be computed is NaN and stored as None."""
     return bool(np.isnan(found)) if stored is None else abs(found - stored) <= TOLERANCE
 
 
 def _ends(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool, whole: bool) -> dict[str, float]:
-    """Ends of the intervals of what `_recomputed` returns; documents and prompts are clusters. `whole`: population."""
+    """Ends of the intervals of the values that `_recomputed` returns; documents and prompts are clusters.
+
+    `whole`: whether the score is on the population.
+    """
     truth, document, prompt, stratum = (
         series.to_numpy()[None]
         for series in (
@@ -123,18 +129,18 @@ def _ends(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool, whole: 
     valid, share = np.ones_like(truth), np.array([list(shares.values())])
     if by_rank:
         evidence = judged["evidence"].to_numpy()[None]
-        area = intervals.auroc(truth, evidence, valid, document, stratum=stratum, share=share, prompt=prompt)
+        area = areas.auroc(truth, evidence, valid, document, stratum=stratum, share=share, prompt=prompt)
         found_ends = {"ci": area, "auroc": area}
     else:
-        said = judged["prediction"].to_numpy()[None]
+        predicted = judged["prediction"].to_numpy()[None]
         if whole:
             found = metrics.prevalence_weighted(
-                truth, said, valid, document, stratum, share, np.array([0.5]), prompt=prompt
+                truth, predicted, valid, document, stratum, share, np.array([0.5]), prompt=prompt
             )
             tnr = intervals.Interval(1 - found.fpr.value, 1 - found.fpr.high, 1 - found.fpr.low)
-            rates = intervals.Rates(found.tpr, tnr, found.balanced_accuracy)
+            rates = Rates(found.tpr, tnr, found.balanced_accuracy)
         else:
-            rates = intervals.rate_intervals(truth, said, valid, document, prompt=prompt)
+            rates = rate_intervals(truth, predicted, valid, document, prompt=prompt)
         found_ends = {"ci": rates.balanced_accuracy, "tpr": rates.tpr, "tnr": rates.tnr}
     ends = {}
     for name, interval in found_ends.items():
@@ -142,15 +148,17 @@ def _ends(judged: pl.DataFrame, shares: dict[str, float], by_rank: bool, whole: 
     return ends
 
 
-def _share(said: pl.Series) -> float:
-    return float(said.to_numpy().mean()) if len(said) else float("nan")
+def _share(true: pl.Series) -> float:
+    return float(true.to_numpy().mean()) if len(true) else float("nan")
 
 
 def filled(row: dict[str, Any]) -> dict[str, Any]:
+    """The values of a row that are not None."""
     return {key: value for key, value in row.items() if value is not None}
 
 
 def in_words(row: dict[str, Any]) -> str:
+    """A row of `schema.SCORES` as one line: metric, score, interval and n, or the status and its reason."""
     if row["score"] is None:
         return f"{row['status']}: {row['reason']}"
     interval = "" if row["ci_low"] is None else f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"

@@ -1,11 +1,11 @@
-"""Intruder detection: are a latent's activating contexts alike at all? Judged without an explanation.
+"""The stage `intruder_scores`: do the activating contexts of a latent have anything in common?
 
     trials -> questions -> answers -> judgements -> scores
 
-What belongs here: the runner of `intruder_scores`. Reads `eligibility`, `contexts` and `activations`; writes `trials`,
-`judgements` and `scores`, with explainer `none`. Which windows make a trial is in `scorers/trials.py`, who answers in
-`scorers/intruder.py`. Without a judge in the settings nothing is read and the version is empty.
-Definitions: docs/methods.md, Intruder.
+What belongs here: the runner of the stage. It judges latents without an explanation. Reads `eligibility`, `contexts`
+and `activations`; writes `trials`, `judgements` and `scores`, with explainer `none`. The trials come from
+`scorers/intruder.py`, the answers from `judges/intruder.py`. If the settings name no judge, nothing is read and the
+version is empty. Definitions: docs/methods.md, Intruder.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from latentgloss import schema
 from latentgloss.contexts.latent_sample import of_block, sampled
 from latentgloss.machine.concurrency import until_abandoned
 from latentgloss.pipeline.stage_run import one_by_one
-from latentgloss.scores import judgements
-from latentgloss.scores.scorers.intruder import ARM, TRIALS, Trials
+from latentgloss.scores import judgements, score_rows
+from latentgloss.scores.scorers.intruder import Trials
+from latentgloss.scores.scorers.trials import ARM, TRIALS
 from latentgloss.scores.side_by_side import BlockTask, add_taken, ask_about_blocks, facts_of
 from latentgloss.scores.table import SCORERS
 
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 
 TASK: Task = "intruder"
+"""The scorer of this stage."""
 EXPLAINER = "none"
-"""In every row: no explanation is judged."""
+"""The explainer in every row, because no explanation is judged."""
 _TABLES = (schema.TRIALS, schema.JUDGEMENTS, schema.SCORES)
 
 
@@ -52,7 +54,7 @@ def _intruder(run: StageRun[ScoreNeeds]) -> None:
     identities = [judge.identity() for judge in judges]
 
     def task_of(block: str) -> BlockTask | None:
-        """Draws the trials of a block that is due."""
+        """Draws the trials of a block; None if the draft has its scores."""
         sample = None if chosen is None else of_block(chosen, block)
         name, recipe = f"{block}-{EXPLAINER}", _recipe(run, block, identities, sample, trials.consumed(block))
         if run.reuse(name, recipe, _TABLES):
@@ -76,7 +78,10 @@ def _recipe(
     sample: list[int] | None,
     trials: dict[str, Any],
 ) -> dict[str, Any]:
-    """What decides the scores of a block. `judges`: their identities; `trials`: what the trials depend on."""
+    """Everything that decides the scores of a block.
+
+    `judges`: their identities. `trials`: what the trials depend on (`Trials.consumed`).
+    """
     return run.block_recipe(
         settings={
             "judges": judges,
@@ -89,9 +94,11 @@ def _recipe(
         },
         resolved_saes=run.input("resolved_saes").content(("cache",)),
         **{
-            i.stage: run.input(i.stage).content(i.parts, block if i.stage == "sampled_contexts" else None)
-            for i in run.stage.inputs
-            if i.stage != "resolved_saes"
+            needed.stage: run.input(needed.stage).content(
+                needed.parts, block if needed.stage == "sampled_contexts" else None
+            )
+            for needed in run.stage.inputs
+            if needed.stage != "resolved_saes"
         },
     )
 
@@ -109,7 +116,7 @@ def _write(
     asked: Asked,
     judges: Sequence[Judge],
 ) -> Written:
-    """Scores a block and writes it."""
+    """Scores a block and writes it to the folder of the draft."""
     taken: Taken = {}
     found = score_trials(eligibility, trials, asked, judges, taken)
     return {name: blocks.write(name, recipe, _TABLES, found, facts_of(taken))}
@@ -122,9 +129,10 @@ def score_trials(
     judges: Sequence[Judge],
     taken: Taken | None = None,
 ) -> dict[str, pl.DataFrame]:
-    """Trials, judgements and scores of one block: a score row of every latent asked for and judge.
+    """Trials, judgements and scores of one block, as tables by name: a score row per latent of `eligibility` and judge.
 
-    What the answers took is added to `taken`. Eligible latents without a row in `trials` are not in the sample.
+    Eligible latents without a row in `trials` are not in the sample. The tokens and dollars that the answers took are
+    added to `taken`.
     """
     metric = SCORERS[TASK].metric
     judged = trials["latent"].unique().sort()
@@ -148,8 +156,8 @@ def score_trials(
         answered = judgements.with_answers(asked.rows, answers)
         frames["judgements"].append(judgements.table(answered, key))
         frames["scores"] += [
-            judgements.scores_of_trials(trials, answered, metric, key),
-            judgements.unscored(out, [ARM], metric, key),
+            score_rows.scores_of_trials(trials, answered, metric, key),
+            score_rows.unscored(out, [ARM], metric, key),
         ]
     found: dict[str, Any] = {name: pl.concat(frame) for name, frame in frames.items()}
     return {"trials": trials, **found, "scores": found["scores"].sort("judge", "latent", maintain_order=True)}

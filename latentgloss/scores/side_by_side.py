@@ -1,8 +1,8 @@
-"""Asking about blocks of latents side by side: the one loop that the runner of every scorer uses.
+"""Asking about blocks of latents concurrently: the one loop that the runner of every scorer uses.
 
-What belongs here: beginning blocks while earlier ones wait for replies, adding what was written to the draft in order,
-and adding up what judges took. What is asked about a block, and how answers become numbers, is the scorer's stage
-(`stages.py`, `intruder_stage.py`): it hands over a function from a block to a `BlockTask`.
+What belongs here: starting blocks while earlier ones wait for replies, adding written blocks to the draft in order, and
+adding up what the judges took. What is asked about a block, and how answers become numbers, is up to the stage
+(`stages.py`, `intruder_stage.py`), which passes a function from a block to a `BlockTask`.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ if TYPE_CHECKING:
     from latentgloss.store import Block
 
 AHEAD = 2
-"""Blocks that processes score while one is written."""
+"""Blocks that processes score while one is added to the draft."""
 TAKEN = ("prompt_tokens", "completion_tokens", "cost_usd")
+"""What answers take, as fields of `protocols.Answer`."""
 Taken = dict[str, dict[str, float]]
-"""Per judge, the tokens and dollars that its answers took."""
+"""Tokens and dollars that the answers of each judge took."""
 Written = dict[str, "Block"]
-"""Scored blocks whose files are in the draft's folder, by name. Their fact `spent` is what judges took for them."""
+"""Scored blocks whose files are in the folder of the draft, by name. Their fact `spent` is a `Taken`."""
 
 
 @dataclass(frozen=True)
 class BlockTask:
-    """Scoring one block of latents, not begun yet: `score(*arguments)` asks, scores and writes."""
+    """The scoring of one block of latents, not started yet."""
 
     contexts: int
-    """Contexts it asks about, which bounds how many blocks are under way."""
+    """Contexts that it asks about. Their number bounds how many blocks are under way."""
     score: Callable[..., Written]
+    """Asks, scores and writes, called with `arguments`."""
     arguments: tuple[Any, ...]
 
 
@@ -51,12 +53,13 @@ def ask_about_blocks(
 ) -> None:
     """Scores every block of a partition and adds each to the draft, in order.
 
-    `task_of` prepares a block, or returns None if the draft has all of it already; it is called in this thread. The
-    tasks run in `processes` if given (they must then be picklable), on threads if a judge `asks` a language model, and
-    otherwise here, one after the other. What judges took becomes a fact of the version, whichever run paid for it.
+    `task_of` prepares a block, or returns None if the draft has all of it already; it is called in this thread. Tasks
+    run in `processes` if given, and must then be picklable. Otherwise they run on threads if a judge `asks` a language
+    model, and else one after the other in this thread. What the judges took becomes the fact `spent` of the version, no
+    matter which run paid for it.
     """
 
-    def begun(threads: Threads) -> Iterator[tuple[int, Callable[[], Written]]]:
+    def started(threads: Threads) -> Iterator[tuple[int, Callable[[], Written]]]:
         for block in blocks:
             task = task_of(block)
             if task is None:
@@ -70,7 +73,7 @@ def ask_about_blocks(
 
     most = AHEAD if processes is not None else BLOCKS_UNDER_WAY if asks else 0
     with Threads() as threads:
-        finished = run_in_order(begun(threads), most, CONTEXTS_UNDER_WAY if asks else None)
+        finished = run_in_order(started(threads), most, CONTEXTS_UNDER_WAY if asks else None)
         for done, written in enumerate(finished, 1):
             for name, block in written.items():
                 run.draft.add(name, block)
@@ -82,21 +85,21 @@ def ask_about_blocks(
 
 
 def add_taken(taken: Taken, judge: str, answers: Iterable[Answer]) -> None:
-    """Adds what a judge's answers took to `taken`."""
-    mine = taken.setdefault(judge, dict.fromkeys(TAKEN, 0))
+    """Adds the tokens and dollars of a judge's answers to `taken`."""
+    total = taken.setdefault(judge, dict.fromkeys(TAKEN, 0))
     for answer in answers:
         for name in TAKEN:
-            mine[name] += getattr(answer, name)
+            total[name] += getattr(answer, name)
 
 
 def facts_of(taken: Taken) -> dict[str, Any]:
-    """The facts of a scored block: what each judge took, judges that took nothing left out."""
-    spent = {judge: of for judge, of in taken.items() if any(of.values())}
+    """The facts of a scored block: what each judge took, without judges that took nothing."""
+    spent = {judge: amounts for judge, amounts in taken.items() if any(amounts.values())}
     return {"spent": spent} if spent else {}
 
 
 def _taken_by_blocks(blocks: Iterable[Block]) -> Taken:
-    """The sum over blocks, by judge in alphabetical order."""
+    """What each judge took for all blocks, in alphabetical order of the judges."""
     total: Taken = {}
     for block in blocks:
         for judge, taken in block.facts.get("spent", {}).items():

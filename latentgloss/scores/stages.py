@@ -1,8 +1,9 @@
 """The stages `detection_scores`, `fuzzing_scores` and `embedding_scores`: how far an explanation can be trusted.
 
-What belongs here: the runner that they share. What differs between scorers is a row of `table.SCORERS`. Reads
-`explanations`, `contexts` and whatever a scorer asks about; writes `judgements` and `scores`. What answers is a
-`protocols.Judge`. What a stage needs that is not in the store: `scorers.base.ScoreNeeds`. Definitions: docs/methods.md.
+What belongs here: the runner that they share. A row of `table.SCORERS` holds what differs between scorers. Reads
+`explanations`, `contexts` and the other inputs of the scorer; writes `judgements` and `scores`. A `protocols.Judge`
+gives the answers. `scorers.base.ScoreNeeds` lists what the stages need that is not in the store. Definitions:
+docs/methods.md.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ if TYPE_CHECKING:
     from latentgloss.store import Blocks
 
 BY_BLOCK = ("sampled_contexts", "sampled_negatives")
-"""Inputs that are cut into blocks of latents: a block of scores depends on the same block of these alone."""
+"""Inputs that are stored in blocks of latents. A block of scores depends on the same block of these inputs alone."""
 
 
 def runner(scorer: Scorer) -> Runner[ScoreNeeds]:
-    """Runner of the stage `<name>_scores`."""
+    """The runner of the stage `<name>_scores` of a scorer."""
     return with_processes(partial(_score, scorer), _prepare, lambda run: (run.resources.vocabulary(run.model.name),))
 
 
 def _score(scorer: Scorer, run: StageRun[ScoreNeeds], pool: Executor | None) -> None:
+    """Scores one partition, in the processes of `pool` if the judges can work there."""
     run.check_windows()
     scoring = _Scoring(scorer, run, pool)
     ask_about_blocks(run, scoring.blocks, scoring.task, asks=scoring.asks, processes=scoring.processes)
@@ -52,7 +54,7 @@ def _score(scorer: Scorer, run: StageRun[ScoreNeeds], pool: Executor | None) -> 
 
 
 class _Scoring:
-    """One scorer over one partition: what is to be scored of each block, from what, and by whom."""
+    """One scorer on one partition: its judges, its samples of latents, and the task for each block."""
 
     def __init__(self, scorer: Scorer, run: StageRun[ScoreNeeds], pool: Executor | None) -> None:
         self.scorer, self.run = scorer, run
@@ -69,22 +71,21 @@ class _Scoring:
         self._judged_by_readers, self._nulls_judged_by_readers = (
             sampled(eligibility, n, self.settings.seed) for n in sizes
         )
-        # Judges made of the vocabulary alone can judge in any process; one that asks a model is asked from here.
+        # A judge that needs nothing but the vocabulary can judge in any process; one that asks a model stays in this.
         names = getattr(self.settings, "judges", ())
         self.processes = pool if names and set(names) <= set(JUDGES) else None
 
     def task(self, block: str) -> BlockTask | None:
-        """What is to be scored of a block; None if the draft has all of it."""
-        mine = [name for name in self.names if name.startswith(f"{block}-")]
-        # Nulls first: specificity is computed from their scores.
-        mine.sort(key=lambda name: not explainer_of(name).startswith(NULL))
-        due = [one for name in mine if (one := self._due(block, name, mine)) is not None]
+        """The scoring of a block; None if the draft has all of it."""
+        names = [name for name in self.names if name.startswith(f"{block}-")]
+        # Nulls first, because specificity is computed from their scores.
+        names.sort(key=lambda name: not explainer_of(name).startswith(NULL))
+        due = [explained for name in names if (explained := self._due(block, name, names)) is not None]
         if not due:
             return None
         asked = self.plan.ask(block)
-        if self._judged_by_readers is not None and all(
-            judge.decides for judge in self.judges
-        ):  # of a sparse sample that is little
+        if self._judged_by_readers is not None and all(judge.decides for judge in self.judges):
+            # A sparse sample has few latents in a block; the rows of the others are not needed.
             asked = asked.of(pl.Series(of_block(self._judged_by_readers, block), dtype=pl.UInt32))
         arguments = self.run.draft.own, self.scorer.name, due, asked, self.plan.arms, self.chosen
         if self.processes is not None:
@@ -92,7 +93,7 @@ class _Scoring:
         return BlockTask(asked.rows.height, _write, (*arguments, self.judges))
 
     def _due(self, block: str, name: str, names: Sequence[str]) -> ExplainedBlock | None:
-        """What one explainer said of a block, with the recipe of its scores; None if the draft has them."""
+        """The explanations of an explainer in a block, with the recipe of their scores; None if the draft has these."""
         nulls = [null for null in names if _is_null_of(null, name)]
         recipe = self._recipe(block, name, nulls)
         if self.run.reuse(name, recipe, TABLES):
@@ -101,7 +102,7 @@ class _Scoring:
         return ExplainedBlock(name, recipe, nulls, self._sample_of_readers(name), explanations)
 
     def _sample_of_readers(self, name: str) -> np.ndarray | None:
-        """Latents of the SAE that judges which read are asked about, by the explainer in a block's name."""
+        """Latents of the SAE that judges which read are asked about, for the explainer in the name of a block."""
         return self._nulls_judged_by_readers if explainer_of(name).startswith(NULL) else self._judged_by_readers
 
     @cached_property
@@ -109,49 +110,51 @@ class _Scoring:
         return [judge.identity() for judge in self.judges]
 
     def _recipe(self, block: str, name: str, nulls: Sequence[str]) -> dict[str, Any]:
-        """What decides the scores of one explainer's explanations of a block."""
-        run, read = self.run, self._sample_of_readers(name)
+        """Everything that decides the scores of the explanations of one explainer in a block."""
+        run, readers = self.run, self._sample_of_readers(name)
         return run.block_recipe(
             settings={
                 "judges": self._identities,
                 "length": run.settings.contexts.length,
                 "profile": run.settings.profile,
                 "sample": None if self.chosen is None else of_block(self.chosen, block),
-                **({} if read is None else {"of_deciders": of_block(read, block)}),
+                **({} if readers is None else {"of_deciders": of_block(readers, block)}),
                 **self.plan.identity,
             },
             explanations=self.explanations.content((), name),
             nulls=[self.explanations.content((), null) for null in nulls],
             **{
-                i.stage: run.input(i.stage).content(i.parts, block if i.stage in BY_BLOCK else None)
-                for i in run.stage.inputs
-                if i.stage in run.recipe.inputs and i.stage != "explanations"
+                needed.stage: run.input(needed.stage).content(needed.parts, block if needed.stage in BY_BLOCK else None)
+                for needed in run.stage.inputs
+                if needed.stage in run.recipe.inputs and needed.stage != "explanations"
             },
         )
 
 
 def _sizes(settings: Any) -> tuple[int | None, int | None]:
-    """Sample sizes for judges that read: (explanations, null explanations). None: every latent."""
+    """Sample sizes for judges that read: (explanations, null explanations); None: every latent."""
     own = settings.llm
     return smaller(own.sample), smaller(own.sample, own.null_sample)
 
 
 def _is_null_of(null: str, name: str) -> bool:
-    """Whether one block, by its name, holds a null of the explainer of another."""
+    """Whether the block `null` has null explanations of the explainer whose block is `name`."""
     null, name = explainer_of(null), explainer_of(name)
     return null.startswith(NULL) and not name.startswith(NULL) and base_of(null) == name
 
 
 def _write(blocks: Blocks, scorer: str, *rest: Any) -> Written:
+    """`write_scores` for the scorer of that name."""
     return write_scores(blocks, SCORERS[scorer], *rest)
 
 
-# In a process of the pool ------------------------------------------------------------------------------------
+# Runs in a process of the pool ------------------------------------------------------------------------------------
 
 _vocabulary: Vocabulary | None = None
 
 
 def _prepare(vocabulary: Vocabulary) -> None:
+    """Keeps the vocabulary for all tasks of this process."""
     global _vocabulary
     _vocabulary = vocabulary
 
@@ -165,7 +168,10 @@ def _write_in_process(
     arms: Sequence[str],
     chosen: np.ndarray | None,
 ) -> Written:
-    """As `_write`, with judges that this process makes of the vocabulary it was started with."""
+    """As `_write`, with judges that this process makes from the vocabulary it was started with.
+
+    `names`: the judges.
+    """
     assert _vocabulary is not None
     judges = [judge_named(name, _vocabulary) for name in names]
     return write_scores(blocks, SCORERS[scorer], explained, asked, arms, chosen, judges)

@@ -1,4 +1,8 @@
-"""`SCORERS`: every scorer, one row each."""
+"""`SCORERS`: every scorer, one row each.
+
+What belongs here: the list of scorers, and the two questions that other rooms have about it: which judges of a scorer
+ask a language model, and what decides the answers of its judges.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +34,13 @@ if TYPE_CHECKING:
 
 
 def language_judges(run: StageRun[ScoreNeeds], scorer: str) -> list[LlmJudge | IntruderJudge]:
-    """Those judges of a scorer's settings that ask a language model."""
+    """The judges of a scorer that ask a language model, by the settings of the run."""
     judges = SCORERS[scorer].judges(run, getattr(run.settings, scorer))
     return [judge for judge in judges if isinstance(judge, LlmJudge | IntruderJudge)]
 
 
 def _judged(task: Task, plan: Callable[[StageRun[ScoreNeeds], Corpus, tuple[str, ...]], Plan]) -> Scorer:
+    """A scorer of explanations whose judgements are yes or no."""
     judges, identities = partial(judges_of_contexts, task), partial(identities_of_contexts, task)
     return Scorer(task, "balanced_accuracy", SPLITS, plan, judges, identities)
 
@@ -52,6 +57,9 @@ SCORERS: dict[str, Scorer] = {
 
 
 def identities(needs: JudgeNeeds, settings: Settings, scorer: str) -> dict[str, dict[str, Any]]:
-    """Per judge of a scorer, everything that decides its answers. Raises SettingsError."""
+    """Everything that decides the answers of a scorer's judges, by the judge's name in the settings.
+
+    Raises SettingsError or InputError for an unknown judge, language model or embedder.
+    """
     found: dict[str, dict[str, Any]] = SCORERS[scorer].identities(needs, getattr(settings, scorer))
     return found

@@ -1,10 +1,13 @@
-"""Numbers from judgements: pure, vectorised functions over latents. Definitions: docs/methods.md.
+"""Numbers from judgements: pure functions, vectorised over latents. Definitions: docs/methods.md.
 
-- `metrics`           confusion counts, thresholds, AUPRC, prevalence weighting, chance correction
-- `intervals`         Wilson, clustered DeLong, MOVER, clustered shares
-- `resampling`        bootstrap intervals and paired comparisons over latents
+- `metrics`           thresholds, confusion counts, rates at the base rate, chance correction
+- `rates`             TPR, TNR, balanced accuracy and accuracy of clustered judgements, with intervals
+- `areas`             AUROC with its interval, AUPRC
+- `intervals`         Wilson, MOVER
 - `clusters`          sums over documents and prompts
-- `specificity`       a score held against null scores
+- `resampling`        bootstrap medians and paired comparisons over latents
+- `crossed`           bootstrap over latents and the documents that they share
+- `specificity`       scores compared with null scores
 - `multiple_testing`  Holm and Benjamini-Hochberg
 - `counter_rng`       counter-based random numbers
 """

@@ -1,4 +1,7 @@
-"""Counter-based random numbers: a hash of (seed, counters), the same in any order and company."""
+"""Counter-based random numbers: each is a hash of a seed and counters, so the order of drawing does not matter.
+
+What belongs here: the hash. Samplers of every room use it; each has a salt of its own for the seed.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,19 @@ from jaxtyping import Integer, UInt64
 
 
 def counter_hash(seed: int, *fields: Integer[np.ndarray, "*_"] | int) -> UInt64[np.ndarray, "*_"]:
-    """64 random bits per element of the (broadcast, non-negative) `fields`: no state, no order.
+    """64 random bits per element of the broadcast `fields`, which are non-negative integers.
 
-    What is drawn for a latent thus depends on nothing but the seed, the latent and the context. The mixer is
-    splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
+    There is no state: with latent and context as fields, a draw depends on the seed, the latent and the context alone.
+    The mixer is splitmix64 (Steele, Lea & Flood, OOPSLA 2014).
     """
     return further_hash(_mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64)), *fields)
 
 
 def further_hash(state: UInt64[np.ndarray, "*_"], *fields: Integer[np.ndarray, "*_"] | int) -> UInt64[np.ndarray, "*_"]:
-    """`counter_hash` of some fields and then of these, from the hashes of the former: what is shared is hashed once."""
+    """Continues `counter_hash` with further fields, so that shared leading fields are hashed only once.
+
+    `further_hash(counter_hash(seed, a), b)` equals `counter_hash(seed, a, b)`.
+    """
     for value in fields:
         state = _mix(state ^ np.asarray(value).astype(np.uint64))
     return state

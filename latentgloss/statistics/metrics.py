@@ -1,23 +1,24 @@
-"""The numbers behind scores: thresholds, metrics, rates at the base rate, chance correction.
+"""The numbers behind scores: thresholds, rates, rates at the base rate, chance correction.
 
-What belongs here: pure functions from judgements (or from scores) to numbers, vectorised over latents. No
-table, no file, no model. Definitions: docs/methods.md, "From judgements to numbers"; sources are named per
-function. Intervals of rates and areas are made in `intervals`, medians over latents in `resampling`; both are
-offered here too, so that callers need one import.
+What belongs here: pure functions from judgements, or from scores, to one number per latent. No table, no file, no
+model. Areas are in `areas`, intervals of rates in `rates`, summaries over latents in `resampling`. Definitions:
+docs/methods.md, "From judgements to numbers". Each function names its source.
 
-A block of latents is a set of padded arrays `[latents n]`, one column per judgement, in any order:
+All of `statistics` has these conventions. A block of latents is a set of padded arrays `[latents n]`, one column per
+judgement, in any order:
 
 - `truth` bool: the latent is active in the context;
 - `evidence` float, higher = more active, and/or `prediction` bool, True = "active";
-- `valid` bool: False is padding or a judgement without an answer; neither is ever counted;
-- `cluster` int: document of the context; judgements of one cluster may depend on each other, those with a
-  negative id are clusters of their own. A document may hold positives and negatives; ids are not compared
-  between latents;
-- `prompt` int: what was judged in one prompt, which is a cluster too; negative or None: judged alone.
+- `valid` bool: False for padding and for a judgement without an answer, neither of which ever counts;
+- `cluster` int: the document of the context. Judgements of one cluster may depend on each other; each judgement with a
+  negative id is a cluster of its own. A document may contain positives and negatives. Ids are not compared between
+  latents;
+- `prompt` int: the prompt in which the judgement was made, which is a cluster too; negative or None: judged alone.
 
-What cannot be computed (a class is missing, nothing valid, fewer than two clusters for an interval) is NaN,
-never an exception: the caller knows why and says so in the row. Nothing here looks at two latents at once, so
-adding latents changes no number.
+What cannot be computed is NaN, never an exception: a class is missing, nothing is valid, or there are fewer than two
+clusters for an interval. The caller knows the reason and writes it into the row. Outside `resampling`, `crossed`,
+`specificity` and `multiple_testing`, which summarise over latents, no function looks at two latents at once, so adding
+latents changes no number.
 """
 
 from __future__ import annotations
@@ -29,59 +30,22 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from latentgloss.errors import InputError
 from latentgloss.statistics.clusters import Evidence, Ids, Mask, PerLatent, Shares, alone, groupings, in_chunks
-from latentgloss.statistics.intervals import (
-    Interval,
-    Rates,
-    auroc,
-    clustered_share,
-    correlation,
-    mover,
-    mover_ratio,
-    overlapping_share,
-    rate_intervals,
-    ratio,
-    wilson,
-)
-from latentgloss.statistics.resampling import Median, median_interval, paired_median_gain
+from latentgloss.statistics.intervals import Interval, mover, mover_ratio, ratio
+from latentgloss.statistics.rates import clustered_share, correlation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
-__all__ = [
-    "UNINFORMED",
-    "AtBaseRate",
-    "Confusion",
-    "Interval",
-    "Median",
-    "Rates",
-    "auprc",
-    "auprc_at_base_rate",
-    "auroc",
-    "confusion",
-    "corrected",
-    "coverage",
-    "median_interval",
-    "overlapping_share",
-    "paired_median_gain",
-    "prevalence_weighted",
-    "rate_intervals",
-    "recall_by_decile",
-    "shrink",
-    "uninformed",
-    "wilson",
-    "youden_threshold",
-]
-
 Column: TypeAlias = Float[np.ndarray, "latents 1"]
 Counts: TypeAlias = Int[np.ndarray, " latents"]
 
 FULL_WEIGHT = 20
-"""Judgements of the rarer class from which a latent's own threshold is used as it is."""
+"""Judgements of the rarer class with which a latent's own threshold is used unchanged."""
 
 
 class Confusion(NamedTuple):
-    """Counts of judgements and their rates; a rate is NaN where its class is missing."""
+    """Counts of judgements [latents] and their rates; a rate is NaN where its class is missing."""
 
     tp: Counts
     fp: Counts
@@ -94,7 +58,7 @@ class Confusion(NamedTuple):
 
 
 class AtBaseRate(NamedTuple):
-    """What a judge's answers are worth at the latent's own firing rate."""
+    """Rates of a judge at the firing rate of each latent, with intervals."""
 
     tpr: Interval
     fpr: Interval
@@ -102,14 +66,15 @@ class AtBaseRate(NamedTuple):
     precision: Interval
     f1: PerLatent
     unresolved: Bool[np.ndarray, " latents"]
+    """The interval of the precision is too wide, or there is none."""
 
 
 def youden_threshold(evidence: Evidence, truth: Mask, valid: Mask) -> PerLatent:
-    """τ per latent, in the evidence's unit: "active" is `evidence >= τ`; maximises TPR - FPR (Youden, 1950).
+    """Threshold τ per latent, in the unit of the evidence, that maximises TPR - FPR (Youden, 1950).
 
-    τ lies halfway between neighbouring values; of equally good τ the one with the lowest FPR is taken.
-    Evidence that tells nothing therefore gets a τ just above its maximum (always "no"). NaN where a class
-    is missing.
+    `evidence >= τ` means "active". τ lies halfway between neighbouring values of the evidence. Of equally good τ the
+    one with the lowest FPR is taken, so uninformative evidence gets a τ just above its maximum (always "no"). NaN where
+    a class is missing.
     """
 
     def compute(evidence: Evidence, truth: Mask, valid: Mask) -> tuple[PerLatent]:
@@ -118,12 +83,12 @@ def youden_threshold(evidence: Evidence, truth: Mask, valid: Mask) -> PerLatent:
         order = np.argsort(np.where(valid, evidence, np.nan), axis=1)  # NaN sorts last
         e, t, v = (np.take_along_axis(a, order, 1) for a in (evidence, truth, valid))
         e = e.astype(np.float64)
-        # A cut c in 0 … n says "no" left of column c. Counted: negatives and positives left of it.
+        # A cut c in 0 … n says "no" left of column c. Here: negatives and positives left of each cut.
         left_neg, left_pos = (
             np.pad(np.cumsum(v & of_class, axis=1, dtype=np.int64), ((0, 0), (1, 0))) for of_class in (~t, t)
         )
         n_neg, n_pos, n_valid = left_neg[:, -1:], left_pos[:, -1:], v.sum(1, keepdims=True)
-        # J times n_neg n_pos, in integers: rounding must not decide which of two equal J has the lower FPR.
+        # n_neg n_pos (TPR - FPR), in integers, so that rounding cannot decide between equal values.
         j = left_neg * n_pos - left_pos * n_neg
         column = np.arange(n + 1)
         inside_a_tie = np.zeros(j.shape, bool)
@@ -132,7 +97,7 @@ def youden_threshold(evidence: Evidence, truth: Mask, valid: Mask) -> PerLatent:
         cut = n - np.argmax(j[:, ::-1], axis=1, keepdims=True)  # the last maximum has the lowest FPR
         below, above = (np.take_along_axis(e, np.clip(at, 0, n - 1), 1) for at in (cut - 1, cut))
         middle = below / 2 + above / 2
-        middle = np.where(middle > below, middle, above)  # neighbouring floats have nothing between them
+        middle = np.where(middle > below, middle, above)  # there is no float between neighbouring floats
         tau = np.where(cut == n_valid, np.nextafter(below, np.inf), middle)
         return (np.where(n_neg * n_pos > 0, tau, np.nan)[:, 0],)
 
@@ -141,11 +106,11 @@ def youden_threshold(evidence: Evidence, truth: Mask, valid: Mask) -> PerLatent:
 
 
 def shrink(tau: PerLatent, n: Shaped[np.ndarray, " latents"], prior: PerLatent | float) -> PerLatent:
-    """τ drawn towards `prior` (the SAE's τ) where few judgements support it.
+    """w τ + (1 - w) prior: a latent's threshold, shrunk towards a prior where few judgements support it.
 
-    A latent's own τ weighs n / 20, at most 1, with n its judgements in the rarer class: shrinkage is for
-    fewer than 20 per class, and this way it sets in without a jump. A latent without a τ gets the prior, one without
-    a prior keeps its τ.
+    w = min(n / `FULL_WEIGHT`, 1), with n the latent's judgements in the rarer class. Thresholds from 20 or more
+    judgements per class stay as they are, and there is no jump at 20. A latent without a τ (NaN) gets its prior, a
+    latent without a prior keeps its τ, and a latent without either gets NaN.
     """
     weight = np.where(np.isnan(prior), 1.0, np.clip(np.asarray(n) / FULL_WEIGHT, 0.0, 1.0))
     weight = np.where(np.isnan(tau), 0.0, weight)
@@ -155,12 +120,15 @@ def shrink(tau: PerLatent, n: Shaped[np.ndarray, " latents"], prior: PerLatent |
 
 
 def coverage(asked: Mask, valid: Mask) -> PerLatent:
-    """Share of the judgements asked for (padding is not) that could be counted."""
+    """Share of the `asked` judgements that count. `asked` is False for padding. NaN where nothing was asked."""
     return ratio((asked & valid).sum(1), asked.sum(1))
 
 
 def confusion(truth: Mask, prediction: Mask, valid: Mask) -> Confusion:
-    """Counts and rates. F1 is that of the sample; `prevalence_weighted` has the one at the base rate."""
+    """Counts and rates of the judged sample, with F1 = 2 TP / (2 TP + FP + FN), NaN without valid positives.
+
+    `prevalence_weighted` has F1 at the base rate.
+    """
     yes, no = valid & prediction, valid & ~prediction
     tp, fp, fn, tn = ((a & c).sum(1) for a in (yes, no) for c in (truth, ~truth))
     tpr, tnr = ratio(tp, tp + fn), ratio(tn, tn + fp)
@@ -169,41 +137,13 @@ def confusion(truth: Mask, prediction: Mask, valid: Mask) -> Confusion:
 
 
 def recall_by_decile(truth: Mask, prediction: Mask, decile: Ids, valid: Mask) -> Float[np.ndarray, "latents deciles"]:
-    """TPR within deciles 1 to 10 of the activation (10 the strongest, 0 none): 10 columns, NaN if empty."""
+    """TPR within each decile of the activation, [latents 10]; NaN where a decile has no valid judgement.
+
+    `decile`: 1 to 10 (the strongest) for activating contexts, 0 for others.
+    """
     counted = truth & valid
     within = [counted & (decile == d) for d in range(1, 11)]
     return np.stack([ratio((w & prediction).sum(1), w.sum(1)) for w in within], axis=1)
-
-
-def auprc(truth: Mask, evidence: Evidence, valid: Mask, weight: Evidence | None = None) -> PerLatent:
-    """Area under the precision-recall curve as average precision, Σ (R_k - R_{k-1}) P_k over distinct evidence.
-
-    No interpolation between points: that would promise precision no threshold has (Davis & Goadrich, ICML 2006).
-    `weight`: of each judgement, >= 0; how many contexts it stands for.
-    """
-    weight = np.ones(evidence.shape) if weight is None else weight
-
-    def compute(truth: Mask, evidence: Evidence, valid: Mask, weight: Evidence) -> tuple[PerLatent]:
-        valid = valid & ~np.isnan(evidence)
-        order = np.argsort(np.where(valid, -evidence, np.nan), axis=1, kind="stable")  # NaN sorts last
-        e, t, v, w = (np.take_along_axis(a, order, 1) for a in (evidence, truth, valid, weight))
-        n = e.shape[1]
-        w = np.where(v, w, 0.0)
-        positive = np.where(t, w, 0.0)
-        # Cumulative sums run from left to right, so padding changes no last digit.
-        hits, said = np.cumsum(positive, axis=1), np.cumsum(w, axis=1)
-        last = np.full(e.shape, n - 1)  # column at which a run of equal evidence ends
-        column = np.arange(n - 1)
-        np.minimum.accumulate(np.where(e[:, 1:] != e[:, :-1], column, n - 1)[:, ::-1], axis=1, out=last[:, -2::-1])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            precision = np.take_along_axis(hits, last, 1) / np.take_along_axis(said, last, 1)
-            found = np.cumsum(np.where(positive > 0, positive * precision, 0.0), axis=1)[:, -1] / hits[:, -1]
-        both = (v & t).any(1) & (v & ~t).any(1)
-        # A weight nobody knows makes the area unknown, also where it is not summed.
-        return (np.where(both & np.isfinite(said[:, -1]), found, np.nan),)
-
-    (area,) = in_chunks(compute, truth, evidence, valid, weight)
-    return area
 
 
 def prevalence_weighted(
@@ -218,15 +158,16 @@ def prevalence_weighted(
     resolution: float = 0.2,
     prompt: Ids | None = None,
 ) -> AtBaseRate:
-    """FPR, precision and F1 at the latent's firing rate π, from strata that were sampled at other rates.
+    """Rates, precision and F1 at the firing rate π of each latent, from strata that were sampled at other rates.
 
-    FPR = Σ W_h FPR_h; balanced accuracy = (TPR + 1 - FPR) / 2;
-    precision = π TPR / (π TPR + (1 - π) FPR); F1 = 2 π TPR / (π TPR + (1 - π) FPR + π).
-    `stratum`: the column of `share` a non-activating context belongs to (any value for activating ones).
-    `share`: W_h, taken relative to their sum. A stratum with W_h > 0 and no valid judgement makes the rates
-    NaN: nobody knows its false positives. Intervals: MOVER over strata, MOVER-R for FPR / TPR.
-    `unresolved`: precision's interval is wider than `resolution`, or there is none. A latent that fires once
-    in a thousand contexts needs an FPR known to a thousandth; no sample without false positives gives that.
+    FPR = Σ W_h FPR_h; balanced accuracy = (TPR + 1 - FPR) / 2; precision = π TPR / (π TPR + (1 - π) FPR);
+    F1 = 2 π TPR / (π TPR + (1 - π) FPR + π). `stratum`: the column of `share` to which a non-activating context belongs
+    (any value for activating contexts). `share`: W_h [latents strata], taken relative to their sum. Intervals: MOVER
+    over strata, MOVER-R for FPR / TPR. A number is NaN where a class that it needs is missing, or where a stratum with
+    W_h > 0 has no valid judgement, because its false positives are unknown.
+
+    `unresolved`: the interval of the precision is wider than `resolution`, or there is none. A latent that fires once
+    in a thousand contexts needs an FPR known to a thousandth, which no sample without false positives gives.
     """
 
     def compute(
@@ -235,22 +176,23 @@ def prevalence_weighted(
         ways = groupings(cluster, prompt)
         within = [valid & ~truth & (stratum == h) for h in range(share.shape[1])]
         tpr, residual_pos = clustered_share(ways, truth & valid, said, level)
-        strata = [clustered_share(ways, of, said, level) for of in within]
+        strata = [clustered_share(ways, inside, said, level) for inside in within]
         with np.errstate(invalid="ignore", divide="ignore"):
             weights = (share / share.sum(1, keepdims=True)).T
             fpr = mover([part for part, _ in strata], list(weights))
             residual_neg = [
                 sum(
-                    -np.nan_to_num(way.spread(w / of.sum(1))) * residual[i]
-                    for of, w, (_, residual) in zip(within, weights, strata, strict=True)
+                    -np.nan_to_num(way.spread(w / inside.sum(1))) * residual[i]
+                    for inside, w, (_, residual) in zip(within, weights, strata, strict=True)
                 )
                 for i, way in enumerate(ways)
             ]
             tnr = Interval(1 - fpr.value, 1 - fpr.high, 1 - fpr.low)
             accuracy = mover([tpr, tnr], [0.5, 0.5], correlation(ways, residual_pos, residual_neg, valid))
-            fall, pi = mover_ratio(fpr, tpr), rate[:, 0]
+            false_per_true, pi = mover_ratio(fpr, tpr), rate[:, 0]
             # Precision falls as FPR / TPR rises, so the ends change places.
-            precision = [1 / (1 + (1 - pi) / pi * r) for r in (fall.value, fall.high, fall.low)]
+            ratios = (false_per_true.value, false_per_true.high, false_per_true.low)
+            precision = [1 / (1 + (1 - pi) / pi * r) for r in ratios]
             f1 = 2 * pi * tpr.value / (pi * tpr.value + (1 - pi) * fpr.value + pi)
         return (*tpr, *fpr, *accuracy, *precision, f1)
 
@@ -259,28 +201,6 @@ def prevalence_weighted(
     tpr, fpr, accuracy, precision = (Interval(*parts[i : i + 3]) for i in (0, 3, 6, 9))
     unresolved = ~(precision.high - precision.low <= resolution)
     return AtBaseRate(tpr, fpr, accuracy, precision, parts[12], unresolved)
-
-
-def auprc_at_base_rate(
-    truth: Mask, evidence: Evidence, valid: Mask, stratum: Ids, share: Shares, firing_rate: PerLatent
-) -> PerLatent:
-    """AUPRC of the population, by inverse-probability weights; arguments as in `prevalence_weighted`.
-
-    A judged positive stands for π / n₊ of all contexts, a negative of stratum h for (1 - π) W_h / n_h.
-    """
-    valid = valid & ~np.isnan(evidence)
-    positive = valid & truth
-    weight = np.zeros(truth.shape)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        weight += positive * np.nan_to_num(firing_rate / positive.sum(1), posinf=0.0)[:, None]
-        shares = share / share.sum(1, keepdims=True)
-        lacking = np.isnan(shares).any(1)
-        for h in range(share.shape[1]):
-            within = valid & ~truth & (stratum == h)
-            n = within.sum(1)
-            lacking |= (shares[:, h] > 0) & (n == 0)
-            weight += within * np.where(n > 0, (1 - firing_rate) * shares[:, h] / np.maximum(n, 1), 0.0)[:, None]
-    return np.where(lacking, np.nan, auprc(truth, evidence, valid, weight))
 
 
 UNINFORMED: Mapping[str, float | Callable[[PerLatent], PerLatent] | None] = {
@@ -299,21 +219,21 @@ UNINFORMED: Mapping[str, float | Callable[[PerLatent], PerLatent] | None] = {
     **{f"recall_decile_{d}": None for d in range(1, 11)},
     "delta_nll_nats": None,
 }
-"""Best value within reach of a judge that knows nothing, by metric; a function where it depends on the share
-of positives (of the sample for `f1` and `auprc`, of the population for `…_at_base_rate`). None: there is no
-such value (always-yes has a TPR of 1; nats have no ceiling). `accuracy` is that of finding one in five."""
+"""The best value that a judge without information can reach, by metric. It is a function where it depends on the share
+of positives: that of the sample for `f1` and `auprc`, that of the population for `…_at_base_rate`. None: there is no
+such value (always answering yes gives a TPR of 1; nats have no ceiling). `accuracy` is that of finding one of five."""
 
 
 def uninformed(metric: str, rate: PerLatent) -> PerLatent:
-    """The uninformed value of `metric` per latent, NaN if it has none. `rate`: share of positives per latent.
+    """The uninformed value of `metric` [latents], NaN if there is none. `rate`: share of positives per latent.
 
     Raises InputError for a metric that is not in `UNINFORMED`.
     """
     if metric not in UNINFORMED:
         raise InputError(
-            f"no metric {metric!r}",
+            f"metric {metric!r} is unknown",
             expected=f"one of {', '.join(sorted(UNINFORMED))}",
-            todo="use a metric's name from the data dictionary",
+            todo="use the name of a metric from the data dictionary",
         )
     value = UNINFORMED[metric]
     if callable(value):
@@ -324,7 +244,10 @@ def uninformed(metric: str, rate: PerLatent) -> PerLatent:
 def corrected(
     value: Float[np.ndarray, "*shape"], uninformed: Float[np.ndarray, "*shape"] | float
 ) -> Float[np.ndarray, "*shape"]:
-    """(s - c) / (1 - c): 0 is within reach of knowing nothing, 1 is perfect, below 0 is worse than chance."""
+    """(s - c) / (1 - c), with s the `value` and c the uninformed value.
+
+    0 can be reached without information, 1 is perfect, and below 0 is worse than chance. NaN where s or c is.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         result: Float[np.ndarray, "*shape"] = (value - uninformed) / (1 - np.asarray(uninformed))
     return result

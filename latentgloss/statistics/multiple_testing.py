@@ -1,8 +1,8 @@
-"""Families of tests: what several p are worth together.
+"""Adjusted p-values for families of tests.
 
-What belongs here: adjusted p. Holm where one wrong claim in a table is one too many; Benjamini-Hochberg where a
-share of wrong ones among many latents is borne. What makes a family is the caller's to say: a table, or the latents of
-one SAE. NaN is a comparison without a test: it stays NaN and is not in the family.
+What belongs here: Holm's adjustment, for a table in which one false claim is one too many, and Benjamini-Hochberg's,
+for many latents of which a small share of false claims is acceptable. The caller decides what a family is: a table, or
+the latents of one SAE. NaN stands for a comparison without a test. It stays NaN and does not count in the family.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from scipy import stats
 
 
 def holm(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Adjusted p that keep the chance of any false claim (Holm, Scand. J. Stat. 6:65, 1979).
+    """Adjusted p-values that control the chance of any false claim (Holm, Scand. J. Stat. 6:65, 1979).
 
-    The i-th smallest of m is multiplied by m - i + 1, at least what smaller ones got, at most 1.
+    p̃_(i) = min(1, max over j ≤ i of (m - j + 1) p_(j)), with p_(1) ≤ … ≤ p_(m) the p-values that are not NaN.
     """
     known = ~np.isnan(p)
     values = p[known]
@@ -25,7 +25,11 @@ def holm(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
 
 
 def benjamini_hochberg(p: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """Adjusted p that keep the expected share of false claims among all claimed (J. R. Stat. Soc. B 57:289, 1995)."""
+    """Adjusted p-values that control the expected share of false claims among all claims.
+
+    p̃_(i) = min(1, min over j ≥ i of m p_(j) / j), with p_(1) ≤ … ≤ p_(m) the p-values that are not NaN
+    (Benjamini & Hochberg, J. R. Stat. Soc. B 57:289, 1995).
+    """
     known = ~np.isnan(p)
     values = p[known]
     return _filled(p, known, np.arange(len(values)), stats.false_discovery_control(values) if len(values) else values)
@@ -37,8 +41,9 @@ def _filled(
     order: np.ndarray,
     adjusted: np.ndarray,
 ) -> Float[np.ndarray, "*shape"]:
-    of_known = np.empty(len(order))
-    of_known[order] = adjusted
+    """An array like `p` with `adjusted`, which is in ascending order, at the places where p is `known`."""
+    in_place = np.empty(len(order))
+    in_place[order] = adjusted
     result = np.full(p.shape, np.nan)
-    result[known] = of_known
+    result[known] = in_place
     return result

@@ -25,7 +25,7 @@ from latentgloss import schema
 from latentgloss.llm import opening
 from latentgloss.llm.client import Client
 from latentgloss.llm.health import TRIES
-from latentgloss.scores.judges.reading import prompt_number
+from latentgloss.scores.judges.language_model import prompt_number
 from latentgloss.workspace import Workspace
 
 if TYPE_CHECKING:

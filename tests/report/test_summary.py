@@ -11,7 +11,7 @@ import pytest
 
 from latentgloss import schema
 from latentgloss.config import settings
-from latentgloss.scores import judgements
+from latentgloss.scores import score_rows
 from latentgloss.workspace import Workspace
 from tests import tiny
 
@@ -114,14 +114,14 @@ def test_a_handful_of_judgements_left_of_many_is_no_score() -> None:
     lost = (pl.col("latent") == 1) & (pl.int_range(pl.len()).over("latent") >= 2 * counted)
     rows = rows.with_columns(pl.when(~lost).then(pl.col("evidence", "prediction")))
     key = {"explainer": "e", "scorer": "fuzzing", "judge": "j", "embedder": "", "profile": "default"}
-    whole, few = judgements.scores(
+    whole, few = score_rows.scores_of_arm(
         rows, pl.Series([0, 1], dtype=pl.UInt32), "donor", "balanced_accuracy", key
     ).iter_rows(named=True)
     assert (whole["status"], whole["score"]) == ("ok", 1.0)
     assert (few["status"], few["score"], few["auroc"], few["n"]) == ("unscored", None, None, 2 * counted)
     assert "fewer than 10 decided judgements" in few["reason"]
     asked = rows.filter(pl.int_range(pl.len()).over("latent") < 2 * counted)
-    (_, all_there) = judgements.scores(asked, pl.Series([0, 1], dtype=pl.UInt32), "donor", "balanced_accuracy", key)[
-        "status"
-    ]
+    (_, all_there) = score_rows.scores_of_arm(
+        asked, pl.Series([0, 1], dtype=pl.UInt32), "donor", "balanced_accuracy", key
+    )["status"]
     assert all_there == "ok", "few were asked for, none was lost"

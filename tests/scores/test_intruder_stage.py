@@ -33,9 +33,11 @@ from latentgloss.protocols import Message, Question, Reply, TokenLogprobs
 from latentgloss.scores import intruder_stage
 from latentgloss.scores.judges.intruder import IntruderJudge, MarkedTokens, named, read_choice
 from latentgloss.scores.scorers.base import COLUMNS, Asked
-from latentgloss.scores.scorers.intruder import PASSAGES, PER_DECILE, SHOWN, TRIALS, Trials, draw
+from latentgloss.scores.scorers.intruder import Trials
 from latentgloss.scores.scorers.marked import Marked, cells_of
+from latentgloss.scores.scorers.trials import PASSAGES, PER_DECILE, SHOWN, TRIALS, draw
 from latentgloss.statistics import intervals
+from latentgloss.statistics.rates import overlapping_share
 from latentgloss.workspace import Workspace
 
 LENGTH = made_up.LENGTH
@@ -259,15 +261,15 @@ def test_an_interval_knows_that_trials_share_documents():
     for share, weight in ((0.3, 0.0), (0.6, 0.7), (0.85, 0.7), (0.85, 0.0)):
         hidden = weight * sway + np.sqrt(1 - weight**2) * rng.normal(size=(n, trials))
         found = hidden < stats.norm.ppf(share)
-        value = intervals.overlapping_share(found, np.ones_like(found), members)
+        value = overlapping_share(found, np.ones_like(found), members)
         covers = ((value.low <= share) & (share <= value.high)).mean()
         print(f"share {share}, weight of documents {weight}: covers {covers:.3f}")
         assert 0.93 < covers < 0.985
     apart = np.arange(trials * PASSAGES).reshape(1, trials, PASSAGES)
     plain = intervals.wilson(np.array([0.5]), np.array([20]))
     half = np.arange(trials)[None] < 10
-    assert intervals.overlapping_share(half, np.ones_like(half), apart).low == pytest.approx(plain.low)
-    nothing = intervals.overlapping_share(half, np.zeros_like(half), apart)
+    assert overlapping_share(half, np.ones_like(half), apart).low == pytest.approx(plain.low)
+    nothing = overlapping_share(half, np.zeros_like(half), apart)
     assert np.isnan([*nothing]).all()
 
 
@@ -659,7 +661,7 @@ def test_without_judges_nothing_is_read_and_nothing_is_asked(asked):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("executed", "one of tokens, or llm:NAME"), ("llm:absent", "'absent'"), ("llm:tokens", "as another judge is")],
+    [("executed", "one of tokens, or llm:NAME"), ("llm:absent", "'absent'"), ("llm:tokens", "name of another judge")],
 )
 def test_a_judge_there_is_none_of_is_said(tmp_path, name, message):
     workspace = tiny.tiny_workspace(tmp_path, settings=tiny.SETTINGS + f'[intruder]\njudges = ["{name}"]\n')

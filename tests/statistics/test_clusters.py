@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from latentgloss.lineage.score_checks import score_checks
-from latentgloss.scores import judgements
-from latentgloss.statistics import intervals, metrics
+from latentgloss.scores import score_rows
+from latentgloss.statistics import areas, intervals, metrics
 from latentgloss.statistics.clusters import combined
 from latentgloss.statistics.intervals import Interval
+from latentgloss.statistics.rates import rate_intervals
 
 modest = settings(max_examples=60, deadline=None)
 Arrays = dict[str, np.ndarray]
@@ -48,9 +49,9 @@ def everything(block: Arrays, prompt: np.ndarray | None) -> Arrays:
     said, evidence = block["prediction"], block["evidence"]
     at_base_rate = metrics.prevalence_weighted(**b, **population, prediction=said, firing_rate=rate)
     found = {
-        **intervals.rate_intervals(**b, prediction=said, prompt=prompt)._asdict(),
-        "auroc": intervals.auroc(**b, evidence=evidence, prompt=prompt),
-        "auroc of the population": intervals.auroc(**b, evidence=evidence, **population),
+        **rate_intervals(**b, prediction=said, prompt=prompt)._asdict(),
+        "auroc": areas.auroc(**b, evidence=evidence, prompt=prompt),
+        "auroc of the population": areas.auroc(**b, evidence=evidence, **population),
         **{f"population {name}": value for name, value in at_base_rate._asdict().items()},
     }
     return {
@@ -135,7 +136,7 @@ def test_area_has_the_variances_of_documents_and_prompts_less_that_of_both() -> 
     assert v[1] > 1.2 * v[2]
     half = stats.t.ppf(0.975, fewest - 1) * np.sqrt(v[0] + v[1] - v[2]) / (area * (1 - area))
     expected = stats.logistic.cdf(stats.logistic.ppf(area) + half * np.array([-1, 1]))
-    found = intervals.auroc(truth[None], evidence[None], np.ones((1, n), bool), document[None], prompt=prompt[None])
+    found = areas.auroc(truth[None], evidence[None], np.ones((1, n), bool), document[None], prompt=prompt[None])
     np.testing.assert_allclose([found.low[0], found.high[0]], expected)
 
 
@@ -152,7 +153,7 @@ def test_prompts_that_hold_whole_documents_decide_alone() -> None:
 def test_answers_that_all_agree_are_as_many_as_the_larger_clusters() -> None:
     every, rng = np.ones((1, 50), bool), np.random.default_rng(0)
     document, prompt = (rng.permutation(50)[None] // size for size in (2, 5))
-    found = intervals.rate_intervals(every, every, every, document, prompt=prompt).tpr
+    found = rate_intervals(every, every, every, document, prompt=prompt).tpr
     expected = intervals.wilson(np.ones(1), np.array([10]))  # ten prompts, and nothing smaller beside them
     np.testing.assert_allclose(np.array(found), np.array(expected))
 
@@ -185,7 +186,7 @@ def test_scores_and_their_verification_count_prompts(metric: str) -> None:
     key = {"explainer": "llm", "scorer": "detection", "judge": "m", "embedder": "", "profile": "default"}
 
     def scored(rows: pl.DataFrame) -> pl.DataFrame:
-        return judgements.scores(rows, pl.Series([7], dtype=pl.UInt32), "random", metric, key)
+        return score_rows.scores_of_arm(rows, pl.Series([7], dtype=pl.UInt32), "random", metric, key)
 
     lost = answered.with_columns(prompt=pl.lit(None, dtype=pl.Int64))
     together, alone = scored(answered), scored(lost)

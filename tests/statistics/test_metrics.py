@@ -1,4 +1,4 @@
-"""`statistics` (and `intervals`) against brute force, SciPy and simulation."""
+"""Metrics, rates, areas, intervals and medians against brute force, SciPy and simulation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from latentgloss.errors import InputError
-from latentgloss.statistics import clusters, intervals, metrics, resampling
+from latentgloss.statistics import areas, clusters, intervals, metrics, resampling
 from latentgloss.statistics.intervals import Interval
+from latentgloss.statistics.rates import rate_intervals
 
 
 class Block(NamedTuple):
@@ -54,14 +55,14 @@ def everything(block: Block) -> dict[str, np.ndarray]:
     rate = np.linspace(0.001, 0.3, len(b.truth))
     result: dict[str, Any] = {
         "tau": metrics.youden_threshold(b.evidence, b.truth, b.valid),
-        "auroc": intervals.auroc(b.truth, b.evidence, b.valid, b.cluster),
-        "auprc": metrics.auprc(b.truth, b.evidence, b.valid),
-        "auprc at base rate": metrics.auprc_at_base_rate(b.truth, b.evidence, b.valid, b.cluster % 2, share, rate),
+        "auroc": areas.auroc(b.truth, b.evidence, b.valid, b.cluster),
+        "auprc": areas.auprc(b.truth, b.evidence, b.valid),
+        "auprc at base rate": areas.auprc_at_base_rate(b.truth, b.evidence, b.valid, b.cluster % 2, share, rate),
         "deciles": metrics.recall_by_decile(b.truth, b.prediction, b.decile, b.valid),
         **metrics.confusion(b.truth, b.prediction, b.valid)._asdict(),
         **{
             f"interval of {name}": value
-            for name, value in intervals.rate_intervals(b.truth, b.prediction, b.valid, b.cluster)._asdict().items()
+            for name, value in rate_intervals(b.truth, b.prediction, b.valid, b.cluster)._asdict().items()
         },
         **{
             f"{name} at base rate": value
@@ -154,7 +155,7 @@ def test_confusion_and_deciles_count_what_is_there(block: Block) -> None:
 @modest
 @given(blocks)
 def test_auroc_is_the_share_of_pairs_in_order(block: Block) -> None:
-    found = intervals.auroc(block.truth, block.evidence, block.valid, block.cluster).value
+    found = areas.auroc(block.truth, block.evidence, block.valid, block.cluster).value
     for e, t, v, value in zip(block.evidence, block.truth, block.valid, found, strict=True):
         pos, neg = e[v & t], e[v & ~t]
         if len(pos) == 0 or len(neg) == 0:
@@ -170,7 +171,7 @@ def test_auroc_is_the_share_of_pairs_in_order(block: Block) -> None:
 @modest
 @given(blocks)
 def test_auprc_is_average_precision(block: Block) -> None:
-    found = metrics.auprc(block.truth, block.evidence, block.valid)
+    found = areas.auprc(block.truth, block.evidence, block.valid)
     for e, t, v, value in zip(block.evidence, block.truth, block.valid, found, strict=True):
         if len(set(t[v])) < 2:
             assert np.isnan(value)
@@ -185,7 +186,7 @@ def test_auprc_at_the_base_rate_weighs_every_judgement_by_what_it_stands_for(blo
     latents, n = block.truth.shape
     stratum, share = rng.integers(0, 3, (latents, n)), rng.random((latents, 3))
     rate = rng.random(latents)
-    found = metrics.auprc_at_base_rate(block.truth, block.evidence, block.valid, stratum, share, rate)
+    found = areas.auprc_at_base_rate(block.truth, block.evidence, block.valid, stratum, share, rate)
     for i, value in enumerate(found):
         v = block.valid[i]
         e, t, h = block.evidence[i][v], block.truth[i][v], stratum[i][v]
@@ -216,8 +217,8 @@ def test_without_clustering_rates_have_wilsons_interval(hits: int, misses: int, 
     cluster = np.arange(n)[None] if ids else np.full((1, n), -1)
     every = np.ones((1, n), bool)
     expected = stats.binomtest(hits, n).proportion_ci(level, method="wilson")
-    tpr = intervals.rate_intervals(every, prediction, every, cluster, level).tpr
-    tnr = intervals.rate_intervals(~every, ~prediction, every, cluster, level).tnr
+    tpr = rate_intervals(every, prediction, every, cluster, level).tpr
+    tnr = rate_intervals(~every, ~prediction, every, cluster, level).tnr
     direct = intervals.wilson(np.array([hits / n]), np.array([n]), level)
     for found in (tpr, tnr, direct):
         np.testing.assert_allclose([found.low[0], found.high[0]], expected, atol=1e-12)
@@ -234,7 +235,7 @@ def test_effective_sample_size_is_the_anova_one() -> None:
     inflation = 1 + 4 * icc
     df = 5 * 5 / (4 * (1 - icc) ** 2)
     expected = intervals.wilson(np.array([18 / 30]), np.array([30 / inflation]), df=df)
-    found = intervals.rate_intervals(every, prediction, every, cluster).tpr
+    found = rate_intervals(every, prediction, every, cluster).tpr
     np.testing.assert_allclose(np.array(found), np.array(expected))
     assert 0.4 < icc < 0.7
 
@@ -245,7 +246,7 @@ def test_large_clusters_weigh_more_than_their_number() -> None:
     every = np.ones((1, 16), bool)
     inflation = np.square(sizes).sum() / 16
     expected = intervals.wilson(np.array([12 / 16]), np.array([16 / inflation]))  # five answers, in effect
-    found = intervals.rate_intervals(every, prediction, every, cluster).tpr
+    found = rate_intervals(every, prediction, every, cluster).tpr
     np.testing.assert_allclose(np.array(found), np.array(expected))
 
 
@@ -253,14 +254,14 @@ def test_perfect_rates_and_areas_keep_an_interval() -> None:
     n = 50
     truth = np.repeat([[True, False]], n, axis=1)
     every, cluster = np.ones((1, 2 * n), bool), np.repeat(np.arange(n), 2)[None]  # 25 documents per class
-    rates = intervals.rate_intervals(truth, truth, every, cluster)
-    area = intervals.auroc(truth, truth.astype(float), every, cluster)
+    rates = rate_intervals(truth, truth, every, cluster)
+    area = areas.auroc(truth, truth.astype(float), every, cluster)
     for perfect in (*rates, area):
         assert perfect.value[0] == perfect.high[0] == 1.0
     for perfect in (rates.tpr, rates.tnr, area):  # 25 / (25 + 1.96²) = .867; as if 50 were independent: .929
         assert 0.85 < perfect.low[0] < 0.87
     assert 0.87 < rates.balanced_accuracy.low[0] < 0.95
-    nothing = intervals.auroc(truth, np.zeros((1, 2 * n)), every, cluster)
+    nothing = areas.auroc(truth, np.zeros((1, 2 * n)), every, cluster)
     assert nothing.value[0] == 0.5
     assert nothing.low[0] < 0.4
     assert nothing.high[0] > 0.6
@@ -280,7 +281,7 @@ def test_area_without_clusters_has_delongs_variance() -> None:
     rng = np.random.default_rng(0)
     truth = np.arange(60)[None] < 25
     evidence = np.round(truth + rng.standard_normal((1, 60)), 1)
-    found = intervals.auroc(truth, evidence, np.ones((1, 60), bool), np.full((1, 60), -1))
+    found = areas.auroc(truth, evidence, np.ones((1, 60), bool), np.full((1, 60), -1))
     variance = delong_variance(evidence[truth], evidence[~truth])
     np.testing.assert_allclose((found.low[0], found.high[0]), logit_interval(found.value[0], variance, df=24))
 
@@ -294,7 +295,7 @@ def test_area_with_clusters_has_obuchowskis_variance() -> None:
     of_pos = np.array([(order.mean(1) - area)[cluster[truth] == c].sum() for c in range(12)])
     of_neg = np.array([(order.mean(0) - area)[cluster[~truth] == c].sum() for c in range(12)])
     variance = 12 / 11 * np.sum((of_pos / a + of_neg / b) ** 2)
-    found = intervals.auroc(truth[None], evidence[None], np.ones((1, 90), bool), cluster[None])
+    found = areas.auroc(truth[None], evidence[None], np.ones((1, 90), bool), cluster[None])
     np.testing.assert_allclose((found.low[0], found.high[0]), logit_interval(area, variance, df=11))
 
 
@@ -324,12 +325,12 @@ def covered(interval: Interval, true: float) -> float:
 @pytest.mark.parametrize(("tpr", "tnr"), [(0.55, 0.75), (0.85, 0.65)])
 def test_rates_cover_the_truth(icc: float, tpr: float, tnr: float) -> None:
     truth, prediction, valid, cluster = simulated(icc, tpr, tnr, seed=int(1000 * tpr + icc * 10))
-    found = intervals.rate_intervals(truth, prediction, valid, cluster)
+    found = rate_intervals(truth, prediction, valid, cluster)
     true = Interval(np.array(tpr), np.array(tnr), np.array((tpr + tnr) / 2))
     for interval, value in zip(found, true, strict=True):
         assert 0.90 <= covered(interval, float(value)) <= 0.985
     if icc:
-        unclustered = intervals.rate_intervals(truth, prediction, valid, np.full_like(cluster, -1))
+        unclustered = rate_intervals(truth, prediction, valid, np.full_like(cluster, -1))
         for interval, value in zip(unclustered, true, strict=True):
             assert covered(interval, float(value)) < 0.88
 
@@ -345,9 +346,9 @@ def test_areas_cover_the_truth(icc: float, area: float) -> None:
     shared = rng.standard_normal((LATENTS, n // SIZE))[:, document[0]]
     evidence = shift * truth + np.sqrt(icc) * shared + np.sqrt(1 - icc) * rng.standard_normal(truth.shape)
     valid = np.ones_like(truth)
-    assert 0.92 <= covered(intervals.auroc(truth, evidence, valid, document), area) <= 0.985
+    assert 0.92 <= covered(areas.auroc(truth, evidence, valid, document), area) <= 0.985
     if icc:
-        unclustered = intervals.auroc(truth, evidence, valid, np.full_like(document, -1))
+        unclustered = areas.auroc(truth, evidence, valid, np.full_like(document, -1))
         assert covered(unclustered, area) < 0.90
 
 
@@ -358,7 +359,7 @@ def test_accuracy_covers_when_documents_are_hard_or_easy_as_a_whole() -> None:
     easy = rng.beta(0.75 * 7 / 3, 0.25 * 7 / 3, (LATENTS, CONTEXTS // SIZE))
     prediction = (rng.random(truth.shape) < easy[:, document]) == truth
     cluster = np.broadcast_to(document, truth.shape)
-    found = intervals.rate_intervals(truth, prediction, np.ones_like(truth), cluster)
+    found = rate_intervals(truth, prediction, np.ones_like(truth), cluster)
     assert covered(found.balanced_accuracy, 0.75) >= 0.90
     apart = intervals.mover([found.tpr, found.tnr], [0.5, 0.5])  # as if TPR and TNR were independent
     assert covered(apart, 0.75) < 0.89
@@ -470,15 +471,15 @@ def test_a_population_of_one_stratum_is_the_sample(block: Block, seed: int) -> N
     found = metrics.prevalence_weighted(
         b.truth, b.prediction, b.valid, b.cluster, stratum, share, np.full(latents, 0.1)
     )
-    rates = intervals.rate_intervals(b.truth, b.prediction, b.valid, b.cluster)
+    rates = rate_intervals(b.truth, b.prediction, b.valid, b.cluster)
     for mine, theirs in (
         (found.tpr, rates.tpr),
         (found.fpr, Interval(1 - rates.tnr.value, 1 - rates.tnr.high, 1 - rates.tnr.low)),
         (found.balanced_accuracy, rates.balanced_accuracy),
     ):
         np.testing.assert_allclose(np.array(mine), np.array(theirs), atol=1e-9)
-    weighted = intervals.auroc(b.truth, b.evidence, b.valid, b.cluster, stratum=stratum, share=share)
-    plain = intervals.auroc(b.truth, b.evidence, b.valid, b.cluster)
+    weighted = areas.auroc(b.truth, b.evidence, b.valid, b.cluster, stratum=stratum, share=share)
+    plain = areas.auroc(b.truth, b.evidence, b.valid, b.cluster)
     np.testing.assert_allclose(np.array(weighted), np.array(plain), atol=1e-9)
 
 
@@ -488,7 +489,7 @@ def test_area_of_the_population_is_the_weighted_one(block: Block, seed: int) -> 
     rng = np.random.default_rng(seed)
     latents, n = block.truth.shape
     stratum, share = rng.integers(0, 3, (latents, n)), rng.random((latents, 3)) * rng.integers(0, 2, (latents, 3))
-    found = intervals.auroc(block.truth, block.evidence, block.valid, block.cluster, stratum=stratum, share=share).value
+    found = areas.auroc(block.truth, block.evidence, block.valid, block.cluster, stratum=stratum, share=share).value
     for i, value in enumerate(found):
         v, t, h = block.valid[i], block.truth[i], stratum[i]
         sizes = np.bincount(h[v & ~t], minlength=3)
@@ -596,7 +597,7 @@ def test_distribution_of_resampled_medians_is_exact() -> None:
     # All 4^4 resamples of four values, against the shortcut over order statistics.
     x = np.array([0.0, 1.0, 3.0, 7.0])
     exact = np.median(x[np.stack(np.meshgrid(*[range(4)] * 4)).reshape(4, -1)], axis=0)
-    drawn = resampling._medians_of_values(x, np.random.default_rng(0), 100_000)
+    drawn = resampling.resampled_medians(x, np.random.default_rng(0), 100_000)
     values, counts = np.unique(exact, return_counts=True)
     found = [(drawn == v).mean() for v in values]
     np.testing.assert_allclose(found, counts / 256, atol=0.006)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from latentgloss.statistics import metrics, resampling
-from latentgloss.statistics.resampling import Aggregate
+from latentgloss.statistics import clusters, crossed, metrics, resampling
+from latentgloss.statistics.crossed import Aggregate
 
 modest = settings(max_examples=40, deadline=None)
 
@@ -112,7 +112,7 @@ def test_influence_is_the_derivative_by_weight(metric: str) -> None:
     truth, prediction, document = judged(rng, 5, 8, 12, 0.3, 0.5)
     evidence = np.round(prediction + 0.7 * rng.standard_normal(truth.shape), 1)
     every, given = np.ones_like(truth), prediction if metric == "accuracy" else evidence
-    of: Any = resampling.influence_on_accuracy if metric == "accuracy" else resampling.influence_on_auroc
+    of: Any = crossed.influence_on_accuracy if metric == "accuracy" else crossed.influence_on_auroc
     value: Any = accuracy if metric == "accuracy" else area
     influence = of(truth, given, every)
     np.testing.assert_allclose(influence.sum(1), 0, atol=1e-12)
@@ -125,7 +125,7 @@ def test_what_is_not_valid_has_no_influence() -> None:
     rng = np.random.default_rng(3)
     truth, prediction, _ = judged(rng, 3, 8, 10, 0.3, 0.5)
     evidence, valid = prediction + rng.random(truth.shape), rng.random(truth.shape) < 0.7
-    for of, said in ((resampling.influence_on_accuracy, prediction), (resampling.influence_on_auroc, evidence)):
+    for of, said in ((crossed.influence_on_accuracy, prediction), (crossed.influence_on_auroc, evidence)):
         found = of(truth, said, valid)  # type: ignore[operator]
         assert (found[~valid] == 0).all()
         assert np.isnan(of(truth, said, valid & truth)).any(1).all()  # type: ignore[operator]
@@ -136,9 +136,9 @@ def test_variance_of_documents_is_that_of_crossed_effects() -> None:
     rng = np.random.default_rng(4)
     truth, prediction, document = judged(rng, 12, 60, 40, 0.3, 0.6)
     every = np.ones_like(truth)
-    influence = resampling.influence_on_accuracy(truth, prediction, every)
+    influence = crossed.influence_on_accuracy(truth, prediction, every)
     values = metrics.confusion(truth, prediction, every).balanced_accuracy
-    found = resampling.crossed_interval(values, influence, document, "mean", document_resamples=4000)
+    found = crossed.crossed_interval(values, influence, document, "mean", document_resamples=4000)
     cell = np.zeros((12, 60))
     np.add.at(cell, (np.arange(12)[:, None], document), influence)
     expected = (cell.sum(0) ** 2).sum() - (cell**2).sum()
@@ -156,12 +156,12 @@ def test_crossed_intervals_cover_and_latents_alone_do_not(aggregate: Aggregate) 
         truth, prediction, document = judged(rng, 80, 100, 40, 0.2, 0.5)
         every = np.ones_like(truth)
         values = metrics.confusion(truth, prediction, every).balanced_accuracy
-        influence = resampling.influence_on_accuracy(truth, prediction, every)
-        found = resampling.crossed_interval(
+        influence = crossed.influence_on_accuracy(truth, prediction, every)
+        found = crossed.crossed_interval(
             values, influence, document, aggregate, seed=seed, resamples=400, document_resamples=100
         )
         hit += found.low <= true <= found.high
-        own = resampling.crossed_interval(
+        own = crossed.crossed_interval(
             values, influence, np.full_like(document, -1), aggregate, resamples=400, document_resamples=100
         )
         alone += own.low <= true <= own.high
@@ -175,19 +175,20 @@ def test_order_chunks_and_unscored_latents_do_not_matter(monkeypatch: pytest.Mon
     truth, prediction, document = judged(rng, 30, 20, 15, 0.3, 0.5)
     every = np.ones_like(truth)
     values = metrics.confusion(truth, prediction, every).balanced_accuracy
-    influence = resampling.influence_on_accuracy(truth, prediction, every)
-    expected = resampling.crossed_interval(values, influence, document)
+    influence = crossed.influence_on_accuracy(truth, prediction, every)
+    expected = crossed.crossed_interval(values, influence, document)
     more = [np.concatenate([a, a[:3]]) for a in (influence, document)]
-    unscored = resampling.crossed_interval(np.append(values, [np.nan] * 3), *more)
+    unscored = crossed.crossed_interval(np.append(values, [np.nan] * 3), *more)
     assert unscored == pytest.approx(expected)
-    monkeypatch.setattr(resampling, "CHUNK", 64)
-    assert resampling.crossed_interval(values, influence, document)[:4] == pytest.approx(expected[:4], abs=0.01)
+    monkeypatch.setattr(clusters, "CHUNK", 64)
+    monkeypatch.setattr(crossed, "WIDE", 64)
+    assert crossed.crossed_interval(values, influence, document)[:4] == pytest.approx(expected[:4], abs=0.01)
 
 
 def test_nothing_to_resample_has_no_ends() -> None:
-    one = resampling.crossed_interval(np.array([0.7]), np.zeros((1, 4)), np.zeros((1, 4), int))
+    one = crossed.crossed_interval(np.array([0.7]), np.zeros((1, 4)), np.zeros((1, 4), int))
     assert one.value == 0.7 and np.isnan(one.low)
-    same = resampling.crossed_interval(np.array([0.7, 0.8]), np.zeros((2, 4)), np.zeros((2, 4), int))
+    same = crossed.crossed_interval(np.array([0.7, 0.8]), np.zeros((2, 4)), np.zeros((2, 4), int))
     assert np.isnan(same.high)
-    none = resampling.crossed_interval(np.array([]), np.zeros((0, 4)), np.zeros((0, 4), int))
+    none = crossed.crossed_interval(np.array([]), np.zeros((0, 4)), np.zeros((0, 4), int))
     assert np.isnan(none.value) and none.n == 0

@@ -1,8 +1,8 @@
-"""The embedding judge: how near an explanation lies to a context (docs/methods.md, embedding).
+"""The embedding judge: how similar an explanation is to a context (docs/methods.md, Embedding score).
 
-The explanation is the query, with the embedder's own instruction if it has one; contexts are documents, raw and
-unmarked. Evidence is the cosine of the two; there is no decision, so the metric is AUROC. Vectors are kept, and come
-from outside: nothing here loads a model.
+The explanation is embedded as a query, with the embedder's own prefix if it has one. Contexts are embedded as
+documents, raw and without marks. Evidence is the cosine of the two vectors. The judge decides nothing, so the metric is
+AUROC. Vectors come from `protocols.Vectors`, which stores them; nothing here loads a model.
 """
 
 from __future__ import annotations
@@ -31,19 +31,24 @@ class CosineJudge:
     decides = False
 
     def __init__(self, embedder: Embedder, explanations: Vectors, contexts: Vectors) -> None:
-        """`explanations`: vectors of texts as queries; `contexts`: of contexts by number, as documents."""
+        """`explanations`: vectors of texts, as queries. `contexts`: vectors of contexts by number, as documents."""
         self._embedder, self._explanations, self._contexts = embedder, explanations, contexts
 
     @property
     def embedder(self) -> str:
-        """Key in every score table."""
+        """Name of the embedder; part of the key in score tables."""
         return self._embedder.name
 
     def identity(self) -> dict[str, Any]:
+        """Everything that decides its answers."""
         return {"judge": self.name, "version": self.version, "embedder": self._embedder.identity()}
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
-        """Reads all questions first: each distinct context and explanation among them is embedded and read once."""
+        """One answer per question, in order.
+
+        All questions are read first, so that each distinct context and explanation is embedded and looked up once.
+        Raises ScorerError for a question without the numbers of its contexts.
+        """
         asked = list(questions)
         if not asked:
             return
@@ -54,7 +59,7 @@ class CosineJudge:
         queries = dict(zip(texts, self._explanations.get(texts), strict=True))
         ends = np.cumsum([len(n) for n in numbers])
         for question, chosen in zip(asked, np.split(place, ends[:-1]), strict=True):
-            # Row by row in float64: a product of matrices would round by a row's place among the others.
+            # Row by row in float64, because the rounding of a matrix product depends on the other rows.
             evidence = (documents[chosen].astype(np.float64) * queries[question.explanation]).sum(axis=1)
             yield Answer(evidence.astype(np.float32), None, None, None)
 
@@ -62,17 +67,21 @@ class CosineJudge:
 def cosine_judge(
     needs: ScoreNeeds, model: str, corpus: Corpus, embedder: str, progress: Progress | None = None
 ) -> CosineJudge:
-    """The judge over the contexts of a corpus (windows of `contexts.length`), with vectors kept in the store."""
+    """The cosine judge for the contexts of a corpus, with vectors from the store.
+
+    Raises InputError for an unknown embedder.
+    """
     queries = needs.text_vectors(embedder, "query", progress)
     documents = needs.context_vectors(model, corpus, embedder, progress)
     return CosineJudge(needs.embedder(embedder), queries, documents)
 
 
 def _contexts(question: Question) -> np.ndarray:
+    """Numbers of the contexts of a question."""
     if question.contexts is None:
         raise ScorerError(
-            f"a question on latent {question.latent} does not say which contexts it is about",
-            expected="`Question.contexts`",
+            f"a question about latent {question.latent} does not say which contexts it is about",
+            expected="numbers of contexts in `Question.contexts`",
             todo="this is a defect in the stage that asks; please report it",
         )
     return question.contexts

@@ -1,8 +1,8 @@
-"""Intruder detection: among five passages of marked text, the one whose marks belong to another latent.
+"""Judges of intruder detection: which of five marked passages has the marks of another latent?
 
-What belongs here: who answers a trial, and how a reply is read. It judges a latent without any explanation: a question
-is one trial, its answer names one passage. Chance is one in five. Method: arXiv 2507.08473; which windows make a trial
-is in `trials.py`.
+What belongs here: what answers a trial, and how a reply is parsed. A latent is judged without any explanation. A
+question is one trial, and its answer names one passage; chance is one in five. Method: arXiv 2507.08473. Which windows
+make a trial is decided in `scorers/trials.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from latentgloss.llm.asking import Planned, Query, QueryResult, UnparsableReply,
 from latentgloss.llm.prompts.quoting import quoted_tokens
 from latentgloss.llm.prompts.templates import prompt
 from latentgloss.protocols import Answer, Request
-from latentgloss.scores.judges.reading import ALTERNATIVES, prompt_number, used
-from latentgloss.scores.scorers.intruder import ARM, PASSAGES
+from latentgloss.scores.judges.language_model import ALTERNATIVES, language_model_identity, prompt_number
+from latentgloss.scores.scorers.trials import ARM, PASSAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,17 +34,20 @@ if TYPE_CHECKING:
 
 
 VERSION = "2"
+"""Incremented when the same reply would lead to a different answer."""
 MAX_TOKENS = 16
+"""Most tokens of a reply."""
 MAX_TOKENS_JSON = 32
-"""The same answer with its object around it, which may be spread over lines."""
+"""Most tokens of a reply that is an object around the number, which may span several lines."""
 PLACES = tuple(str(i + 1) for i in range(PASSAGES))
+"""The possible replies."""
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {ARM: {"type": "integer", "enum": [int(place) for place in PLACES]}},
     "required": [ARM],
     "additionalProperties": False,
 }
-"""An object around the number, for models that know schemas and no choice."""
+"""An object around the number, for models that support schemas but no choice."""
 
 _OBJECT = re.compile(rf'\{{\s*"{ARM}"\s*:\s*([1-{PASSAGES}])\s*\}}')
 
@@ -54,9 +57,9 @@ class Choice:
     """What a reply says."""
 
     place: int
-    """Of the intruder, from 0."""
+    """Place of the intruder, from 0."""
     probability: tuple[float, ...] | None = None
-    """Of each place, where the model says so."""
+    """Probability of each place; None if it is unknown."""
 
 
 class IntruderJudge:
@@ -66,62 +69,62 @@ class IntruderJudge:
     decides = True
 
     def __init__(self, model: LanguageModel, vocabulary: Callable[[], Vocabulary]) -> None:
+        """`vocabulary` returns the subject model's vocabulary. It is called only when a question is asked."""
         self.model, self.vocabulary = model, vocabulary
 
     @property
     def name(self) -> str:
+        """Name of the language model; part of the key in score tables."""
         return self.model.name
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "judge": "intruder",
-            "version": VERSION,
-            "model": self.model.identity(),
-            "prompt": prompt("intruder").sha256,
-            "temperature": 0.0,
-            "uses": used(self.model),
-        }
+        """Everything that decides its answers."""
+        return language_model_identity("intruder", VERSION, self.model, prompt("intruder"))
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
-        """One answer per question, in order. Questions are read as the model takes requests."""
-        going: deque[Request] = deque()
+        """One answer per question, in order. Questions are read only as the model takes requests."""
+        pending: deque[Request] = deque()
 
         def queries() -> Iterator[Query[Choice]]:
             for question in questions:
                 query = self._query(question)
-                going.append(query.request)
+                pending.append(query.request)
                 yield query
 
         for result in ask_all(self.model, queries()):
-            yield _answer(result, prompt_number(going.popleft()))
+            yield _answer(result, prompt_number(pending.popleft()))
 
     def planned(self, question: Question) -> list[Planned]:
-        """What will be asked about a question."""
+        """The query of a question, for an estimate."""
         return [Planned(self.model, self._query(question))]
 
     def _query(self, question: Question) -> Query[Choice]:
+        """The query of a question. Raises ScorerError if its windows are not marked."""
         if question.marks is None:
             raise ScorerError("a trial without marks", expected=f"{PASSAGES} marked windows")
         return trial(question.tokens, question.marks, self.vocabulary(), self.model)
 
 
 class MarkedTokens:
-    """Names the passage whose marked tokens are least like those of the others; of several equal ones the first.
+    """Names the passage whose marked tokens are least similar to those of the others; the first of several such.
 
-    What can be found without understanding anything: two passages are as alike as the sets of their marked tokens
-    (Jaccard), whatever their case and spacing.
+    The similarity of two passages is the Jaccard index of their sets of marked tokens, without regard to case and
+    spacing. This shows what can be found without understanding anything.
     """
 
     name, embedder, decides = "tokens", "", True
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        """`vocabulary`: that of the subject model."""
         self.vocabulary = vocabulary
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
+        """Everything that decides its answers."""
         return {"judge": cls.name, "version": "1"}
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """One answer per question, in order."""
         for question in questions:
             assert question.marks is not None
             self.vocabulary.check(question.tokens)
@@ -134,7 +137,10 @@ class MarkedTokens:
 
 
 def named(place: int, n: int, probability: Sequence[float] | None = None, prompt: int | None = None) -> Answer:
-    """The answer that passage `place` of `n` is the intruder; with the probability of each place, if known."""
+    """The answer that passage `place` of `n` (from 0) is the intruder.
+
+    `probability`: that of being the intruder, for each place, if it is known. `prompt`: number of the prompt.
+    """
     belongs = np.arange(n) != place
     share = None if probability is None else (1 - np.asarray(probability)).astype(np.float32)
     evidence = belongs.astype(np.float32) if share is None else share
@@ -142,6 +148,7 @@ def named(place: int, n: int, probability: Sequence[float] | None = None, prompt
 
 
 def _answer(result: QueryResult[Choice], prompt: int) -> Answer:
+    """The answer to a trial, from the result of its query and the number of its prompt."""
     spent = (result.prompt_tokens, result.completion_tokens, result.cost_usd)
     if result.value is None:
         nothing = np.full(PASSAGES, np.nan, dtype=np.float32)
@@ -158,7 +165,7 @@ def trial(
     vocabulary: Vocabulary,
     model: LanguageModel,
 ) -> Query[Choice]:
-    """One trial, windows in the order they are shown.
+    """The query of one trial, with the windows in the order in which they are shown.
 
     Raises ScorerError unless there are five windows, all of them marked.
     """
@@ -167,31 +174,31 @@ def trial(
             f"a trial of {len(tokens)} windows, {int(marks.any(axis=1).sum())} of them marked",
             expected=f"{PASSAGES} marked windows",
         )
-    asked = prompt("intruder")
+    template = prompt("intruder")
     lines = [
         f"{i}. {quoted_tokens(row, vocabulary, m)}" for i, (row, m) in enumerate(zip(tokens, marks, strict=True), 1)
     ]
     held = _held(model)
     request = Request(
-        asked.messages(passages="\n".join(lines)),
+        template.messages(passages="\n".join(lines)),
         MAX_TOKENS_JSON if held else MAX_TOKENS,
         choice=PLACES if "choice" in model.capabilities else None,
         json_schema=SCHEMA if held else None,
         logprobs=ALTERNATIVES if "logprobs" in model.capabilities else 0,
     )
     read = partial(read_choice, schema=held)
-    return Query(request, read, lambda messages, reply, problem: asked.repaired(messages, reply, problem=problem))
+    return Query(request, read, lambda messages, reply, problem: template.repaired(messages, reply, problem=problem))
 
 
 def _held(model: LanguageModel) -> bool:
-    """Whether replies of a model are held to the schema."""
+    """Whether replies of the model are held to `SCHEMA`."""
     return "json_schema" in model.capabilities and "choice" not in model.capabilities
 
 
 def read_choice(reply: Reply, *, schema: bool = False) -> Choice:
-    """The number of a passage, and nothing beside it. Raises UnparsableReply for anything else.
+    """Parses a reply, which must be the number of a passage and nothing else.
 
-    With `schema`, which demands it, the number may stand in its object.
+    With `schema`, the reply may be the object that `SCHEMA` demands. Raises UnparsableReply for any other reply.
     """
     text = without_thoughts(storable(reply.text)).strip()
     if schema and (inside := _OBJECT.fullmatch(text)):
@@ -202,14 +209,14 @@ def read_choice(reply: Reply, *, schema: bool = False) -> Choice:
 
 
 def _probabilities(reply: Reply, digit: str) -> tuple[float, ...] | None:
-    """Of each place, from the token that holds the answer; None if that is not among the tokens, once.
+    """Probability of each place, from the token with the answer; None unless the digit occurs exactly once.
 
-    A place whose digit is not among the alternatives is less probable than all of them, and counts as impossible.
+    A place whose digit is not among the listed tokens is less probable than all of them and counts as impossible.
     """
-    holding = [token for token in reply.logprobs if digit in token.token]
-    if len(holding) != 1 or holding[0].token.count(digit) != 1:
+    with_digit = [token for token in reply.logprobs if digit in token.token]
+    if len(with_digit) != 1 or with_digit[0].token.count(digit) != 1:
         return None
-    (token,) = holding
+    (token,) = with_digit
     listed = {**dict(token.top), token.token: token.logprob}
     each = [listed.get(token.token.replace(digit, place)) for place in PLACES]
     shares = [0.0 if value is None else exp(min(value, 0.0)) for value in each]

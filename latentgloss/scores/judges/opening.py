@@ -1,6 +1,8 @@
-"""Scorers: what is asked about explanations, and the judges that answer from an explanation alone.
+"""Judges by name: makes the judges that the settings of a scorer name, or returns their identities.
 
-`SCORERS` is the list of all scorers, `JUDGES` that of judges of contexts; what a row of the first is, `base.py` says.
+What belongs here: the lists of judges that need nothing but a vocabulary (`JUDGES`, `JUDGES_OF_TRIALS`), and the two
+functions that each scorer of `table.SCORERS` has for its judges: one that makes them for a run, and one that returns
+their identities without loading a model.
 """
 
 from __future__ import annotations
@@ -24,41 +26,46 @@ if TYPE_CHECKING:
 
 
 JUDGES: dict[str, type[JudgeOfContexts]] = {"executed": ExecutedJudge}
+"""Judges of contexts, for detection and fuzzing."""
 JUDGES_OF_TRIALS: dict[str, type[JudgeOfContexts]] = {"tokens": MarkedTokens}
-"""Of intruder detection, which has no explanation to execute."""
+"""Judges of trials, for intruder detection, which has no explanation to execute."""
 
 
 def judge_named(name: str, vocabulary: Vocabulary) -> Judge:
-    """A judge that needs nothing but the vocabulary. Raises SettingsError if there is none of that name."""
+    """A judge of contexts that needs nothing but the vocabulary. Raises SettingsError for an unknown judge."""
     return judge_type(name)(vocabulary)
 
 
 def language_judge(needs: JudgeNeeds, name: str, task: Task, model: str, settings: LlmJudgeSettings) -> LlmJudge:
-    """A language model as judge of contexts of a subject model. Loads neither.
+    """The language model `name` as judge of contexts of the subject model `model`. Loads neither.
 
-    Raises InputError if there is no language model of that name, SettingsError if its scores would pass for others'.
+    Raises InputError for an unknown language model, SettingsError if it has the name of another judge.
     """
     _check_name(name)
     return LlmJudge(needs.language_model(name), task, lambda: needs.vocabulary(model), settings)
 
 
 def intruder_judge(needs: JudgeNeeds, name: str, model: str) -> IntruderJudge:
-    """The same, of trials."""
+    """The language model `name` as judge of trials; loads nothing and raises the same as `language_judge`."""
     _check_name(name)
     return IntruderJudge(needs.language_model(name), lambda: needs.vocabulary(model))
 
 
 def _check_name(name: str) -> None:
+    """Raises SettingsError if scores by this language model could be taken for those of another judge."""
     if name in {*JUDGES, *JUDGES_OF_TRIALS, CosineJudge.name}:
         raise SettingsError(
-            f"a language model is called {name!r}, as another judge is",
-            expected="names that tell judges apart in score tables",
-            todo="rename it in the registry",
+            f"a language model is named {name!r}, which is the name of another judge",
+            expected="different names, since score tables distinguish judges by name",
+            todo="rename the language model in the registry",
         )
 
 
 def judges_of_contexts(task: Task, run: StageRun[ScoreNeeds], settings: JudgedSettings) -> list[Judge]:
-    """Judges of a scorer by name. Raises SettingsError or InputError for one there is none of."""
+    """The judges of contexts that the settings of a scorer name, in that order.
+
+    Raises SettingsError for an unknown judge, InputError for an unknown language model.
+    """
     vocabulary = run.resources.vocabulary(run.model.name)
     return [
         language_judge(run.resources, name.removeprefix(LLM), task, run.model.name, settings.llm)
@@ -69,7 +76,7 @@ def judges_of_contexts(task: Task, run: StageRun[ScoreNeeds], settings: JudgedSe
 
 
 def identities_of_contexts(task: Task, needs: JudgeNeeds, settings: JudgedSettings) -> dict[str, dict[str, Any]]:
-    """Raises SettingsError or InputError for a judge there is none of."""
+    """The identities of the judges that `judges_of_contexts` makes, by the name in the settings; raises the same."""
     return {
         name: language_judge(needs, name.removeprefix(LLM), task, "", settings.llm).identity()
         if name.startswith(LLM)
@@ -79,7 +86,7 @@ def identities_of_contexts(task: Task, needs: JudgeNeeds, settings: JudgedSettin
 
 
 def judges_of_trials(run: StageRun[ScoreNeeds], settings: IntruderSettings) -> list[Judge]:
-    """Judges of intruder detection by name. Raises SettingsError or InputError for one there is none of."""
+    """The judges of trials that the settings name, in that order; raises the same as `judges_of_contexts`."""
     needs = run.resources
     return [
         intruder_judge(needs, name.removeprefix(LLM), run.model.name)
@@ -90,7 +97,7 @@ def judges_of_trials(run: StageRun[ScoreNeeds], settings: IntruderSettings) -> l
 
 
 def identities_of_trials(needs: JudgeNeeds, settings: IntruderSettings) -> dict[str, dict[str, Any]]:
-    """Raises SettingsError or InputError for a judge there is none of."""
+    """The identities of the judges that `judges_of_trials` makes, by the name in the settings; raises the same."""
     return {
         name: intruder_judge(needs, name.removeprefix(LLM), "").identity()
         if name.startswith(LLM)
@@ -100,33 +107,36 @@ def identities_of_trials(needs: JudgeNeeds, settings: IntruderSettings) -> dict[
 
 
 def judges_of_vectors(run: StageRun[ScoreNeeds], settings: EmbeddingSettings) -> list[Judge]:
-    """The cosine judge with each embedder of the settings. Raises InputError for an embedder there is none of."""
+    """The cosine judge with each embedder that the settings name. Raises InputError for an unknown embedder."""
     needs, corpus = run.resources, run.resources.corpus(run.input("resolved_saes"))
     return [cosine_judge(needs, run.model.name, corpus, name, run.progress) for name in settings.embedders]
 
 
 def identities_of_vectors(needs: JudgeNeeds, settings: EmbeddingSettings) -> dict[str, dict[str, Any]]:
-    """Raises InputError for an embedder there is none of."""
+    """The identities of the judges that `judges_of_vectors` makes, by embedder; raises the same."""
     judge = {"judge": CosineJudge.name, "version": CosineJudge.version}
     if len(settings.embedders) > 1:
-        judge["arms"] = "its own"  # an arm was left out for all when it was unfair to one: such results are stale
+        # Formerly, an arm that was unfair to one embedder was left out for all. Results of that time are stale.
+        judge["arms"] = "its own"
     return {name: {**judge, "embedder": needs.embedder(name).identity()} for name in settings.embedders}
 
 
 def judge_type(name: str, known: dict[str, type[JudgeOfContexts]] = JUDGES) -> type[JudgeOfContexts]:
+    """The class of a judge by its name among those `known`. Raises SettingsError for an unknown judge."""
     if name not in known:
         raise SettingsError(
             f"judge {name!r} is unknown",
             expected=f"one of {', '.join(sorted(known))}, or {LLM}NAME with the name of a language model",
-            todo="correct `judges` of the scorer in latentgloss.toml",
+            todo="correct `judges` in the scorer's settings in latentgloss.toml",
         )
     return known[name]
 
 
 class JudgeOfContexts(Judge, Protocol):
-    """A judge that is made of nothing but the model's vocabulary; settings name it, `scorers.JUDGES` knows it."""
+    """A judge that needs nothing but the subject model's vocabulary. Settings name it by its key in a list above."""
 
     def __init__(self, vocabulary: Vocabulary) -> None: ...
 
     @classmethod
-    def identity(cls) -> dict[str, Any]: ...
+    def identity(cls) -> dict[str, Any]:
+        """Everything that decides its answers."""

@@ -1,11 +1,13 @@
-"""The judge that reads: a language model decides from the explanation's text, a few contexts at a time.
+"""The judge that reads: a language model decides from the text of the explanation, a few contexts at a time.
 
-What belongs here: how a question is cut into prompts, how replies are read, and what becomes of those that cannot be.
-The wording is in `prompts/`. A judge decides itself, so it is asked about the test split alone and needs no threshold.
+What belongs here: how a question is cut into prompts, and how replies are parsed. If a reply cannot be parsed, the
+model is asked once more (`llm.asking`); after that the contexts get a status with a reason. The wording of prompts is
+in `llm/prompts/`. The judge decides itself, so it is asked about the test split alone and needs no threshold.
 
-Contexts are judged `per_prompt` together, in the order of the question, which is shuffled; a question is of one arm
-(and in fuzzing of one half), so no prompt mixes what must be kept apart. `Answer.prompt` is the beginning of the hash
-of the prompt's messages: what was judged together has the same number, whatever else was asked.
+Up to `per_prompt` contexts are judged in one prompt, in the order of the question, which is shuffled. A question is
+about one arm (and in fuzzing about one half), so no prompt mixes contexts that must be kept apart. `Answer.prompt` is
+the beginning of the hash of the prompt's messages. Contexts judged in one prompt share this number, which does not
+depend on what else is asked.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ import numpy as np
 
 from latentgloss.llm.asking import Planned, Query, QueryResult, UnparsableReply, ask_all, storable, without_thoughts
 from latentgloss.llm.prompts.quoting import quoted_tokens, readable
-from latentgloss.llm.prompts.templates import messages_sha256, prompt
+from latentgloss.llm.prompts.templates import prompt
 from latentgloss.protocols import Answer, Request
+from latentgloss.scores.judges.language_model import ALTERNATIVES, language_model_identity, prompt_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -34,25 +37,25 @@ if TYPE_CHECKING:
 
 
 VERSION = "4"
-ALTERNATIVES = 5
-"""Tokens whose probability is asked for at each place of a reply."""
+"""Incremented when the same reply would lead to a different answer."""
 MOST_CHOICES = 6
-"""Contexts up to which all possible answers (2^n) are listed for a model that can be held to a list.
+"""Most contexts of a prompt for which all 2^n possible replies are listed, if the model can be held to a list.
 
-More are held to a JSON schema, where the model knows such: an object around the list, since vendors take no other."""
+With more contexts, the reply is held to a JSON schema if the model supports schemas. The schema is an object around the
+list because vendors accept no other."""
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a reply says of each context of a prompt."""
+    """What a reply says about each context of a prompt."""
 
     active: list[bool]
     probability: list[float] | None
-    """Of being active, where the model says so; NaN where it says too little."""
+    """Probability of being active, NaN where it is unknown; None if the reply has no log probabilities."""
 
 
 class LlmJudge:
-    """A language model as judge of one task."""
+    """A language model as judge of one task, detection or fuzzing."""
 
     embedder = ""
     decides = True
@@ -60,48 +63,44 @@ class LlmJudge:
     def __init__(
         self, model: LanguageModel, task: Task, vocabulary: Callable[[], Vocabulary], settings: LlmJudgeSettings
     ) -> None:
+        """`vocabulary` returns the subject model's vocabulary. It is called only when a question is asked."""
         self.model, self.task, self.vocabulary, self.settings = model, task, vocabulary, settings
         self.prompt = prompt(task)
 
     @property
     def name(self) -> str:
+        """Name of the language model; part of the key in score tables."""
         return self.model.name
 
     def identity(self) -> dict[str, Any]:
-        return {
-            "judge": "llm",
-            "version": VERSION,
-            "model": self.model.identity(),
-            "prompt": self.prompt.sha256,
-            "temperature": 0.0,
-            "uses": used(self.model),
-            # What is answered, not about how many.
-            **self.settings.model_dump(mode="json", exclude={"sample", "null_sample"}),
-        }
+        """Everything that decides its answers."""
+        # Sample sizes decide how many latents are judged, not what is answered.
+        settings = self.settings.model_dump(mode="json", exclude={"sample", "null_sample"})
+        return language_model_identity("llm", VERSION, self.model, self.prompt, settings)
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
-        """One answer per question, in order. Questions are read as the model takes requests."""
-        going: deque[tuple[Question, list[int]]] = deque()  # with the numbers of its prompts
+        """One answer per question, in order. Questions are read only as the model takes requests."""
+        pending: deque[tuple[Question, list[int]]] = deque()  # each with the numbers of its prompts
         results: deque[QueryResult[Verdicts]] = deque()
 
         def queries() -> Iterator[Query[Verdicts]]:
             for question in questions:
                 of_question = self.queries(question)
-                going.append((question, [prompt_number(query.request) for query in of_question]))
+                pending.append((question, [prompt_number(query.request) for query in of_question]))
                 yield from of_question
 
         def finished() -> Iterator[Answer]:
-            while going and len(results) >= len(going[0][1]):
-                question, numbers = going.popleft()
+            while pending and len(results) >= len(pending[0][1]):
+                question, numbers = pending.popleft()
                 yield self._answer(question, numbers, [results.popleft() for _ in numbers])
 
         for result in ask_all(self.model, queries()):
             results.append(result)
             yield from finished()
-        yield from finished()  # questions about nothing
+        yield from finished()  # questions without contexts have no results to wait for
 
     def queries(self, question: Question) -> list[Query[Verdicts]]:
-        """The prompts of a question. Raises ExplainerError if a token is not of the vocabulary."""
+        """The queries of a question, one per prompt. Raises ExplainerError if a token is not in the vocabulary."""
         vocabulary = self.vocabulary()
         explanation = readable(question.explanation)
         found: list[Query[Verdicts]] = []
@@ -125,17 +124,20 @@ class LlmJudge:
         return found
 
     def planned(self, question: Question) -> list[Planned]:
-        """What will be asked about a question."""
+        """The queries of a question, for an estimate."""
         return [Planned(self.model, query) for query in self.queries(question)]
 
     def _repaired(self, messages: tuple[Message, ...], reply: str, problem: str, n: int) -> tuple[Message, ...]:
+        """Messages that ask again, after a reply for `n` contexts that could not be parsed."""
         return self.prompt.repaired(messages, reply, problem=problem, n=str(n))
 
     def _cuts(self, question: Question) -> list[slice]:
+        """The contexts of each prompt of a question."""
         step = self.settings.per_prompt
         return [slice(i, i + step) for i in range(0, len(question.tokens), step)]
 
     def _answer(self, question: Question, numbers: list[int], results: list[QueryResult[Verdicts]]) -> Answer:
+        """The answer to a question, from the results of its prompts and their numbers."""
         n = len(question.tokens)
         evidence = np.full(n, np.nan, dtype=np.float32)
         probability = np.full(n, np.nan, dtype=np.float32)
@@ -166,21 +168,13 @@ class LlmJudge:
         )
 
 
-def used(model: LanguageModel) -> list[str]:
-    """Capabilities a judge makes use of: held to a list or a schema, or with probabilities, it answers otherwise."""
-    return sorted({"choice", "json_schema", "logprobs"} & model.capabilities)
-
-
-def prompt_number(request: Request) -> int:
-    """The first 60 bits of the hash of a request's messages."""
-    return int(messages_sha256(request.messages)[:15], 16)
-
-
 def _all_answers(n: int) -> tuple[str, ...]:
+    """All possible replies about `n` contexts."""
     return tuple(f"[{', '.join(bits)}]" for bits in product("01", repeat=n))
 
 
 def _schema(n: int) -> dict[str, Any]:
+    """JSON schema of a reply about `n` contexts."""
     verdicts = {"type": "array", "items": {"type": "integer", "enum": [0, 1]}, "minItems": n, "maxItems": n}
     return {
         "type": "object",
@@ -196,9 +190,10 @@ _OBJECT = re.compile(r'\{\s*"active"\s*:\s*(\[[^\]]*\])\s*\}')
 
 
 def read_verdicts(reply: Reply, n: int, *, schema: bool = False) -> Verdicts:
-    """A list of `n` zeros and ones, and nothing beside it. Raises UnparsableReply for anything else.
+    """Parses a reply, which must be a list of `n` zeros and ones and nothing else.
 
-    With `schema`, which demands it, the list may stand in its object.
+    With `schema`, the reply may be the object that the schema demands. Nothing is guessed: raises UnparsableReply for
+    any other reply.
     """
     text = without_thoughts(storable(reply.text)).strip()
     fenced = _FENCE.match(text)
@@ -216,19 +211,19 @@ def read_verdicts(reply: Reply, n: int, *, schema: bool = False) -> Verdicts:
 
 
 def _probabilities(logprobs: tuple[TokenLogprobs, ...], text: str, bits: list[str]) -> list[float] | None:
-    """p(1) / (p(0) + p(1)) at the token of each answer; None if the answer is not among the tokens, once.
+    """Probability of "1" for each context, p(1) / (p(0) + p(1)) at the token of its answer.
 
-    The other answer is the same token with the other digit. Where it is not among the alternatives it is less probable
-    than all of them: it counts as impossible beside an answer that is more probable than the last of them, and beside
-    any other nothing is known (NaN).
+    None unless the text of the answer occurs exactly once among the tokens. The alternative to a token is the same
+    token with the other digit. If it is not among the listed tokens, it is less probable than all of them. It then
+    counts as impossible if the token of the answer is more probable than the last one listed; otherwise the probability
+    is unknown (NaN).
     """
     whole = "".join(token.token for token in logprobs)
-    if whole.count(text) != 1:  # what ended the reply may stand behind it
+    if whole.count(text) != 1:  # the token that ended the reply may follow
         return None
     start = whole.index(text)
     places = [i for i in range(start, start + len(text)) if whole[i] in "01"]
     found: list[float] = []
-    end = 0
     tokens = iter(logprobs)
     token = next(tokens)
     begin, end = 0, len(token.token)
@@ -243,7 +238,7 @@ def _probabilities(logprobs: tuple[TokenLogprobs, ...], text: str, bits: list[st
 
 
 def _share(token: TokenLogprobs, other: str) -> float:
-    """p(token) / (p(token) + p(other)); NaN if it cannot be determined."""
+    """p(token) / (p(token) + p(other)); NaN if it is unknown."""
     listed = dict(token.top)
     if other in listed:
         return 1 / (1 + exp(min(listed[other] - token.logprob, 700.0)))

@@ -1,6 +1,6 @@
-"""What a scorer is: a row of a table. What differs between scorers is here; what they share is in `scores.py`.
+"""What a scorer is: a row of `table.SCORERS`. The rows hold what differs between scorers; `stages.py` holds the rest.
 
-What belongs here: `Scorer`, and `Asked`, the contexts a judge is asked about in the order it is asked.
+What belongs here: `Scorer`, and `Asked`, the contexts that judges are asked about, in the order of the questions.
 """
 
 from __future__ import annotations
@@ -28,31 +28,35 @@ if TYPE_CHECKING:
 
 
 class JudgeNeeds(Protocol):
-    """What judges are made of that is not in the store."""
+    """What judges need that is not in the store."""
 
-    def vocabulary(self, model: str) -> Vocabulary: ...
+    def vocabulary(self, model: str) -> Vocabulary:
+        """The vocabulary of a subject model."""
 
-    def language_model(self, name: str) -> LanguageModel: ...
+    def language_model(self, name: str) -> LanguageModel:
+        """A language model of the registry. Raises InputError if it is unknown."""
 
-    def embedder(self, name: str) -> Embedder: ...
+    def embedder(self, name: str) -> Embedder:
+        """An embedder of the registry. Raises InputError if it is unknown."""
 
 
 class ScoreNeeds(JudgeNeeds, Protocol):
-    """What stages of scores need that is not in the store."""
+    """What the stages of this room need that is not in the store."""
 
-    def corpus(self, resolved: Version) -> Corpus: ...
+    def corpus(self, resolved: Version) -> Corpus:
+        """The corpus of a version of `resolved_saes`."""
 
     def text_vectors(
         self, embedder: str, role: Literal["query", "document"], progress: Progress | None = None
-    ) -> Vectors: ...
+    ) -> Vectors:
+        """Stored vectors of texts, as queries or documents."""
 
-    def context_vectors(
-        self, model: str, corpus: Corpus, embedder: str, progress: Progress | None = None
-    ) -> Vectors: ...
+    def context_vectors(self, model: str, corpus: Corpus, embedder: str, progress: Progress | None = None) -> Vectors:
+        """Stored vectors of the contexts of a corpus, by number, as documents."""
 
 
 ORDER = ("latent", "arm", "split", "part", "place", "context", "stratum")
-"""How asked rows are sorted. Rows alike in the first four make one question."""
+"""The sort order of asked rows. Rows that are equal in the first four columns make one question."""
 
 COLUMNS = (
     "latent",
@@ -67,41 +71,45 @@ COLUMNS = (
     "status",
     "reason",
 )
-"""Of asked rows. `arm` becomes the judgement's `negatives`; a row whose `status` is not `ok` is put to nobody."""
+"""Columns of asked rows. `arm` becomes `negatives` in judgements; rows whose `status` is not `ok` are not asked."""
 
 PRIOR = 40
-"""Explain contexts per class that give the prior threshold where select has fewer than 20 per class."""
+"""Explain contexts per class that are asked about, for a prior threshold. It matters where the select split has fewer
+than 20 contexts of a class (`metrics.shrink`)."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is to be judged of a block of latents; arrays are aligned with `rows`."""
+    """The contexts of a block of latents that are to be judged. Arrays are aligned with `rows`."""
 
     rows: pl.DataFrame
+    """`COLUMNS`, sorted by `ORDER`."""
     tokens: UInt32[np.ndarray, "rows length"]
     marks: Bool[np.ndarray, "rows length"] | None = None
+    """Tokens that are shown as active; None for tasks without marks."""
     masked: Bool[np.ndarray, "rows length"] | None = None
+    """Tokens on which no activation counts; None for tasks without marks."""
     references: dict[int, UInt32[np.ndarray, "contexts length"]] = field(default_factory=dict)
-    """Per latent what a judge may compare with: windows of the explain split."""
+    """By latent, windows of the explain split that a judge may compare with."""
     profile: str = "default"
-    """Whose protocol this is: key in every table."""
+    """Name of the protocol; part of the key in every table."""
     population: pl.DataFrame | None = None
-    """latent, stratum, share (W_h on test), firing_rate; None where negatives stand for no population."""
+    """Columns latent, stratum, share (W_h on test) and firing_rate; None if the negatives stand for no population."""
     unfair: dict[str, list[str]] = field(default_factory=dict)
-    """Per embedder the arms that are not put to it, since it chose their contexts itself."""
+    """By embedder, the arms that it is not asked about because it chose their contexts itself."""
 
     def of(self, latents: pl.Series) -> Asked:
-        """Those of some latents."""
+        """The rows of some latents."""
         return self.where(pl.col("latent").is_in(latents.implode()))
 
     def where(self, rows: pl.Expr) -> Asked:
-        """Some of the rows."""
+        """The rows for which a Boolean expression is true."""
         keep = self.rows.select(rows).to_series().to_numpy()
         marks, masked = (None if a is None else a[keep] for a in (self.marks, self.masked))
         return replace(self, rows=self.rows.filter(keep), tokens=self.tokens[keep], marks=marks, masked=masked)
 
     def questions(self, task: Task, texts: dict[int, tuple[str, str | None]]) -> Iterator[Question]:
-        """One per latent, arm, split and part; `texts` has explanation and program by latent."""
+        """One question per latent, arm, split and part. `texts`: explanation and program of each latent."""
         ok = np.flatnonzero((self.rows["status"] == "ok").to_numpy())
         group = self.rows[ok].select(pl.struct("latent", "arm", "split", "part").rle_id()).to_series().to_numpy()
         contexts = self.rows["context"].to_numpy()
@@ -124,13 +132,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Plan:
-    """A scorer made ready for one partition."""
+    """A scorer, prepared for one partition."""
 
     arms: list[str]
+    """The arms that are asked about, in order."""
     identity: dict[str, Any]
-    """What of the partition and the settings decides which contexts are asked about and how."""
+    """Everything in the partition and the settings that decides which contexts are asked about, and how."""
     ask: Callable[[str], Asked]
-    """Everything to be asked of the latents of a block, sorted by `ORDER`."""
+    """Returns the contexts that are asked about for the latents of a block."""
 
 
 @dataclass(frozen=True)
@@ -139,16 +148,17 @@ class Scorer:
 
     name: Task
     metric: str
-    """What `score` is: `balanced_accuracy` at a threshold, `auroc`, which needs none, or `accuracy` of choices."""
+    """The metric of `score`: `balanced_accuracy` (at a threshold), `auroc` (needs none) or `accuracy` (of choices)."""
     splits: tuple[str, ...]
-    """What is asked about. A threshold is chosen if `select` is among them; only `test` is scored."""
+    """Splits that are asked about. A threshold is chosen if `select` is among them; only `test` is scored."""
     plan: Callable[[StageRun[ScoreNeeds], Corpus, tuple[str, ...]], Plan]
+    """Prepares the scorer for a partition, with its corpus and `splits`."""
     judges: Callable[[StageRun[ScoreNeeds], Any], list[Judge]]
-    """Makes the judges that the scorer's settings name, from whatever of the partition they need."""
+    """Makes the judges that the scorer's settings name, for a partition."""
     identities: Callable[[JudgeNeeds, Any], dict[str, dict[str, Any]]]
-    """Per judge, everything that decides its answers."""
+    """Returns everything that decides the answers of each of these judges, by name. Loads no model."""
 
     @property
     def decides(self) -> bool:
-        """Whether judgements are yes or no."""
+        """Whether judgements are yes or no, by a threshold if the judge gives evidence alone."""
         return "select" in self.splits

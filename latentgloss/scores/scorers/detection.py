@@ -1,8 +1,9 @@
-"""Detection: is the latent active in this context? Activating contexts against one stratum of others at a time.
+"""Detection: is the latent active in this context? Activating contexts against one stratum of other contexts at a time.
 
-What belongs here: which contexts are asked about, in which arm, in which order. Each stratum of non-activating contexts
-is an arm with questions of its own, since what is judged together shifts answers. Thresholds come from one arm, that of
-the first stratum of `THRESHOLD_ARMS` there is.
+What belongs here: which contexts are asked about, in which arm and in which order. Each stratum of non-activating
+contexts is an arm with questions of its own, because contexts that are judged together influence each other's answers.
+Thresholds come from one arm: that of the first stratum of `THRESHOLD_ARMS` that the latent has. Definitions:
+docs/methods.md, Detection.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ if TYPE_CHECKING:
 
 
 THRESHOLD_ARMS = tuple(dict.fromkeys(("random", *STRATA)))
+"""Strata in the order in which they are preferred for thresholds."""
 _SHUFFLE = 0x5C0E5
-"""Salt of the order in which contexts are put to a judge."""
+"""Salt of the order of contexts in a question."""
 
 
 def plan(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> Plan:
-    """One arm per stratum of `sampled_negatives`."""
+    """Plans one arm per stratum of `sampled_negatives`."""
     contexts, negatives = run.input("sampled_contexts"), run.input("sampled_negatives")
     length = run.settings.contexts.length
-    # Pinned, not of today's settings; and of all blocks, so that no latent's rows depend on its neighbours.
+    # From the pinned version, not from today's settings, and the same for all blocks, so that the rows of a latent do
+    # not depend on other latents.
     strata = negatives.manifest.recipe["settings"]["negatives"]["strata"]
     arms = sorted(strata, key=STRATA.index)
 
@@ -47,7 +50,7 @@ def plan(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> 
 
 
 def plan_of_vectors(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> Plan:
-    """As `plan`, but the stratum `similar` is not put to the embedder that chose it: no fair question."""
+    """As `plan`, but an embedder that chose the stratum `similar` is not asked about it, which would be unfair."""
     made = plan(run, corpus, splits)
     chosen = run.input("sampled_negatives").manifest.recipe["external"].get("embedder", {}).get("identity")
     embedders = run.settings.embedding.embedders
@@ -61,16 +64,21 @@ def plan_of_vectors(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str
 
 
 def population(eligibility: pl.DataFrame, strata: pl.DataFrame) -> pl.DataFrame:
-    """Of each eligible latent and stratum: share of the stratum among non-activating test windows, firing rate."""
+    """Firing rate of each eligible latent, and the share of each stratum among its non-activating test windows.
+
+    Columns latent, stratum, share and firing_rate. `eligibility` and `strata`: rows of `schema.ELIGIBILITY` and
+    `schema.STRATA_SHARES`.
+    """
     rates = eligibility.filter(status="eligible").select("latent", "firing_rate")
     return strata.filter(split="test").select("latent", "stratum", "share").join(rates, on="latent")
 
 
 def candidates(contexts: pl.DataFrame, negatives: pl.DataFrame, splits: tuple[str, ...]) -> pl.DataFrame:
-    """Every context to be judged of a block: latent, split, context, stratum, decile, document, truth, place.
+    """Every context of a block that is to be judged, activating or not.
 
-    Explain contexts are few and serve as prior for the threshold only. `place` orders a question: a hash, so that
-    neither truth nor stratum can be told from the order.
+    `contexts` and `negatives`: rows of those tables. Returns the columns latent, split, context, stratum, decile,
+    document, truth and place. Explain contexts serve as prior for the threshold alone, so only the first `PRIOR` per
+    class are taken. `place` orders a question. It is a hash, so that the order reveals neither truth nor stratum.
     """
     columns = ["latent", "split", "context", "stratum", "decile", "document", "truth"]
     few = pl.col("split").is_in(splits), (pl.col("split") != "explain") | (pl.col("order") < PRIOR)
@@ -82,9 +90,9 @@ def candidates(contexts: pl.DataFrame, negatives: pl.DataFrame, splits: tuple[st
 
 
 def asked(candidates: pl.DataFrame, arms: list[str]) -> pl.DataFrame:
-    """One row per context and arm, in the order of the questions. Select and explain are asked in one arm only."""
+    """One row per context and arm, as `Asked.rows`. Contexts of select and explain are asked about in one arm only."""
     rank = pl.col("stratum").replace_strict({arm: i for i, arm in enumerate(THRESHOLD_ARMS)}, default=None)
-    # Per latent: one that is active almost everywhere has no random negatives, and takes the next arm.
+    # Chosen per latent: a latent that is active almost everywhere has no random negatives and takes the next arm.
     tuning = (
         candidates.filter(pl.col("split") != "test", ~pl.col("truth"))
         .group_by("latent")

@@ -1,8 +1,8 @@
-"""Fuzzing: are the marked tokens those the latent is active on? A context's own marks against another context's.
+"""Fuzzing: are the marked tokens those on which the latent is active? Right marks against those of another context.
 
-What belongs here: the two versions of each activating context, with its own marks and with a donor's, and in which of
-two questions each is asked about: never both in one. Beside it the wrong examples of profile `paper`.
-Method: docs/methods.md, Fuzzing.
+What belongs here: the two versions of each activating context, with its own marks and with those of a donor, and the
+assignment of versions to two questions, of which neither has both versions of a context; also the wrong examples of
+profile `paper`. Method: docs/methods.md, Fuzzing.
 """
 
 from __future__ import annotations
@@ -27,22 +27,28 @@ if TYPE_CHECKING:
 
 
 ARM = "donor"
+"""The only arm, and the stratum of contexts with wrong marks."""
 NO_DONOR = "no other context of this latent, split and decile to exchange marks with"
+"""The reason in rows of status `no_donor`."""
 ARM_OF_PAPER = "random"
+"""The only arm under profile `paper`, and its stratum of negatives."""
 _SHUFFLE, _HALF, _ANYWHERE = 0xF0225, 0xF04A1, 0xF0A4B
-"""Salts: of the order within a question, of which question holds a context's own marks, of random marks."""
+"""Salts: of the order within a question, of the question that has a context's own marks, and of random marks."""
 
 
 class Versions(NamedTuple):
-    """Asked rows, and what is marked in each."""
+    """Asked rows with their marks."""
 
     rows: pl.DataFrame
+    """`COLUMNS`, sorted by `ORDER`."""
     marks: Bool[np.ndarray, "rows length"]
+    """Tokens that are shown as active."""
     masked: Bool[np.ndarray, "rows length"]
+    """Tokens on which no activation counts."""
 
 
 def plan(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> Plan:
-    """One arm. Reads the mask of the activations, since a masked token is never marked."""
+    """Plans one arm. Reads which tokens of the corpus are masked, because a masked token is never marked."""
     if run.settings.fuzzing.wrong_marks == "random":
         return _plan_of_paper(run, corpus, splits)
     contexts = run.input("sampled_contexts")
@@ -65,14 +71,17 @@ def plan(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> 
 
 
 def few(contexts: pl.DataFrame, splits: tuple[str, ...]) -> pl.DataFrame:
-    """The contexts asked about: of explain the first `PRIOR` only, as prior for the threshold."""
+    """The contexts that are asked about, sorted by latent, split and context.
+
+    Of the explain split these are the first `PRIOR` of each latent, as prior for the threshold.
+    """
     return contexts.filter(
         pl.col("split").is_in(splits), (pl.col("split") != "explain") | (pl.col("order") < PRIOR)
     ).sort("latent", "split", "context")
 
 
 def references(contexts: pl.DataFrame, corpus: Corpus, length: int) -> dict[int, np.ndarray]:
-    """Per latent the tokens of its explain contexts: what an executing judge ranks strengths among."""
+    """The tokens of each latent's explain contexts, among which the executing judge ranks strengths."""
     explain = contexts.filter(split="explain").sort("latent", "context")
     tokens = corpus.contexts(explain["context"].to_numpy(), length)
     latents, first, n = np.unique(explain["latent"].to_numpy(), return_index=True, return_counts=True)
@@ -80,9 +89,10 @@ def references(contexts: pl.DataFrame, corpus: Corpus, length: int) -> dict[int,
 
 
 def versions(contexts: pl.DataFrame, masked: Bool[np.ndarray, "contexts length"], seed: int) -> Versions:
-    """Both versions of every context (rows of `schema.CONTEXTS`, in any order), in the order of the questions.
+    """Both versions of every context, in the order of the questions.
 
-    A context without a donor has status `no_donor` in both. Nothing depends on other latents.
+    `contexts`: rows of `schema.CONTEXTS`, in any order. `masked`: the masked tokens of each. Both versions of a context
+    without a donor have status `no_donor`. Nothing depends on other latents.
     """
     activations = dense_activations(contexts, masked.shape[1])
     own = marks(activations, masked)
@@ -108,14 +118,14 @@ def versions(contexts: pl.DataFrame, masked: Bool[np.ndarray, "contexts length"]
         for true in (True, False)
     ).sort(ORDER)
     row, truth = both["row"].to_numpy(), both["truth"].to_numpy()
-    worn = np.where(truth, row, donor[row])
-    return Versions(both.select(COLUMNS), own[worn] & (worn != NONE)[:, None], masked[row])
+    source = np.where(truth, row, donor[row])  # the context whose marks are shown
+    return Versions(both.select(COLUMNS), own[source] & (source != NONE)[:, None], masked[row])
 
 
 def _plan_of_paper(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> Plan:
-    """Profile `paper`: activating contexts with their own marks against random contexts with marks anywhere.
+    """Plans profile `paper`: activating contexts with their own marks against random contexts with random marks.
 
-    Both are asked about in one question, and the context alone can give the answer away: for comparison with published
+    Both are in one question, and the context alone can give the answer away. This is for comparison with published
     figures only.
     """
     contexts, negatives = run.input("sampled_contexts"), run.input("sampled_negatives")
@@ -136,10 +146,11 @@ def _plan_of_paper(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str,
 def against_random(
     contexts: pl.DataFrame, negatives: pl.DataFrame, masked: Bool[np.ndarray, "contexts length"], seed: int
 ) -> tuple[pl.DataFrame, Bool[np.ndarray, "rows length"]]:
-    """Asked rows and marks: contexts with their own marks, negatives with as many marks as some context has, anywhere.
+    """Asked rows and their marks: contexts with their own marks, and negatives with random marks.
 
-    `contexts` and `negatives` are rows of those tables by latent; `masked` is of all windows of the corpus. A latent
-    without activating contexts has no rows.
+    A negative has as many marks as one of the latent's contexts, drawn by hash, on any of its unmasked tokens.
+    `contexts` and `negatives`: rows of those tables, sorted by latent. `masked`: the masked tokens of all windows of
+    the corpus. A latent without activating contexts has no rows.
     """
     negatives = negatives.filter(pl.col("latent").is_in(contexts["latent"].unique().implode()))
     own = marks(dense_activations(contexts, masked.shape[1]), masked[contexts["context"].to_numpy()])

@@ -1,7 +1,7 @@
-"""Sampled test windows as they are shown in trials: with marks, of many latents at once, and where these fire.
+"""Sampled test windows as trials show them: with marks, for many latents at once, and where these latents fire.
 
-What belongs here: the arrays that trials of intruder detection are drawn from (`trials.py`), and making them of
-`contexts` and `activations`.
+What belongs here: the arrays from which trials of intruder detection are drawn (`trials.py`), made from `contexts`
+and `activations`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Marked:
-    """Test windows of some latents with their marks, by latent and window; and where each of the latents fires."""
+    """Test windows of some latents with their marks, sorted by latent and window; and where each latent fires."""
 
     latents: UInt32[np.ndarray, " latents"]
     row: Int64[np.ndarray, " n"]
-    """Index into `latents`."""
+    """Index into `latents` of each window's latent."""
     context: Int64[np.ndarray, " n"]
+    """Number of the window in the corpus."""
     decile: Int64[np.ndarray, " n"]
     document: Int64[np.ndarray, " n"]
     marks: Bool[np.ndarray, "n length"]
     shape: Int64[np.ndarray, " n"]
-    """Number of runs of marks and of marked tokens, in one number."""
+    """Mark shape: the number of runs of marks and the number of marked tokens, encoded as one number."""
     cell_row: UInt32[np.ndarray, " cells"]
-    """Index into `latents`, of a window of the corpus in which the latent fires on some token, masked or not."""
+    """Index into `latents`, one per latent and window in which it fires on any token, masked or not."""
     cell_window: UInt32[np.ndarray, " cells"]
+    """Number of that window in the corpus."""
 
     @classmethod
     def of(
@@ -46,12 +48,13 @@ class Marked:
         masked: Bool[np.ndarray, "windows length"],
         cells: pl.DataFrame,
     ) -> Marked:
-        """From rows of `schema.CONTEXTS` in any order, the mask of all windows of the corpus, and where latents fire.
+        """Makes the arrays for `latents`.
 
-        `contexts` has all there are of these latents, perhaps of others too; `cells` (`cells_of`), of these alone.
+        `contexts`: rows of `schema.CONTEXTS` in any order, with all rows of these latents and perhaps rows of others.
+        `masked`: the masked tokens of all windows of the corpus. `cells`: where these latents fire (`cells_of`).
         """
-        mine = pl.col("latent").is_in(latents.tolist())
-        sample = contexts.filter(mine, split="test").sort("latent", "context")
+        wanted = pl.col("latent").is_in(latents.tolist())
+        sample = contexts.filter(wanted, split="test").sort("latent", "context")
         context, decile, document = (sample[c].to_numpy().astype(np.int64) for c in ("context", "decile", "document"))
         own = marks(dense_activations(sample, masked.shape[1]), masked[context])
         runs = (own[:, 1:] & ~own[:, :-1]).sum(axis=1) + own[:, 0]
@@ -62,18 +65,18 @@ class Marked:
         return cls(latents, row, context, decile, document, own, shape, cell_row.astype(np.uint32), window)
 
     def fires_in(self, windows: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, "latents n"]:
-        """Which of the latents fire in which of some windows of the corpus."""
+        """Whether each latent fires in each of some windows of the corpus, given by number."""
         distinct, column = np.unique(windows, return_inverse=True)
         place = np.full(1 + max(distinct.max(initial=0), self.cell_window.max(initial=0)), -1)
         place[distinct] = np.arange(len(distinct))
         at = place[self.cell_window]
-        there = np.flatnonzero(at >= 0)
+        wanted = np.flatnonzero(at >= 0)
         fires = np.zeros((len(self.latents), len(distinct)), dtype=bool)
-        fires[self.cell_row[there], at[there]] = True
+        fires[self.cell_row[wanted], at[wanted]] = True
         return fires[:, column]
 
     def like(self, shape: int) -> Int64[np.ndarray, " few"]:
-        """Indices of the windows with marks of this shape."""
+        """Indices of the windows with this mark shape. Raises KeyError if there is none."""
         return self._by_shape[shape]
 
     @cached_property
@@ -84,7 +87,10 @@ class Marked:
 
 
 def cells_of(pairs: Sequence[pl.DataFrame], latents: UInt32[np.ndarray, " latents"], length: int) -> pl.DataFrame:
-    """(latent, window) of some latents, each once, of frames with latent and position of `schema.ACTIVATIONS`."""
+    """The windows of `length` tokens in which each of some latents fires: columns latent and window, each pair once.
+
+    `pairs`: frames with latent and position, as in `schema.ACTIVATIONS`.
+    """
     everything = pl.concat([schema.ACTIVATIONS.empty().select("latent", "position"), *pairs])
-    mine = everything.filter(pl.col("latent").is_in(latents.tolist()))
-    return mine.select("latent", window=pl.col("position") // length).unique()
+    wanted = everything.filter(pl.col("latent").is_in(latents.tolist()))
+    return wanted.select("latent", window=pl.col("position") // length).unique()
