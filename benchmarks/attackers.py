@@ -1,14 +1,15 @@
-"""What who sees the marks and nothing else can tell of fuzzing's truth, over the SAEs of an existing store.
+"""How well can right and wrong marks of fuzzing be told apart by an attacker that sees the marks and nothing else?
 
-    python benchmarks/attackers.py             the table of docs/methods.md, Fuzzing, on the store of the settings file
+    python benchmarks/attackers.py             the table in docs/methods.md, Fuzzing, for the store of the settings file
 
-Reads the store and writes nothing into it. Of each SAE the test contexts that fuzzing asked about, with their own marks
-and with wrong ones made in three ways: as many as the context has on any inactive, unmasked token; those of another
-context of the same latent and decile, whichever fits first by hash; and as fuzzing makes them, exchanged. Contexts that
-find no wrong marks are left out, as in fuzzing. The attacker is a logistic regression on number, runs, ends and places
-of the marks, learnt on other latents; reported is its mean AUROC within latents.
+Reads the SAEs of an existing store and writes nothing into it. Takes the test contexts that fuzzing asked about, with
+their own marks and with wrong marks made in three ways: as many as the context has, on random inactive unmasked tokens;
+those of another context of the same latent and decile, the first by hash that fits; and exchanged, as fuzzing makes
+them. Contexts for which no wrong marks are found are left out, as in fuzzing. The attacker is a logistic regression on
+number, runs, ends and places of the marks, trained on other latents. The result is its mean AUROC within latents.
 
-Beside the SAEs: the made-up latents of `tests/fuzzing_world.py`, whose marks come in runs and at places of their own.
+Beside the SAEs, it attacks the artificial latents of `tests/fuzzing_world.py`, whose marks come in runs and at places
+of their own.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ if TYPE_CHECKING:
 
 SEED = 0
 MADE_UP = 120, 100
-"""Latents, and contexts of each."""
+"""Number of artificial latents, and of contexts of each."""
 STAGES = ("resolved_saes", "activation_cache", "sampled_contexts")
+"""Stages that are read."""
 
 
 def attacked(contexts: pl.DataFrame, masked: np.ndarray) -> dict[str, dict[str, float]]:
-    """Per way of making wrong marks: mean AUROC within latents, its standard error, share of contexts left out.
+    """For each way to make wrong marks: mean AUROC within latents, its standard error, and share of contexts left out.
 
-    `contexts`: rows of `schema.CONTEXTS` of one split; `masked`: the masked tokens of each.
+    `contexts`: rows of `schema.CONTEXTS` of one split. `masked`: the masked tokens of each.
     """
     import numpy as np
 
@@ -59,18 +61,18 @@ def attacked(contexts: pl.DataFrame, masked: np.ndarray) -> dict[str, dict[str, 
         "exchanged": (own[exchanged], exchanged != NONE),
     }
     found = {}
-    for name, (marked, there) in wrong.items():
-        features = attackers.of_marks(np.concatenate([own[there], marked[there]]))
-        truth = np.repeat([True, False], there.sum())
-        area, error = attackers.attack(features, truth, np.tile(latent[there], 2))
-        found[name] = {"auroc": round(area, 4), "error": round(error, 4), "left_out": round(float(1 - there.mean()), 5)}
+    for name, (marked, made) in wrong.items():
+        features = attackers.of_marks(np.concatenate([own[made], marked[made]]))
+        truth = np.repeat([True, False], made.sum())
+        area, error = attackers.attack(features, truth, np.tile(latent[made], 2))
+        found[name] = {"auroc": round(area, 4), "error": round(error, 4), "left_out": round(float(1 - made.mean()), 5)}
     return found
 
 
 def chosen_freely(
     group: np.ndarray, latent: np.ndarray, context: np.ndarray, own: np.ndarray, closed: np.ndarray
 ) -> np.ndarray:
-    """Per row another row of its group whose marks fit it, the first by a hash of both; -1 where none does."""
+    """For each row, another row of its group whose marks fit it, the first by a hash of both; -1 where none fits."""
     import numpy as np
 
     from latentgloss.statistics.counter_rng import counter_hash
@@ -87,7 +89,7 @@ def chosen_freely(
 
 
 def of_sae(workspace: Workspace, partition: str) -> dict[str, Any]:
-    """What the attacker makes of one SAE of the store."""
+    """The results of the attacker for one SAE of the store."""
     from latentgloss import schema
     from latentgloss.contexts.marks import masked_tokens
 
@@ -100,9 +102,10 @@ def of_sae(workspace: Workspace, partition: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Attacks every SAE of the store and the artificial latents, prints the table and records it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="settings file; default: the nearest one upward")
-    parser.add_argument("--no-record", action="store_true", help="print the table only")
+    parser.add_argument("--config", type=Path, help="settings file (default: the nearest one in this folder or above)")
+    parser.add_argument("--no-record", action="store_true", help="only print the table")
     arguments = parser.parse_args()
 
     from latentgloss.workspace import Workspace

@@ -1,7 +1,8 @@
-"""What judges ask about the demo's latents, and ways to ask it: for benchmarks of language models.
+"""Prompts of judges about the demo's latents, and ways to send them; shared by benchmarks of language models.
 
-What belongs here: the questions of a small world of real parts (SmolLM2, one of the demo's SAEs, explained by
-`pattern`) with the requests made of them, the entry of a model that answers, bare HTTP, and a server with SmolLM2.
+What belongs here: the questions about a small world of real parts (SmolLM2 and one of the demo's SAEs, explained by
+`pattern`) with the requests made from them, the registry entry of the model that answers, a client that is bare HTTP,
+and a server with SmolLM2.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, whichever is installed, and its small world
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout rather than an installed package, and its small world
 
 from environments import VLLM  # noqa: E402
 from vllm_server import VllmServer  # noqa: E402
@@ -32,32 +33,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """One question and its requests; a request is about the contexts of its cut."""
+    """One question and its requests."""
 
     question: Question
     cuts: list[slice]
+    """The contexts of the question that each request is about."""
     requests: list[Request]
 
 
 class Recorder:
-    """A `LanguageModel` that says no to everything."""
+    """A `LanguageModel` that answers "inactive" for every context."""
 
     name = "smol"
     capabilities = frozenset({"choice", "logprobs"})
 
     def identity(self) -> dict[str, Any]:
+        """Its name."""
         return {"model": self.name}
 
     def count_tokens(self, requests: Sequence[Request]) -> None:
-        return None
+        """None, because it has no tokenizer."""
+        return
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """The first choice of each request."""
         for request in requests:
             yield Reply("ok", text=request.choice[0] if request.choice else "none")
 
 
 def asked(folder: Path, tasks: Sequence[str]) -> list[Asked]:
-    """What the stages `<task>_scores` ask about the latents of the small world, in their order."""
+    """The questions that the stages `<task>_scores` ask about the latents of the small world, in order."""
     import vllm_world
     from tiny import run_all
 
@@ -94,6 +99,7 @@ def asked(folder: Path, tasks: Sequence[str]) -> list[Asked]:
 
 
 def spec(url: str, in_flight: int, **more: Any) -> LanguageModelSpec:
+    """The registry entry of SmolLM2 on the server at `url`, with further fields in `more`."""
     return LanguageModelSpec.model_validate(
         {"name": "smol", "engine": "openai_compatible", "model": "smollm2", "base_url": url, "in_flight": in_flight}
         | {"dialect": "vllm", "capabilities": ["choice", "logprobs"]}
@@ -102,13 +108,13 @@ def spec(url: str, in_flight: int, **more: Any) -> LanguageModelSpec:
 
 
 def bodies(entry: LanguageModelSpec, requests: Sequence[Request]) -> list[dict[str, Any]]:
-    """What our engine sends."""
+    """The bodies that our engine sends for these requests."""
     engine = OpenAICompatible(entry)
     return [engine.body(request) for request in requests]
 
 
 async def bare(url: str, bodies: Sequence[dict[str, Any]], in_flight: int) -> list[Any]:
-    """The same bodies by HTTP alone: nothing kept, nothing counted, nothing tried again."""
+    """Sends the bodies by HTTP alone, without cache, ledger or retries. Returns the responses, in order."""
     import httpx2
 
     gate = asyncio.Semaphore(in_flight)
@@ -124,7 +130,7 @@ async def bare(url: str, bodies: Sequence[dict[str, Any]], in_flight: int) -> li
 
 
 def smollm2() -> tuple[ModelSpec, Path]:
-    """The model that is served, and the folder with its files."""
+    """The registry entry of the model that is served, and the folder with its files."""
     from latentgloss.config.settings import MachineSettings
     from latentgloss.llm.opening import model_of
     from latentgloss.models.files import ready_folder
@@ -134,5 +140,5 @@ def smollm2() -> tuple[ModelSpec, Path]:
 
 
 def server(log: Path, block_size: int = 32) -> VllmServer:
-    """SmolLM2, on a server whose prefix cache can be emptied."""
+    """A server with SmolLM2, whose prefix cache can be emptied."""
     return VllmServer(VLLM.made(), smollm2()[1], log, block_size=block_size, can_forget=True)
