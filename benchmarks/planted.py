@@ -21,9 +21,9 @@ import world as benchmark
 
 from latentgloss import schema
 from latentgloss.contexts.marks import dense_activations, masked_tokens
-from latentgloss.planted import judges, rules
+from latentgloss.planted import judges, meaning, rules
 from latentgloss.planted import world as planted
-from latentgloss.planted.rules import Label
+from latentgloss.planted.labels import Label
 from latentgloss.workspace import Workspace
 
 SETTINGS = """\
@@ -97,9 +97,9 @@ def _simulated(workspace: Workspace) -> pl.DataFrame:
         active = np.zeros((len(at), length), dtype=np.float32)
         active[: positive.height] = dense_activations(positive, length)
         for explainer, text in texts.select("explainer", "explanation").iter_rows():
-            label = judges.read(text)
+            label = meaning.read(text)
             assert isinstance(label, Label)
-            said = judges.strength(label, corpus.contexts(at, length))[~masked[at]]
+            said = meaning.strength(label, corpus.contexts(at, length))[~masked[at]]
             r = np.corrcoef(active[~masked[at]], said)[0, 1] if said.std() else 0.0
             rows.append({"latent": latent, "explainer": explainer, "column": "simulation", "value": float(r)})
     return pl.DataFrame(

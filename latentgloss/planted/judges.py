@@ -1,7 +1,7 @@
-"""Judges of known skill, and the planted explainers and judges made known to the stages (`installed`).
+"""Judges of known skill, and `installed`, which makes planted judges and explainers known to the stages by name.
 
-What belongs here: judges that answer from the *text* of an explanation by looking up what it means (`meaning.read`), so
-that a null or a wrong text is judged by what it says; and judges that know nothing.
+What belongs here: judges that look up what the *text* of an explanation means (`meaning.read`), so that a null or wrong
+explanation is judged by what it says; and judges that know nothing.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 
 SAYS_YES = {"detection": 0.75, "fuzzing": 0.3}
-"""Evidence from which the meaning of a text says yes, where a judge decides by itself."""
+"""Evidence from which a judge that decides by itself says yes, by task."""
 
 Documents = Callable[[UInt32[np.ndarray, " contexts"]], UInt32[np.ndarray, " contexts"]]
+"""Returns the document of each context."""
 
 
 class _Judge:
@@ -42,25 +43,29 @@ class _Judge:
     version = "1"
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        """Planted texts have planted words: nothing of the vocabulary is needed."""
+        """`vocabulary` is not used, because planted texts consist of planted words."""
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
+        """Everything that decides its answers."""
         return {"judge": cls.name, "version": cls.version}
 
     def judge(self, questions: Iterable[Question]) -> Iterator[Answer]:
+        """One answer per question, in order."""
         return map(self.answer, questions)
 
     def answer(self, question: Question) -> Answer:
+        """The answer to one question."""
         raise NotImplementedError
 
 
 class Perfect(_Judge):
-    """Knows what the text means, and nothing else. The scorer chooses the threshold."""
+    """Knows what the text means and nothing else. The scorer chooses the threshold."""
 
     name = "perfect"
 
     def answer(self, question: Question) -> Answer:
+        """The evidence for each context; `unsupported` for a text that is not planted."""
         label = read(question.explanation)
         if label is None:
             n = len(question.tokens)
@@ -69,87 +74,104 @@ class Perfect(_Judge):
 
 
 class Always(_Judge):
+    """Gives every context the same answer."""
+
     said = True
 
     def answer(self, question: Question) -> Answer:
+        """`said` for every context."""
         said = np.full(len(question.tokens), self.said)
         return Answer(said.astype(np.float32), said, None, None)
 
 
 class AlwaysYes(Always):
+    """Says yes to every context."""
+
     name = "yes"
 
 
 class AlwaysNo(Always):
+    """Says no to every context."""
+
     name, said = "no", False
 
 
 class Coin(_Judge):
-    """Tosses a coin for every context, and for every marking of it."""
+    """Tosses a coin for every context and every set of marks on it."""
 
     name = "coin"
 
     def answer(self, question: Question) -> Answer:
+        """A uniform draw as evidence; yes from one half."""
         draw = uniform(question, salt=0xC014)
         return Answer(draw.astype(np.float32), draw >= 0.5, None, None)
 
 
 class Finder(_Judge):
-    """Names one window of a trial of intruder detection."""
+    """A judge of intruder detection: names one context of each trial."""
 
     decides = True
 
     def answer(self, question: Question) -> Answer:
+        """The answer that names the context at `place`."""
         return named(self.place(question), len(question.tokens))
 
     def place(self, question: Question) -> int:
+        """Place of the named context in the trial, from 0."""
         raise NotImplementedError
 
 
 class Discerning(Finder):
-    """Knows what the latent fires on, and names the window whose marks fit that least."""
+    """Knows what the latent fires on, and names the context whose marks fit that least."""
 
     name = "perfect"
 
     def place(self, question: Question) -> int:
+        """Place of the context with the least evidence under the true label."""
         (rule,) = (rule for rule in rules() if rule.latent == question.latent)
         return int(evidence(rule.true, question).argmin())
 
 
 class First(Finder):
-    """Always names the first window."""
+    """Always names the first context."""
 
     name = "first"
 
     def place(self, question: Question) -> int:
+        """Always 0."""
         return 0
 
 
 class Tossing(Finder):
-    """Names any window."""
+    """Names a context at random."""
 
     name = "coin"
 
     def place(self, question: Question) -> int:
+        """A uniformly drawn place."""
         return int(uniform(question, salt=0xC014).argmax())
 
 
 def uniform(question: Question, salt: int) -> Float64[np.ndarray, " contexts"]:
-    """A number in [0, 1) per context and what is asked of it: the same whatever else is asked."""
+    """A number in [0, 1) per context, drawn from task, explanation, latent, tokens and marks by a hash.
+
+    It does not depend on the other contexts of the question.
+    """
     key = int(text_sha256(question.task + question.explanation)[:12], 16)
     marks = np.zeros((len(question.tokens), 1), bool) if question.marks is None else question.marks
     packed = np.packbits(marks, axis=1).astype(np.uint64)
-    asked = counter_hash(salt, *packed.T, *question.tokens.T.astype(np.uint64))
-    return counter_hash(key, question.latent, asked) / np.float64(2**64)
+    content = counter_hash(salt, *packed.T, *question.tokens.T.astype(np.uint64))
+    return counter_hash(key, question.latent, content) / np.float64(2**64)
 
 
 def of_rates(
     sensitivity: float, specificity: float, icc: float = 0.0, document: Documents | None = None
 ) -> type[_Judge]:
-    """A judge that errs: yes to what the text is true of at rate `sensitivity`, no to the rest at `specificity`.
+    """A judge with known error rates.
 
-    `icc`: correlation of its errors within a document, for which it must be told the `document` of each context. An
-    error is drawn for the document with probability √icc, else for the context alone.
+    It says yes to contexts that the text is true of at rate `sensitivity`, and no to the others at rate `specificity`.
+    `icc`: correlation of its errors within a document; needs `document`, which returns the document of each context. An
+    error is drawn for the whole document with probability √icc, else for the context alone.
     """
 
     class OfRates(_Judge):
@@ -162,10 +184,10 @@ def of_rates(
             draw = uniform(question, salt=1)
             if icc:
                 assert document is not None and question.contexts is not None
-                of = document(question.contexts)
+                documents = document(question.contexts)
                 key = int(text_sha256(question.explanation)[:12], 16)
-                together = counter_hash(key, question.latent, of, meant.astype(np.uint64)) / np.float64(2**64)
-                draw = np.where(uniform(question, salt=2) < np.sqrt(icc), together, draw)
+                shared = counter_hash(key, question.latent, documents, meant.astype(np.uint64)) / np.float64(2**64)
+                draw = np.where(uniform(question, salt=2) < np.sqrt(icc), shared, draw)
             said = np.where(meant, draw < sensitivity, draw >= specificity)
             return Answer(said.astype(np.float32), said, None, None)
 
@@ -173,9 +195,10 @@ def of_rates(
 
 
 def failing(base: type[_Judge], on_yes: float, on_no: float) -> type[_Judge]:
-    """A judge that gives no answer to a share of what it would say yes to, and to another of what it would not.
+    """A judge like `base` that leaves some contexts unanswered.
 
-    Failures thus depend on the truth, as refusals and broken replies of language models do.
+    `on_yes`, `on_no`: the unanswered share of the contexts that the text is true of, and of the others. Failures thus
+    depend on the truth, like refusals and unparsable replies of language models.
     """
 
     class Failing(base):  # type: ignore[misc, valid-type]
@@ -195,7 +218,7 @@ def failing(base: type[_Judge], on_yes: float, on_no: float) -> type[_Judge]:
 
 
 def shifted(base: type[_Judge]) -> type[_Judge]:
-    """A judge to whom every mark is shown one token late."""
+    """A judge like `base` that sees every mark one token late."""
 
     class Shifted(base):  # type: ignore[misc, valid-type]
         name = f"shifted-{base.name}"
@@ -212,12 +235,17 @@ def shifted(base: type[_Judge]) -> type[_Judge]:
 
 
 IGNORANT: tuple[type[_Judge], ...] = (AlwaysYes, AlwaysNo, Coin)
+"""Judges that know nothing."""
 FINDERS: tuple[type[Finder], ...] = (Discerning, First, Tossing)
+"""Judges of intruder detection."""
 
 
 @contextmanager
 def installed(*judges: type[_Judge], explainers: dict[str, type[Explainer]] | None = None) -> Iterator[None]:
-    """Makes planted explainers, the perfect judge, the ignorant ones, `judges` and judges of trials known by name."""
+    """Inside the block the stages know planted explainers and judges by name.
+
+    These are `PLANTED` and `explainers`; the perfect judge, `IGNORANT` and `judges`; and `FINDERS`.
+    """
     everyone: tuple[type[_Judge], ...] = (Perfect, *IGNORANT, *judges)
     known = {judge.name: judge for judge in everyone}
     made = {**PLANTED, **(explainers or {})}

@@ -1,14 +1,14 @@
 """The subject model whose activations are planted, and the SAE that reads them back exactly.
 
-What belongs here: a transformers model of three layers, loaded like any other once `register` was called, and the SAE's
-files, whole or damaged (`MUTATIONS`). The model computes every rule from the tokens; layer 1 writes each onto a
-direction of its own. Beside them the residual stream holds an offset, a little of every token, and on `SINK` something
-huge.
+What belongs here: a transformers model of three layers, loaded like any other after `register` was called, and the
+SAE's files, intact or damaged (`MUTATIONS`). The model computes the activation a_r of every rule r from the tokens, and
+layer 1 adds it along the rule's own direction d_r. The residual stream also contains an offset, a small vector for
+every token, and a huge one on `SINK`.
 
     layers.0   offset + token          layers.1   layers.0 + Σ a_r d_r          layers.2   (layers.1) M, M random
 
-The token's part is orthogonal to all d_r, so W_enc = pinv(D) gives the activations back, though directions of rules
-that are easily confused are not orthogonal (cosine .4).
+The token vectors are orthogonal to all d_r, so W_enc = pinv(D) gives the activations back, even though the directions
+of rules that are easily confused are not orthogonal (cosine .4).
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 
-from latentgloss.planted.rules import SINK, SPECIAL, STEP, activations, ids, n_latents, rules, vocabulary
+from latentgloss.planted.rules import STEP, activations, ids, n_latents, rules, vocabulary
+from latentgloss.planted.words import SINK, SPECIAL
 
 D_MODEL, TOKEN_NORM, OFFSET_NORM, SINK_NORM, NEAR = 128, 0.4, 6.0, 400.0, 0.4
+"""Width of the residual stream, norms of its parts, and the cosine between directions of easily confused rules."""
 THRESHOLD = 0.2
-"""Of the SAE's latents: far above rounding, far below any activation."""
+"""JumpReLU threshold of the SAE's latents: far above rounding errors, far below any activation."""
 RULES_VERSION = 1
-"""Part of the model's configuration and so of its identity: raise it when the rules change."""
+"""Part of the model's configuration and thus of its identity; raise it when the rules change."""
 
 
 class PlantedConfig(PreTrainedConfig):
+    """Configuration of the planted model."""
+
     model_type = "planted"
 
     def __init__(
@@ -45,6 +49,8 @@ class PlantedConfig(PreTrainedConfig):
 
 
 class _Write(nn.Module):
+    """Layer 1: adds every rule's activation along its direction."""
+
     def __init__(self, d: int, n: int) -> None:
         super().__init__()
         self.directions = nn.Parameter(torch.zeros(n, d))
@@ -53,8 +59,8 @@ class _Write(nn.Module):
         return h + features @ self.directions
 
 
-class _Rest(nn.Module):
-    """The offset."""
+class _Offset(nn.Module):
+    """Layer 0: adds the offset."""
 
     def __init__(self, d: int) -> None:
         super().__init__()
@@ -65,6 +71,8 @@ class _Rest(nn.Module):
 
 
 class _Mix(nn.Module):
+    """Layer 2: multiplies by a random matrix."""
+
     def __init__(self, d: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(d, d))
@@ -78,7 +86,7 @@ class _Base(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, d)
-        self.layers = nn.ModuleList([_Rest(d), _Write(d, len(rules())), _Mix(d)])
+        self.layers = nn.ModuleList([_Offset(d), _Write(d, len(rules())), _Mix(d)])
 
     def forward(self, input_ids: Tensor, **_: Any) -> BaseModelOutput:
         features = torch.from_numpy(activations(input_ids.cpu().numpy())).to(self.embed_tokens.weight)
@@ -89,6 +97,8 @@ class _Base(nn.Module):
 
 
 class PlantedModel(PreTrainedModel):
+    """The planted model with its language-model head."""
+
     config_class = PlantedConfig
     base_model_prefix = "model"
 
@@ -99,24 +109,26 @@ class PlantedModel(PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """All weights are in the file."""
+        """Initialises nothing, because all weights are in the file."""
 
     def get_output_embeddings(self) -> nn.Module:
+        """The language-model head."""
         head: nn.Module = self.lm_head
         return head
 
     def forward(self, input_ids: Tensor, **more: Any) -> CausalLMOutput:
+        """Logits [batch, length, vocabulary] of token ids [batch, length]."""
         return CausalLMOutput(logits=self.lm_head(self.model(input_ids, **more).last_hidden_state))
 
 
 def register() -> None:
-    """Makes transformers read folders of `write_model`."""
+    """Registers the model with transformers, so that folders written by `write_model` can be loaded."""
     AutoConfig.register(PlantedConfig.model_type, PlantedConfig, exist_ok=True)
     AutoModelForCausalLM.register(PlantedConfig, PlantedModel, exist_ok=True)
 
 
 def directions(seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Unit directions [rules, d] of the rules, and an orthonormal basis [rest, d] of what is orthogonal to them all."""
+    """Unit directions [rules, d] of the rules, and an orthonormal basis [rest, d] of their orthogonal complement."""
     n = len(rules())
     basis, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((D_MODEL, D_MODEL)))
     found = basis[:n].copy()
@@ -127,7 +139,7 @@ def directions(seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
 
 
 def offset() -> np.ndarray:
-    """What every token has in common: b_dec of the SAE."""
+    """The vector [d] that every token has in common; b_dec of the SAE."""
     found, rest = directions()
     mixed = found.sum(0) / np.linalg.norm(found.sum(0)) + rest[0]
     offset: np.ndarray = OFFSET_NORM * mixed / np.linalg.norm(mixed)
@@ -135,7 +147,7 @@ def offset() -> np.ndarray:
 
 
 def write_model(folder: Path, seed: int = 2) -> None:
-    """Model and tokenizer in Hugging Face's layout. `register` it before it is loaded."""
+    """Writes model and tokenizer in Hugging Face's layout. Call `register` before loading them."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     rng = np.random.default_rng(seed)
@@ -177,7 +189,7 @@ def write_model(folder: Path, seed: int = 2) -> None:
 
 
 def write_sae(folder: Path) -> None:
-    """The SAE at `layers.1`, in the SAELens layout (JumpReLU): latent `Rule.latent` fires as the rule says."""
+    """Writes the SAE at `layers.1` in the SAELens layout (JumpReLU); latent `PlantedRule.latent` fires by its rule."""
     found, _ = directions()
     W_enc, W_dec = np.zeros((D_MODEL, n_latents())), np.zeros((n_latents(), D_MODEL))
     fired = [rule.latent for rule in rules()]
@@ -205,20 +217,20 @@ def write_sae(folder: Path) -> None:
 
 
 def _scaled(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """As if it had been trained on activations four times as large."""
+    """Scales the SAE as if it had been trained on activations four times as large."""
     tensors["W_enc"] = tensors["W_enc"] / 4
     for name in ("W_dec", "b_dec"):
         tensors[name] = tensors[name] * 4
 
 
 def _transposed(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """As if W_enc had been read in the wrong orientation."""
+    """Reshapes W_enc as if it had been read in the wrong orientation."""
     d, n = tensors["W_enc"].shape
     tensors["W_enc"] = tensors["W_enc"].T.contiguous().reshape(d, n)
 
 
 def _toggled(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-    """b_dec is not taken off the input."""
+    """Toggles whether b_dec is subtracted from the input; in the intact SAE it is."""
     config["apply_b_dec_to_input"] = not config["apply_b_dec_to_input"]
 
 
@@ -227,11 +239,12 @@ MUTATIONS: dict[str, Callable[[dict[str, Tensor], dict[str, Any]], None]] = {
     "transpose": _transposed,
     "b_dec": _toggled,
 }
-"""Damage to a SAE that leaves its files readable. A wrong layer is the registry's: `layers.0` or `layers.2`."""
+"""Damage to an SAE that leaves its files readable, by name. A wrong layer (`layers.0` or `layers.2`) is not among them,
+because it is declared in the registry."""
 
 
 def write_mutated(source: Path, folder: Path, mutation: str) -> None:
-    """A copy of the SAE in `source` with one of `MUTATIONS`."""
+    """Writes a copy of the SAE in `source` with one of `MUTATIONS`."""
     config, tensors = json.loads((source / "cfg.json").read_text()), load_file(source / "sae_weights.safetensors")
     MUTATIONS[mutation](tensors, config)
     folder.mkdir(parents=True, exist_ok=True)

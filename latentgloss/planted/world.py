@@ -1,7 +1,7 @@
-"""A workspace of planted truth: corpus, model, SAE, registry, settings, on which the real stages run.
+"""A workspace of planted truth: corpus, model, SAE, registry and settings, on which the real stages run.
 
-What belongs here: `planted_workspace`, which writes it. Corpus, caching, contexts, explanations and scores are then
-those of any other workspace; only the model's forward pass knows the rules.
+What belongs here: `planted_workspace`, which writes it. The stages treat it like any other workspace; only the model's
+forward pass uses the rules.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from latentgloss.planted.text import documents
 from latentgloss.workspace import Workspace
 
 MODEL, SAE = "planted", "planted/layers.1/rules"
+"""Partitions of the model and of its SAE."""
 DOCUMENTS = 1600
-"""About 325,000 tokens: every eligible latent has more than a hundred test windows."""
+"""About 325,000 tokens; every eligible latent then has more than a hundred test windows."""
 
 MACHINE = """\
 [machine]
@@ -24,13 +25,14 @@ workers = 1
 batch_tokens = 65536
 model_cache = "cache"
 """
+"""The table `[machine]` of the settings."""
 
 
 def planted_workspace(folder: Path, settings: str = "", n_documents: int = DOCUMENTS) -> Workspace:
-    """Writes everything a run needs below `folder` and opens it. Nothing is computed.
+    """Writes everything that a run needs below `folder` and opens the workspace. Computes nothing.
 
-    `settings`: latentgloss.toml but for its `[machine]`. A process that opens what another wrote must call
-    `model.register` first.
+    `settings`: text of latentgloss.toml without its table `[machine]`. A process that opens a workspace written by
+    another process must call `model.register` first.
     """
     from latentgloss.planted import model
 
@@ -50,7 +52,10 @@ def planted_workspace(folder: Path, settings: str = "", n_documents: int = DOCUM
 
 
 def declare(folder: Path, partition: str, *, weights: str = "rules", extra: str = "") -> None:
-    """Registers a SAE whose weights are in `saes/<weights>` of a planted workspace."""
+    """Adds an SAE to the registry of a planted workspace. Its weights are in `saes/<weights>`.
+
+    `extra`: further lines of the registry entry.
+    """
     model, hookpoint, name = partition.split("/")
     _write(
         folder / "registry" / "saes" / f"{hookpoint}.{name}.toml",

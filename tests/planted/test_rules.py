@@ -9,10 +9,13 @@ import tiny
 
 from latentgloss import schema
 from latentgloss.activations.forward_pass import round_to_bfloat16
-from latentgloss.planted import judges, rules, world
+from latentgloss.planted import rules, world
+from latentgloss.planted.labels import Seen
+from latentgloss.planted.meaning import strength
 from latentgloss.planted.model import MUTATIONS, SINK_NORM, write_mutated
-from latentgloss.planted.rules import Seen, rule_of
+from latentgloss.planted.rules import rule_of
 from latentgloss.planted.text import documents
+from latentgloss.planted.words import ANY, FILLERS, SINK
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def cached(tmp_path_factory):
 def told(kind: str, text: str, which: str = "true", *, cut: bool = False) -> list[float]:
     """What a rule's label says of each word of a text."""
     label = getattr(rule_of(kind), which)
-    return label.means(Seen(np.array([[rules.ids()[w] for w in text.split()]]), cut=cut))[0].tolist()
+    return label.means(Seen(np.array([[rules.ids()[w] for w in text.split()]]), rules.ids(), cut=cut))[0].tolist()
 
 
 def words(kind: str, at: int = 0) -> list[str]:
@@ -47,11 +50,11 @@ def test_vocabulary_has_every_word_once_and_rules_come_in_two_blocks():
     assert [rule.latent for rule in made] == list(range(0, rules.n_latents(), rules.STEP))
     assert len({rule.latent // schema.BLOCK for rule in made}) == 2
     used = [w for rule in made for piece in rule.pieces for w in piece]
-    assert set(used) <= {*rules.vocabulary(), rules.ANY}
+    assert set(used) <= {*rules.vocabulary(), ANY}
 
 
 def test_what_rules_say_by_hand():
-    f, g = rules.FILLERS[50:52]
+    f, g = FILLERS[50:52]
     (x,) = words("token")
     assert told("token", f"{f} {x} {x.capitalize()}") == [0, 1, 1]
     assert told("token", f"{f} {x} {x.capitalize()}", "specific") == [0, 1, 0]
@@ -101,7 +104,7 @@ def test_model_and_sae_give_exactly_what_the_rules_say(cached):
 def test_sinks_are_masked_and_what_fires_on_them_alone_is_dead(cached):
     masked = cached.store.current("activation_cache", world.SAE).read(schema.MASKED)
     corpus = cached.corpus(cached.store.current("resolved_saes", world.SAE))
-    at = np.flatnonzero(corpus.tokens.reshape(-1) == rules.ids()[rules.SINK])
+    at = np.flatnonzero(corpus.tokens.reshape(-1) == rules.ids()[SINK])
     assert len(at) > 10 and SINK_NORM > 100
     assert set(masked.filter(why="sink")["position"]) == set(at.tolist())
 
@@ -119,8 +122,8 @@ def test_windows_tell_what_sequences_say_or_that_they_cannot():
     tokens = np.array([rules.ids()[w] for text in documents(60) for w in text.split()])
     tokens = tokens[: len(tokens) // 256 * 256].reshape(-1, 256)
     for rule in rules.rules():
-        truth = rule.true.means(Seen(tokens, cut=False)).reshape(-1, 32)
-        said = judges.strength(rule.true, tokens.reshape(-1, 32).astype(np.uint32))
+        truth = rule.true.means(Seen(tokens, rules.ids(), cut=False)).reshape(-1, 32)
+        said = strength(rule.true, tokens.reshape(-1, 32).astype(np.uint32))
         half = said % 1 != 0
         if rule.kind != "distant":
             assert half.mean() < 0.01

@@ -17,7 +17,10 @@ from latentgloss import schema
 from latentgloss.contexts.marks import dense_activations, masked_tokens
 from latentgloss.contexts.windows import Windows
 from latentgloss.planted import attackers, judges, rules, world
+from latentgloss.planted.kinds import INSTANCES
+from latentgloss.planted.meaning import strength
 from latentgloss.planted.rules import rule_of
+from latentgloss.planted.words import SPECIAL
 from latentgloss.store import Version
 from latentgloss.workspace import Workspace
 
@@ -138,7 +141,7 @@ def test_true_explanations_predict_activations(proven):
     kinds = {RULES[latent].kind for latent in r}
     for kind in kinds:
         assert np.mean([value for latent, value in r.items() if RULES[latent].kind == kind]) >= 0.98, kind
-    for instance in range(rules.INSTANCES):  # one support, two strengths: what detection and fuzzing cannot tell
+    for instance in range(INSTANCES):  # one support, two strengths: what detection and fuzzing cannot tell
         even, graded = (rule_of(f"strengths: {s}", instance) for s in ("even", "graded"))
         assert (
             simulated(proven, graded.latent, even.true) < 0.92 < 0.98 <= simulated(proven, graded.latent, graded.true)
@@ -156,7 +159,7 @@ def simulated(proven: Proven, latent: int, label) -> float:
     activations = np.zeros((len(contexts), 32))
     activations[: positive.height] = dense_activations(positive, 32)
     masked = masked_tokens(proven.versions["activation_cache"], proven.corpus, 32)[contexts]
-    said = judges.strength(label, proven.corpus.contexts(contexts, 32))
+    said = strength(label, proven.corpus.contexts(contexts, 32))
     return float(np.corrcoef(activations[~masked], said[~masked])[0, 1])
 
 
@@ -298,7 +301,7 @@ def test_a_judge_that_fails_on_all_it_would_say_yes_to_leaves_no_score(proven):
     failing = judges.failing(judges.Perfect, on_yes=1.0, on_no=0.0)
     found = again(proven, ["truth"], [failing.name], failing).scores
     rows = found.filter(pl.col("arm").is_in(ARMS), kind="token")
-    assert rows.height == len(ARMS) * rules.INSTANCES
+    assert rows.height == len(ARMS) * INSTANCES
     assert set(rows["status"]) == {"unscored"} and rows["score"].null_count() == rows.height
     assert (rows["reason"] != "").all() and (rows["coverage"] < 0.7).all()
 
@@ -332,7 +335,7 @@ def asked(proven: Proven, stage: str, arm: str) -> pl.DataFrame:
 
 ATTACKS = {
     "window position": lambda rows, tokens: attackers.of_place(rows["context"].to_numpy().astype(np.int64), 8),
-    "boundaries": lambda rows, tokens: attackers.of_boundaries(tokens, rules.SPECIAL.index("</s>")),
+    "boundaries": lambda rows, tokens: attackers.of_boundaries(tokens, SPECIAL.index("</s>")),
     "place in the question": lambda rows, tokens: attackers.of_order(rows["latent"].to_numpy().astype(np.int64)),
     "quota of a prompt": lambda rows, tokens: attackers.of_prompt(
         rows["latent"].to_numpy().astype(np.int64), rows["truth"].to_numpy(), 5
