@@ -43,7 +43,7 @@ def estimate(
 
     Prompts are made as the run will make them, and counted with the model's tokenizer. If a stage asks about more
     latents than --latents, a seeded sample of that many is counted, and the rest is extrapolated with an interval.
-    REPLY TOKENS and USD are upper bounds (≤), with what this model's replies so far let expect beside them (~).
+    REPLY TOKENS and USD show what to expect from this model's replies so far (~), and the most there can be (≤).
 
     JSON: an object with rows, total and warnings. A row has stage, model, partition, state, because, problem, latents,
     counted, requests, cached, prompt_tokens (also with _low and _high), completion_tokens_most,

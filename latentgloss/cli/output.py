@@ -48,7 +48,7 @@ def unknown(what: str, name: str, known: Iterable[str], todo: str = "") -> Input
 
 
 def known_sae(workspace: Workspace, partition: str, stages: Iterable[str]) -> str:
-    """Returns `partition` if the registry declares this SAE or one of `stages` has a result of it.
+    """Returns `partition` if the registry declares this SAE or one of `stages` has a result for it.
 
     Raises InputError otherwise; the message lists similar names.
     """

@@ -108,7 +108,7 @@ def _print(trial: Trial) -> None:
 
 
 def _verdicts(trial: Trial) -> str:
-    """A judge's answers beside the right ones, and how many of them are right."""
+    """Each answer of a judge with the right answer, and how many are right."""
     if isinstance(trial.truth, int):
         return f"{plain(trial.value)} (the intruder is {plain(trial.truth)})"
     verdicts = list(zip(trial.value or [], trial.truth, strict=True))

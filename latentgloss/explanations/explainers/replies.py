@@ -1,7 +1,7 @@
 """Replies to explainers: the forms that are requested, and how they are read.
 
 What belongs here: the two forms of a reply, and what makes a sentence unfit as an explanation, which is the same for
-both. Every model can be asked for a line after a marker; if the model supports a regular expression, the reply is
+both. The usual form is a line after a marker; if the model supports a regular expression, the reply is
 constrained to that line. If it supports only a JSON schema, a prompt of its own (`prompts/*_json.txt`) asks for an
 object.
 """

@@ -52,14 +52,14 @@ PENALTY = 0.7
 """Nats that a group must gain to be named. Tokens that fired once pass, rightly, because most of them fire again."""
 
 SHIFT_PENALTY = 4.0
-"""Nats that an item of an `after` rule must gain. More than `PENALTY`: there are many items to choose from."""
+"""Nats that an item of an `after` rule must gain. Larger than `PENALTY`, because there are many candidates."""
 
 PRIOR = 0.5
 """Weight, in average tokens, of the level that a group would have without a rule of its own."""
 
 FAINT = 3
 FAINT_WORTH = 0.1
-"""Weight of the nats of a group below level `FAINT` with and without a rule: it hardly ever decides a window."""
+"""Weight of the nats of a group below level `FAINT` with and without a rule, which hardly ever decides a window."""
 
 ROUNDS = 2
 """Number of passes over the kinds of groups."""
@@ -67,12 +67,12 @@ MOST_SHIFTS = 2
 """Most `after` rules."""
 
 HIT, MISS = np.log(RATES), np.log1p(-RATES)
-"""Log-likelihood of a trial that fired, and of one that did not, per level."""
+"""Log-likelihood of a token that fired, and of a token that did not, per level."""
 STEPS = np.array(sorted(SHIFTS))
 """The shifts that an `after` rule can make, ascending."""
 _MOVED = np.clip(np.arange(len(LEVELS))[:, None] + STEPS, 0, len(LEVELS) - 1)
 STEP_HIT, STEP_MISS = HIT[_MOVED] - HIT[:, None], MISS[_MOVED] - MISS[:, None]
-"""Change of a trial's log-likelihood when it fired and when it did not, level × step."""
+"""Change of these log-likelihoods by a shift, level × step."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class _TypeCounts:
     total: Values
     """Weight of the tokens of each type."""
     hits: Values
-    """Weight of those that fired."""
+    """Weight of the tokens of each type that fired."""
     names: dict[str, Groups]
     """Per kind, the vocabulary's number of each group that occurs, ascending."""
     groups: dict[str, Groups]
