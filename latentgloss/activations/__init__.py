@@ -1,8 +1,10 @@
-"""activations: from tokens to every active (latent, position) pair of every stale SAE of a model.
+"""activations: from tokens to every active (latent, position) pair of the stale SAEs of a model.
 
 - `stages`        the stage `activation_cache`
-- `forward_pass`  one pass of a model for several SAEs
-- `latents`       one row of statistics per latent
+- `forward_pass`  one pass of a model over its corpus for several SAEs
+- `pairs`         active pairs: from tensors to a sorted table
+- `masking`       which positions are masked
+- `latents`       the table `latents`: one row of statistics per latent
 - `quality`       L0 and FVU on a sample
-- `reader`        reading latents' activations back
+- `reader`        reading the activations of some latents back
 """

@@ -1,11 +1,12 @@
-"""Latents: what is known of each one, once all its active positions are on disk.
+"""Latents: the table `latents` of an SAE, once all its active pairs are on disk.
 
-What belongs here: the table `latents` of a SAE, made from the tables `activations` and `masked` (counts, quantiles, a
-histogram, entropy) and from its decoder's rows (tokens they raise, nearest others). Writes it a block of ids at a time
-into the version under way.
+What belongs here: statistics of each latent from the tables `activations` and `masked` (counts, quantiles, a histogram,
+entropy), and what follows from its decoder direction (tokens it raises, nearest other latents). Reads the draft's own
+shards and the SAE's decoder, float32 [latents, d] on the device of the pass; writes one block of the table `latents`
+per 256 ids into the same draft.
 
-Memory is flat in the number of tokens: a block's pairs are read shard by shard, and so many latents at once that there
-are about as many pairs.
+Memory does not grow with the number of tokens: statistics are made for a few latents at once, so many that they have
+about `STATISTICS_ROWS` pairs, and pairs are read shard by shard.
 """
 
 from __future__ import annotations
@@ -35,18 +36,22 @@ if TYPE_CHECKING:
 
 
 BINS = 20
-"""Bins of a latent's histogram."""
+"""Bins of a latent's histogram, from 0 to its maximum."""
 
 STATISTICS_ROWS = 2**18
-"""Pairs held at once, about, while statistics of latents are made: memory stays flat in the number of tokens."""
+"""Pairs in memory at once while statistics are made, approximately."""
 
-TOP_OUTPUTS, NEIGHBOURS, NEIGHBOURS_MAX, NEIGHBOUR_COSINE = 10, 10, 64, 0.5
+TOP_OUTPUTS = 10
+"""Tokens listed in `top_outputs`."""
+
+NEIGHBOURS, NEIGHBOURS_MAX, NEIGHBOUR_COSINE = 10, 64, 0.5
+"""The first ten neighbours are listed, and others of at least this cosine up to 64."""
 
 
 def write_latents(
     run: StageRun[Any], decoder: Float32[torch.Tensor, "latents d"], subject: Subject, corpus: Corpus
 ) -> None:
-    """Writes the `latents` table of a draft whose shards are complete, and counts what there is into the facts."""
+    """Writes the table `latents` of a run whose shards are complete, and adds counts to the run's facts."""
     masked = run.draft.scan(schema.MASKED).select("position").unique().collect()["position"].sort().to_numpy()
     shards = run.draft.paths(schema.ACTIVATIONS)
     rows = sum(pq.read_metadata(path).num_rows for path in shards)
@@ -57,23 +62,23 @@ def write_latents(
         "resolved_saes": run.input("resolved_saes").content(("cache",)),
         "shards": json_sha256({n: b.parts for n, b in run.draft.blocks.items() if n.startswith("shard-")}),
     }
-    rowwise = _OfDecoder(decoder, subject)
+    from_decoder = _FromDecoder(decoder, subject)
 
-    def put(name: str, recipe: dict[str, Any], low: int, high: int, weights: list[pl.Series]) -> None:
+    def write(name: str, recipe: dict[str, Any], low: int, high: int, of_decoder: list[pl.Series]) -> None:
         statistics = pl.concat(
             latent_statistics(_pairs_of(shards, a, b), a, b, tokens, masked, n_unmasked)
             for a, b in ((a, min(a + step, high)) for a in range(low, high, step))
         )
-        run.draft.put(name, recipe, (schema.LATENTS,), {"latents": statistics.with_columns(weights)})
+        run.draft.put(name, recipe, (schema.LATENTS,), {"latents": statistics.with_columns(of_decoder)})
 
-    with BackgroundWorkers(subject.device.type, run.settings.machine.workers) as beside:
+    with BackgroundWorkers(subject.device.type, run.settings.machine.workers) as background:
         for low in range(0, len(decoder), schema.BLOCK):
             high = min(low + schema.BLOCK, len(decoder))
             name = f"{low // schema.BLOCK:06d}"
             recipe = run.block_recipe(**consumed, latents=[low, high])
             if not run.draft.reuse(name, recipe, (schema.LATENTS,)):
-                beside.do(partial(put, name, recipe, low, high, rowwise.columns(low, high)))
-        beside.finish()
+                background.do(partial(write, name, recipe, low, high, from_decoder.columns(low, high)))
+        background.finish()
     table = run.draft.scan(schema.LATENTS).select("count", "density").collect()
     run.facts |= {
         "tokens": int(tokens.shape[0]),
@@ -83,8 +88,8 @@ def write_latents(
     }
 
 
-class _OfDecoder:
-    """Columns that follow from decoder rows alone. What all blocks share is made when the first of them is due."""
+class _FromDecoder:
+    """Columns that follow from the decoder alone. What all blocks share is made when the first stale block needs it."""
 
     def __init__(self, decoder: Float32[torch.Tensor, "latents d"], subject: Subject) -> None:
         self.decoder, self.subject = decoder, subject
@@ -104,7 +109,7 @@ class _OfDecoder:
         return [self._top_outputs(low, high), *self._neighbours(low, high)]
 
     def _top_outputs(self, low: int, high: int) -> pl.Series:
-        """Tokens each direction raises most; none where directions are not of the residual stream's width."""
+        """The tokens that each direction raises most; empty lists if its width is not that of the residual stream."""
         if self.decoder.shape[1] != self.subject.d_model:
             found = np.empty((high - low, 0), dtype=np.uint32)
         else:
@@ -112,12 +117,12 @@ class _OfDecoder:
         return _lists(found.ravel(), np.full(len(found), found.shape[1])).alias("top_outputs")
 
     def _neighbours(self, low: int, high: int) -> tuple[pl.Series, pl.Series]:
-        """Nearest other latents by decoder cosine, descending."""
+        """Nearest other latents by decoder cosine, descending, and their cosines."""
         import torch
 
         cosine = self._unit[low:high] @ self._unit.T
         rows = torch.arange(high - low)
-        cosine[rows, rows + low] = -2.0
+        cosine[rows, rows + low] = -2.0  # excludes the latent itself
         k = min(NEIGHBOURS_MAX, len(self._unit) - 1)
         value, index = (found.cpu().numpy() for found in cosine.topk(k, dim=-1))
         sizes = np.maximum((value >= NEIGHBOUR_COSINE).sum(-1), min(NEIGHBOURS, k))
@@ -127,7 +132,7 @@ class _OfDecoder:
 
 
 def _pairs_of(shards: list[Path], low: int, high: int) -> pl.DataFrame:
-    """Pairs of latents [low, high), one shard after the other: read together, all of them would be in memory."""
+    """Pairs of latents [low, high). Shards are read one after the other: a joint scan would hold all in memory."""
     wanted = pl.col("latent").is_between(low, high - 1)
     return pl.concat([pl.scan_parquet(path).filter(wanted).collect() for path in shards])
 
@@ -140,17 +145,18 @@ def latent_statistics(
     masked: UInt32[np.ndarray, " masked"],
     n_unmasked: int,
 ) -> pl.DataFrame:
-    """One row per latent in [low, high) with what its active, unmasked tokens tell.
+    """Columns of `schema.LATENTS` that follow from active unmasked tokens, one row per latent in [low, high).
 
-    `pairs` has the columns of `schema.ACTIVATIONS`; `masked` is ascending. Entropy is in nats, over token ids.
+    `pairs`: rows of `schema.ACTIVATIONS` of these latents. `masked`: positions, ascending. `n_unmasked`: unmasked
+    tokens of the corpus. Entropy is in nats, over token ids.
     """
     position = pairs["position"].to_numpy()
-    at = np.searchsorted(masked, position)
+    index = np.searchsorted(masked, position)
     is_masked = np.zeros(len(position), dtype=bool)
-    inside = at < len(masked)
-    is_masked[inside] = masked[at[inside]] == position[inside]
+    inside = index < len(masked)
+    is_masked[inside] = masked[index[inside]] == position[inside]
     kept = pairs.filter(~is_masked).with_columns(token=tokens[position[~is_masked]]).sort("latent", "activation")
-    # Sums over sorted arrays, not group_by: the order in which threads add floats would be part of the content.
+    # Sums are over sorted arrays instead of `group_by`, so that the order in which threads add decides no digit.
     latent = kept["latent"].to_numpy() - low
     value = kept["activation"].to_numpy()
     count = np.bincount(latent, minlength=high - low)
@@ -178,16 +184,16 @@ def latent_statistics(
 
 
 def _lists(values: Shaped[np.ndarray, " items"], sizes: Int64[np.ndarray, " rows"]) -> pl.Series:
-    """Lists of the next `sizes` values each. Of Python's lists, Polars looks at each value by itself."""
+    """A column of lists, in which row i holds the next sizes[i] values. Arrow makes it faster than Python lists do."""
     return pl.Series(pa.LargeListArray.from_arrays(np.append(0, np.cumsum(sizes)), pa.array(values)))
 
 
 def _entropy(
     latent: UInt32[np.ndarray, " pairs"], token: UInt32[np.ndarray, " pairs"], count: Int64[np.ndarray, " latents"]
 ) -> Float64[np.ndarray, " latents"]:
-    """Entropy (nats) of the token ids each latent is active on; 0 for a dead one."""
+    """Entropy (nats) of the token ids that each latent is active on; 0 for a dead latent."""
     keys, times = np.unique(latent.astype(np.uint64) << np.uint64(32) | token, return_counts=True)
-    owner = (keys >> np.uint64(32)).astype(np.int64)
-    share = times / count[owner]
-    # bincount of nothing is int64, whatever its weights
-    return np.bincount(owner, weights=-share * np.log(share), minlength=len(count)).astype(np.float64)
+    latent_of_key = (keys >> np.uint64(32)).astype(np.int64)
+    share = times / count[latent_of_key]
+    # Without any keys, bincount returns int64 whatever its weights.
+    return np.bincount(latent_of_key, weights=-share * np.log(share), minlength=len(count)).astype(np.float64)

@@ -1,9 +1,11 @@
-"""The activation cache, read by latent.
+"""Reading the activation cache by latent.
 
-What belongs here: which row groups of which shards hold the pairs of some latents, and reading them. A shard covers
-a range of positions and is sorted by latent, so the pairs of one block of latents are a short run in every shard.
-Opening all shards for each block, and decoding a row group for a few of its rows, costs far more than computing with
-what is found: footers are read once, and the row groups of many blocks in one go.
+What belongs here: finding the row groups of shards that hold the pairs of some latents, and reading them. Reads the
+Parquet files of the table `activations`; writes nothing.
+
+A shard covers a range of positions and is sorted by latent, so the pairs of one block of latents are a short run in
+every shard. Opening all shards for each block, and decoding a row group for a few of its rows, costs far more than the
+computation on these pairs. So footers are read once, and the row groups of many blocks are read together.
 """
 
 from __future__ import annotations
@@ -24,31 +26,34 @@ if TYPE_CHECKING:
 
 
 AT_ONCE = 2**23
-"""Pairs read in one go, about, at most: 100 MB. While the first are read, whoever computes waits."""
+"""Upper limit of pairs per read, approximately: 100 MB. The computation waits for the first read to end."""
 
 _ROW_GROUPS = 4
-"""Row groups of each shard that make a reading large enough: those at its ends are decoded for a few rows only."""
+"""Row groups of each shard that make a read large enough. The first and last row group of a read are decoded for a few
+of their rows only."""
 
 
 @dataclass(frozen=True)
 class _Footer:
-    """What a shard's footer says of its row groups."""
+    """A shard's row groups, from its footer."""
 
     path: Path
     metadata: pq.FileMetaData
     low: Int64[np.ndarray, " groups"]
-    """Least latent of each row group."""
+    """Lowest latent of each row group."""
     high: Int64[np.ndarray, " groups"]
+    """Highest latent of each row group."""
     edges: Int64[np.ndarray, " edges"]
-    """Rows before each row group; the total last."""
+    """Rows before each row group; the total as the last entry."""
 
     @classmethod
     def of(cls, path: Path) -> _Footer:
+        """The footer of one shard."""
         metadata = pq.read_metadata(path)
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         # A row group without rows has no statistics.
-        found = (group.column(0).statistics for group in groups)
-        bounds = [(s.min, s.max) if s is not None and s.has_min_max else (0, 2**32 - 1) for s in found]
+        statistics = (group.column(0).statistics for group in groups)
+        bounds = [(s.min, s.max) if s is not None and s.has_min_max else (0, 2**32 - 1) for s in statistics]
         low, high = np.array(bounds, dtype=np.int64).reshape(-1, 2).T
         return cls(path, metadata, low, high, np.append(0, np.cumsum([group.num_rows for group in groups])))
 
@@ -57,28 +62,29 @@ class ActivationReader:
     """The shards of a cache, in order of position."""
 
     def __init__(self, paths: Sequence[Path], *, strengths: bool = True) -> None:
-        """`strengths`: read the column `activation`, too, a third of the work."""
+        """`strengths`: whether the column `activation` is read too, a third of the work."""
         self._columns = [name for name in schema.ACTIVATIONS.schema if strengths or name != "activation"]
         self._footers = [footer for footer in map(_Footer.of, paths) if len(footer.low)]
 
     def below(self, latents: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-        """About how many pairs the latents below each have, from the footers alone. `latents` is ascending."""
+        """Estimated number of pairs of all latents below each of `latents` (ascending), from the footers alone."""
         total = np.zeros(len(latents))
-        for f in self._footers:
-            at = np.stack([f.low, f.high + 1], axis=1).ravel()
-            total += np.interp(latents, at, np.stack([f.edges[:-1], f.edges[1:]], axis=1).ravel())
+        for footer in self._footers:
+            bounds = np.stack([footer.low, footer.high + 1], axis=1).ravel()
+            rows = np.stack([footer.edges[:-1], footer.edges[1:]], axis=1).ravel()
+            total += np.interp(latents, bounds, rows)
         return total
 
     def read(self, ranges: Sequence[tuple[int, int]]) -> list[pl.DataFrame]:
-        """Rows of `schema.ACTIVATIONS` with low <= latent < high, one frame per range, by shard and there by latent.
+        """Rows of `schema.ACTIVATIONS` with low <= latent < high: one frame per range, by shard, then by latent.
 
-        `ranges` are ascending and disjoint.
+        `ranges` (low, high) are ascending and disjoint.
         """
         low, high = np.array(ranges, dtype=np.int64).reshape(-1, 2).T
         found: list[list[pl.DataFrame]] = [[] for _ in ranges]
         for footer in self._footers:
-            meets = (footer.low < high[:, None]) & (footer.high >= low[:, None])
-            groups = np.flatnonzero(meets.any(axis=0))
+            overlaps = (footer.low < high[:, None]) & (footer.high >= low[:, None])
+            groups = np.flatnonzero(overlaps.any(axis=0))
             if not len(groups):
                 continue
             with pq.ParquetFile(footer.path, metadata=footer.metadata) as file:
@@ -89,27 +95,30 @@ class ActivationReader:
             for parts, (a, b) in zip(found, bounds, strict=True):
                 if a < b:
                     parts.append(frame[int(a) : int(b)])
-        none = schema.ACTIVATIONS.empty().select(self._columns)
-        return [pl.concat(parts) if parts else none for parts in found]
+        empty = schema.ACTIVATIONS.empty().select(self._columns)
+        return [pl.concat(parts) if parts else empty for parts in found]
 
     def sweep(self, blocks: Sequence[UInt32[np.ndarray, " _"]]) -> Iterator[tuple[int, pl.DataFrame]]:
-        """(index, pairs) of each block of latents (ascending, disjoint), with as few readings as memory allows.
+        """Yields (index, pairs) of each block of latents (ascending, disjoint), in as few reads as memory allows.
 
-        A frame holds the pairs from the first to the last latent of its block.
+        A frame holds the pairs from the first to the last latent of its block, in the order of `read`.
         """
         ranges = [(int(block[0]), int(block[-1]) + 1) for block in blocks]
         rows = np.diff(self.below(np.array(ranges, dtype=np.int64).ravel()))[::2]
         most = min(AT_ONCE, max(AT_ONCE // 2, _ROW_GROUPS * schema.ACTIVATIONS.row_group * len(self._footers)))
-        begin, held = 0, 0.0
-        for index, more in enumerate(rows.tolist()):
-            if index > begin and held + more > most:
-                yield from enumerate(self.read(ranges[begin:index]), start=begin)
-                begin, held = index, 0.0
-            held += more
-        yield from enumerate(self.read(ranges[begin:]), start=begin)
+        first, n_rows = 0, 0.0
+        for index, n_more in enumerate(rows.tolist()):
+            if index > first and n_rows + n_more > most:
+                yield from enumerate(self.read(ranges[first:index]), start=first)
+                first, n_rows = index, 0.0
+            n_rows += n_more
+        yield from enumerate(self.read(ranges[first:]), start=first)
 
 
 def array(column: pl.Series) -> UInt32[np.ndarray, " n"] | Float32[np.ndarray, " n"]:
-    """A column of a frame of `ActivationReader` in one piece. Copied by NumPy, whose memory is kept (`memory.py`)."""
+    """A column of a frame of `ActivationReader` as one array.
+
+    NumPy does the copying, because the memory it frees stays in the process (`machine/memory.py`).
+    """
     chunks = [chunk.to_numpy() for chunk in column.get_chunks()]
     return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)

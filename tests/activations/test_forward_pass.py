@@ -13,8 +13,8 @@ from hypothesis.extra import numpy as hnp
 
 from latentgloss import schema
 from latentgloss.activations import forward_pass, latents
-from latentgloss.activations.forward_pass import round_to_bfloat16
 from latentgloss.activations.latents import latent_statistics
+from latentgloss.activations.pairs import round_to_bfloat16
 from latentgloss.machine.background import BackgroundWorkers
 from latentgloss.pipeline.graph import STAGES
 
@@ -73,10 +73,7 @@ def test_statistics_of_latents_are_those_of_a_loop(given_):
 
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory):
-    workspace = tiny.tiny_workspace(tmp_path_factory.mktemp("cached"))
-    outcomes = tiny.run_all(workspace, ["tokenized_corpus", "resolved_saes", "activation_cache"])
-    assert not [o.error for o in outcomes if o.error]
-    return workspace
+    return tiny.computed_workspace(tmp_path_factory.mktemp("cached"))
 
 
 @pytest.mark.parametrize("partition", tiny.SAES)

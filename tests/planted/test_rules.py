@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from latentgloss import schema
-from latentgloss.activations.forward_pass import round_to_bfloat16
+from latentgloss.activations.pairs import round_to_bfloat16
 from latentgloss.planted import rules, world
 from latentgloss.planted.labels import Seen
 from latentgloss.planted.meaning import strength
