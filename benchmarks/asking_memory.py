@@ -1,15 +1,16 @@
-"""Memory of explaining and judging with a language model, from 100 to 100,000 latents (a quarter of an hour).
+"""Measures the memory of explaining and judging with a language model, from 100 to 100,000 latents (15 minutes).
 
     python benchmarks/asking_memory.py [--latents 100 1000 10000 100000]
 
-What is measured: peak resident memory (VmHWM) of a fresh process that runs the real stage, `explanations` or
-`detection_scores`, of one SAE: evidence and contexts are read block by block from the store, prompts are made, go
-through `asking.py` and the real client with reply cache and ledger, replies are read, tables written. Each latent is
-asked about once by `llm` and twice by the judge. In place of the server is an engine in the process that answers at
-once: with the most replies a second, and no HTTP client (of which test_llm_client.py measures the memory).
+Measured is the peak resident memory (VmHWM) of a fresh process that runs the real stage `explanations` or
+`detection_scores` of one SAE. The stage reads evidence and contexts block by block from the store, makes prompts, sends
+them through `llm/asking.py` and the real client with reply cache and ledger, parses the replies, and writes its tables.
+The explainer `llm` sends one request per latent, the judge sends two. Instead of a server, an engine in the process
+answers at once. This gives the highest rate of replies and leaves out the HTTP client, whose memory
+tests/llm/test_client.py measures.
 
-The world is `tests/tiny.py` with a wide SAE: every latent stands for one word, and its samples are its own. Preparing
-(corpus to contexts) is done by a process of its own and is not measured.
+The world is `tests/tiny.py` with a wide SAE, in which each latent represents one word and has its own samples.
+Preparation (corpus to contexts) runs in a separate process and is not measured.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, whichever is installed; its world
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout instead of an installed package, and its test world
 
 import tiny  # noqa: E402
 import world  # noqa: E402
@@ -71,9 +72,10 @@ _PASSAGE = re.compile(r"^\d+\. ", re.MULTILINE)
 
 
 class Instant:
-    """An engine that answers at once, and differently to different requests."""
+    """An engine that answers at once, with different replies to different requests."""
 
     async def answer(self, request: Request) -> Reply:
+        """A list of verdicts to a judge's prompt, a sentence to an explainer's."""
         text = request.messages[-1].content
         if text.startswith("Description"):
             said = str([hash((i, text)) & 1 for i in range(len(_PASSAGE.findall(text)))])
@@ -81,11 +83,12 @@ class Instant:
             said = f"EXPLANATION: Number {hash(text) & 0xFFFFF}."
         return Reply("ok", text=said, prompt_tokens=len(text) // 4, completion_tokens=16)
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Nothing to release."""
 
 
 def prepare(folder: Path, latents: int) -> None:
-    """Everything up to contexts and negatives."""
+    """Writes a world and runs its stages up to `sampled_negatives`."""
     workspace = tiny.tiny_workspace(folder, settings=SETTINGS)
     for path in (folder / "registry" / "saes").glob("*.toml"):
         path.unlink()
@@ -94,7 +97,7 @@ def prepare(folder: Path, latents: int) -> None:
 
 
 def ask(folder: Path, stage: str) -> dict[str, Any]:
-    """Runs one stage, with the client over the instant engine."""
+    """Runs one stage with the real client over the instant engine. Returns peak memory, requests and seconds."""
     from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.llm.client import Client
     from latentgloss.workspace import Workspace
@@ -126,7 +129,7 @@ def _materialise(workspace: Workspace, stages: tuple[str, ...]) -> None:
 
 
 def _peak_kib() -> int:
-    """Of this process since it began its program; `ru_maxrss` would count the process it was forked from."""
+    """Peak memory of this process since it began its program. `ru_maxrss` would include the process that forked it."""
     (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1])
 
@@ -139,6 +142,7 @@ def _in_a_process(what: str, folder: Path, latents: int) -> dict[str, Any]:
 
 
 def measure(sizes: list[int]) -> dict[str, Any]:
+    """Peak memory of both stages for each number of latents, each in a fresh process."""
     peaks: dict[str, dict[str, Any]] = {stage: {} for stage in ASKING}
     for latents in sizes:
         with tempfile.TemporaryDirectory() as name:

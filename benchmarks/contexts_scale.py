@@ -1,14 +1,14 @@
-"""Contexts and negatives of every latent of a wide SAE: time, peak memory, and bytes on disk.
+"""Measures time, peak memory and bytes on disk of contexts and negatives of every latent of a wide SAE.
 
     python benchmarks/contexts_scale.py                   131,072 latents, 10M tokens, 32 active per token
     python benchmarks/contexts_scale.py --scale 0.05      a twentieth of the tokens
 
-Codes are made up and written straight in the cache's layout, untimed. How often latents fire falls off as
-(rank + 30)^-1.2: at full size a third fire less than 200 times and the most frequent on a quarter of the tokens.
-They fire independently, which is the worst case for the encoding of positions and for the number of windows.
-Each stage runs in a process of its own, so that its peak memory is its own.
+Activations are made up and written directly in the cache's layout, which is not timed. Firing rates fall off as
+(rank + 30)^-1.2: at full size, a third of the latents fire less than 200 times, and the most frequent one fires on a
+quarter of the tokens. Latents fire independently, which is the worst case for the encoding of positions and for the
+number of windows. Each stage runs in a separate process, so that its peak memory is its own.
 
-`--folder` keeps the made-up world and uses it again; `--share` asks for a part of the latents only.
+`--folder` keeps the made-up world and uses it again; `--share` selects only a part of the latents.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import world
 
 from latentgloss import schema
-from latentgloss.activations.forward_pass import SHARD, round_to_bfloat16
+from latentgloss.activations.forward_pass import SHARD
+from latentgloss.activations.pairs import round_to_bfloat16
 from latentgloss.store.digests import frame_sha256, json_sha256
 from latentgloss.workspace import Workspace
 
@@ -42,7 +43,7 @@ STAGES = ("sampled_contexts", "sampled_negatives")
 
 
 def make(folder: Path, n_latents: int, n_tokens: int, share: float, settings: str) -> Workspace:
-    """The world on disk: a registry, a corpus of random tokens, and codes. What is there already is used."""
+    """Writes the world: a registry, a corpus of random tokens, and activations. Existing parts are used again."""
     for name in ("models", "saes"):
         (folder / "registry" / name).mkdir(parents=True, exist_ok=True)
     (folder / "registry/models/m.toml").write_text('name = "m"\nsource = "path:m"\n')
@@ -79,7 +80,7 @@ def _corpus(workspace: Workspace, identity: dict[str, int], n_sequences: int) ->
             np.save(f, tokens)
         with draft.file("shared_13grams.npy") as path, path.open("wb") as f:
             np.save(f, np.zeros(tokens.shape, dtype=bool))
-        # A document ends where the stream of its split does, and a span ends with its sequence.
+        # A document ends at the end of its split's stream, and a span ends with its sequence.
         split = np.sort(rng.choice(3, n_sequences, p=[0.4, 0.1, 0.5])).astype(np.uint8)
         ends = np.cumsum(rng.geometric(1 / DOCUMENT, 2 * tokens.size // DOCUMENT))
         at = np.arange(tokens.size)
@@ -115,10 +116,11 @@ def _cache(workspace: Workspace, identity: dict[str, int], n_latents: int, n_seq
             stop = min(first + per_shard, n_sequences)
             n, offset = (stop - first) * SEQUENCE, first * SEQUENCE
             rng = np.random.default_rng([2, number])
-            drawn = np.searchsorted(upto[:-1], rng.random(n * K * 21 // 20, dtype=np.float32))  # 5 % meet
+            # 5 % more are drawn, because equal pairs of latent and position merge.
+            drawn = np.searchsorted(upto[:-1], rng.random(n * K * 21 // 20, dtype=np.float32))
             key = np.unique(drawn.astype(np.uint64) << np.uint64(32) | rng.integers(0, n, len(drawn), dtype=np.uint64))
             latent = (key >> np.uint64(32)).astype(np.uint32)
-            scale = 1 + latent % 7  # latents differ in how strongly they fire
+            scale = 1 + latent % 7  # latents fire with different strengths
             value = (0.3 + rng.standard_gamma(1.5, len(key), dtype=np.float32)) * scale.astype(np.float32)
             pairs = pl.DataFrame(
                 {
@@ -148,7 +150,7 @@ def _cache(workspace: Workspace, identity: dict[str, int], n_latents: int, n_seq
 
 
 def run(folder: Path, stage: str) -> dict[str, Any]:
-    """One stage, timed, in this process."""
+    """Runs one stage in this process and returns its time, peak memory and bytes."""
     from latentgloss.contexts.stages import sample_contexts, sample_negatives
 
     workspace = Workspace.open(folder / "latentgloss.toml")
@@ -167,6 +169,7 @@ def run(folder: Path, stage: str) -> dict[str, Any]:
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The results of each stage, in a process each, with the size of the world."""
     settings = arguments.settings.replace(";", "\n")
     tokens = int(arguments.tokens * arguments.scale)
     workspace = make(folder, arguments.latents, tokens, arguments.share, settings)
@@ -191,11 +194,12 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Measures the stages that the command line names, and records the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=int, default=131_072)
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the tokens")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the latents that are asked for")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the latents that are selected")
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--settings", default="", help="lines of latentgloss.toml, separated by ';'")
     parser.add_argument("--folder", type=Path, help="where to keep the world; default: a temporary folder")

@@ -1,7 +1,8 @@
-"""delphi's side of `prompt_tokens.py`: run by the Python of delphi's own environment, which has nothing of ours.
+"""delphi's side of `prompt_tokens.py`, which runs in delphi's own environment, without any of our packages.
 
-Prompts are made by delphi's classes: `examples_to_samples` for the text of a context, `_build_prompt` of its scorer for
-the messages. Which contexts, with which marks, how many together and in which order is given, as is the explanation.
+Prompts are made by delphi's code: `examples_to_samples` makes the text of a context, and `_build_prompt` of its scorer
+makes the messages. The caller gives the explanation, and the contexts with their marks, order and distribution over
+prompts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ _FOUND = find_spec("delphi")
 assert _FOUND
 assert _FOUND.submodule_search_locations
 for _name in ("clients", "scorers"):
-    # These packages import every client and scorer, and with them vLLM, httpx, tiktoken: here each is its folder alone.
+    # The `__init__` of these packages imports every client and scorer, and with them vLLM, httpx and tiktoken. An empty
+    # package with the same folder replaces each.
     _package = ModuleType(f"delphi.{_name}")
     _package.__path__ = [f"{folder}/{_name}" for folder in _FOUND.submodule_search_locations]
     sys.modules[_package.__name__] = _package
@@ -33,7 +35,10 @@ _SCORERS = {"detection": DetectionScorer, "fuzzing": FuzzingScorer}
 
 
 def prompts(model: str, asked: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per prompt asked for (task, explanation, tokens, marks or None): its messages, and the texts of its contexts."""
+    """The messages of each prompt, and the texts of its contexts.
+
+    An entry of `asked` has the keys task, explanation, tokens and marks (None for detection).
+    """
     tokenizer = AutoTokenizer.from_pretrained(model)
     made = []
     for one in asked:

@@ -1,9 +1,9 @@
-"""delphi's side of `vs_delphi.py`: run by the Python of delphi's own environment, which has nothing of ours.
+"""delphi's side of `vs_delphi.py`, which runs in delphi's own environment, without any of our packages.
 
-Everything is done by delphi's classes, called as its `__main__` calls them (`load_artifacts`, `populate_cache`,
-`process_cache`), on whichever device it is told and with tokens that are given instead of downloaded:
-`load_hooks_sparse_coders`, `LatentCache.run`, `save_splits`, `save_config`, and `LatentDataset`, which applies its
-constructor and its sampler. Settings are delphi's defaults, except for the batch size, which is tuned.
+Everything is done by delphi's classes, called as in its `__main__` (`load_artifacts`, `populate_cache`,
+`process_cache`): `load_hooks_sparse_coders`, `LatentCache.run`, `save_splits`, `save_config`, and `LatentDataset`,
+which applies its constructor and its sampler. The device and the tokens are given by the caller; nothing is downloaded.
+Settings are delphi's defaults, except for the batch size, which is tuned.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from worker import serve
 
 @cache
 def _artifacts(model: str, saes: str, hookpoint: str, device: str) -> tuple[Any, Any, bool]:
-    """As `load_artifacts` does it: the base model (no LM head is run), SAEs wrapped by torch.compile."""
+    """The base model (without an LM head) and SAEs wrapped by torch.compile, loaded as `load_artifacts` does."""
     loaded = AutoModel.from_pretrained(model, dtype=torch.bfloat16).to(device)
     config = RunConfig(CacheConfig(), ConstructorConfig(), SamplerConfig(), model, saes, hookpoints=[hookpoint])
     encoders, transcode = load_hooks_sparse_coders(loaded, config, compile=True)
     for encode in encoders.values():
-        encode.keywords["sae"].to(device)  # SAEs that it reads from a disk, it leaves on the CPU
+        encode.keywords["sae"].to(device)  # delphi leaves SAEs from local files on the CPU
     return loaded, encoders, transcode
 
 
 def caching(
     model: str, saes: str, hookpoint: str, tokens: str, n_tokens: int, batch: int, out: str, device: str = "cpu"
 ) -> dict[str, Any]:
-    """Runs the model over the tokens and writes the splits, as `populate_cache` does."""
+    """Runs the model over the tokens and writes the splits, as `populate_cache` does. Returns counts and times."""
     loaded, encode, transcode = _artifacts(model, saes, hookpoint, device)
     array = torch.from_numpy(np.load(tokens).astype(np.int64))
     shutil.rmtree(out, ignore_errors=True)
@@ -59,12 +59,12 @@ def caching(
 
 
 def write(hookpoint: str, tokens: str, pairs: str, width: int, model: str, out: str) -> dict[str, Any]:
-    """Writes given activations as `LatentCache` would have, by its own `save_splits`: both sides sample the same."""
+    """Writes given activations with delphi's own `save_splits`, so that both sides sample from the same activations."""
     array, found = np.load(tokens).astype(np.int64), np.load(pairs)
     length = array.shape[1]
     position = found["position"].astype(np.int64)
     columns = (position // length, position % length, found["latent"].astype(np.int64))
-    cached = LatentCache(None, {}, batch_size=1)  # no model is run
+    cached = LatentCache(None, {}, batch_size=1)  # it runs no model
     cached.width = width
     cached.cache.latent_locations[hookpoint] = torch.from_numpy(np.stack(columns, axis=1))
     cached.cache.latent_activations[hookpoint] = torch.from_numpy(found["activation"])
@@ -76,7 +76,7 @@ def write(hookpoint: str, tokens: str, pairs: str, width: int, model: str, out: 
 
 
 def contexts(folder: str, hookpoint: str, model: str, latents: int) -> dict[str, Any]:
-    """Records of the first latents, as `process_cache` gets them: examples, non-activating examples, samples."""
+    """Makes the records of the first latents as `process_cache` does: examples, non-activating examples, samples."""
     start = time.perf_counter()
     dataset = LatentDataset(
         raw_dir=folder,

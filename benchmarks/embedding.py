@@ -1,12 +1,12 @@
-"""What the embedding score costs per latent: each distinct context embedded once, against each latent's anew.
+"""Measures the cost of the embedding score per latent: embedding each distinct context once, or each latent's anew.
 
-    python benchmarks/embedding.py work          texts to embed for 2,000 latents, both ways, and the time of each
+    python benchmarks/embedding.py work          texts to embed for 2,000 latents, and the time, both ways
     python benchmarks/embedding.py precision     texts/s in float32 and in bfloat16, and how far cosines differ
 
-`work` reads the store of the settings file (the demo's): the test contexts of latents, positive and negative, as the
-score asks for them. The time for each distinct context once is measured as it is in use: vectors made into an empty
-table and written (on a sample, then scaled by count), and read back for each latent. Embedding anew is the count at the
-same texts per second; nobody should wait for it.
+`work` reads the store of the settings file (the demo's): the positive and negative test contexts of latents, as the
+score uses them. The time for embedding each distinct context once is measured as in use: vectors are computed and
+written to an empty table (for a sample, then scaled by count), and read back for each latent. The time for embedding
+each latent's contexts anew is computed from their number at the same texts per second, because it would take too long.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ SAMPLE = 1024
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Records texts and time per latent, both ways."""
     import numpy as np
 
     from latentgloss.embeddings.lance import LanceTables
@@ -55,13 +56,13 @@ def run(arguments: argparse.Namespace) -> None:
         began = time.perf_counter()
         made = vectors.ensure(sample)
         per_text = (time.perf_counter() - began) / made
-        # Reading: a table of the real size with the real keys; what the numbers are does not matter to it.
+        # Reading is timed on a table of the real size with the real keys; the vectors' values do not matter.
         filled = vectors._keys(every)
         missing = vectors.table.missing(filled)
         random = np.random.default_rng(1).standard_normal((len(missing), vectors.table.dimension or 0))
         vectors.table.add(missing, random.astype(np.float32))
         began = time.perf_counter()
-        for first in range(0, len(asked), 256):  # a block of latents at a time, as the score does
+        for first in range(0, len(asked), 256):  # one block of latents at a time, as in the score
             vectors.get(np.unique(np.concatenate(asked[first : first + 256])))
         reading = time.perf_counter() - began
     once_s = distinct * per_text + reading
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def test_contexts(workspace: Workspace, partition: str, latents: int) -> list[np.ndarray]:
-    """Per latent with test contexts (the first `latents` of them): activating and not, each once."""
+    """The test contexts, activating and not, each once, of each of the first `latents` latents that have any."""
     import polars as pl
 
     from latentgloss import schema
@@ -102,6 +103,7 @@ def test_contexts(workspace: Workspace, partition: str, latents: int) -> list[np
 
 
 def precision(arguments: argparse.Namespace) -> None:
+    """Records speed and accuracy of MiniLM in float32 and in bfloat16."""
     from latentgloss.config.entries import MINILM
     from latentgloss.corpus.sources import iter_documents
 
@@ -112,7 +114,7 @@ def precision(arguments: argparse.Namespace) -> None:
 
 
 def texts(words: list[str], n: int, length: int) -> list[str]:
-    """`n` pieces of `length` words."""
+    """`n` pieces of text, each of `length` consecutive words."""
     import numpy as np
 
     draw = np.random.default_rng(length)
@@ -120,7 +122,7 @@ def texts(words: list[str], n: int, length: int) -> list[str]:
 
 
 def precisions(spec: EmbedderSpec, kinds: dict[str, list[str]], device: str, rounds: int) -> dict[str, Any]:
-    """Interleaved rounds over each kind of texts; medians."""
+    """Speed (median of interleaved rounds) and differences of cosines, for each kind of texts."""
     import statistics
 
     import numpy as np
@@ -140,7 +142,7 @@ def precisions(spec: EmbedderSpec, kinds: dict[str, list[str]], device: str, rou
                 for dtype, embedder in embedders.items():
                     began = time.perf_counter()
                     vectors[dtype] = embedder.documents(given)
-                    if number:  # the first round warms up
+                    if number:  # the first round is a warm-up
                         seconds[dtype].append(time.perf_counter() - began)
             exact, low = vectors["float32"], vectors["bfloat16"]
             some = slice(0, 1024)
@@ -157,6 +159,7 @@ def precisions(spec: EmbedderSpec, kinds: dict[str, list[str]], device: str, rou
 
 
 def main() -> None:
+    """Runs the benchmark that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("work")

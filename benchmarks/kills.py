@@ -1,11 +1,11 @@
-"""kill -9 while a language model explains and judges: a hundred times (five minutes).
+"""Kills runs in which a language model explains and judges with kill -9, a hundred times (five minutes).
 
     python benchmarks/kills.py [--kills 100] [--seed N]
 
-The experiment is the test's (`tests/killed_judges.py`), with every latent of the tiny world judged: real stages in a
-process that is killed at random points and started again, a real HTTP server that takes 20 ms for a reply and counts
-what it is asked. Recorded is how often a reply that was already written was asked for again, how often one that was
-not, and whether the tables are those of an undisturbed run.
+The experiment is the one of the tests (`tests/killed_judges.py`), but with every latent of the tiny world judged. Real
+stages run in a process that is killed at random points and started again. A real HTTP server takes 20 ms per reply and
+counts its requests. The result has the number of requests that were repeated although their reply was already written,
+the number that were repeated because it was not, and whether the tables equal those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, whichever is installed; its fake server and its world
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout instead of an installed package; its test world
 
 import killed_judges  # noqa: E402
 import world  # noqa: E402
 
 EVERY = 10_000
-"""Latents judged per SAE: more than there are."""
+"""Latents to judge per SAE, which is more than there are."""
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

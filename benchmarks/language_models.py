@@ -1,16 +1,17 @@
-"""What asking costs beside what the model costs: our client against bare HTTP.
+"""Measures what our client adds to the cost of a language model, compared with bare HTTP.
 
     python benchmarks/language_models.py client       a minute
     python benchmarks/language_models.py throughput   six minutes; needs `.bench/vllm-venv` (make test-vllm makes it)
 
-- **client**: CPU time of this process per request, against a server in another process that answers at once, with
-  prompts of the length a judge sees; bare HTTP (`httpx2`, JSON written and read, as many at once) beside it. And of
-  a reply that is in the cache.
-- **throughput**: requests per second of a real vLLM with SmolLM2 on the CPU. Requests are those of `detection` for
-  the demo's latents, explained by `pattern`. Our client (ledger, an empty reply cache) against bare HTTP sending the
-  same bodies, 32 at once; the server's prefix cache is emptied before each; pairs interleaved, order alternating.
+- **client**: CPU time of this process per request. The server runs in another process and answers at once; prompts are
+  as long as a judge's. It is compared with bare HTTP (`httpx2`, JSON written and read, equally many requests at once).
+  The CPU time of a reply from the cache is measured, too.
+- **throughput**: requests per second to a real vLLM with SmolLM2 on the CPU. Requests are those of `detection` about
+  the demo's latents, explained by `pattern`. Our client (with ledger and an empty reply cache) is compared with bare
+  HTTP that sends the same bodies, 32 requests at once. The server's prefix cache is emptied before each run. Pairs of
+  runs are interleaved in alternating order.
 
-What prompts cost the server: `prompt_tokens.py`.
+`prompt_tokens.py` measures what prompts cost the server.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import judge_prompts  # puts this checkout and its tests on the path: the fake server is of the tests
+import judge_prompts  # puts this checkout and its tests on the path; the fake server belongs to the tests
 import world
 from environments import VLLM
 
@@ -59,7 +60,7 @@ def _fake_server(port: Connection) -> None:
 
 
 def client_cost(n: int, in_flight: int) -> dict[str, Any]:
-    """Milliseconds of CPU per request."""
+    """Milliseconds of CPU time per request: our client, bare HTTP, and replies from the cache."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_fake_server, args=(theirs,), daemon=True)
     process.start()
@@ -90,7 +91,7 @@ def client_cost(n: int, in_flight: int) -> dict[str, Any]:
 
 
 def _ask(spec: LanguageModelSpec, requests: Sequence[Request], store: Path) -> list[Reply]:
-    """Through our client, with what the store's cache has."""
+    """Sends requests through our client, with the reply cache and ledger of this store."""
     database = Database(store)
     client = Client(spec, lambda: OpenAICompatible(spec), ReplyCache(database), Ledger(database))
     try:
@@ -104,7 +105,7 @@ def _ask(spec: LanguageModelSpec, requests: Sequence[Request], store: Path) -> l
 
 
 def throughput(server: VllmServer, requests: Sequence[Request], pairs: int) -> dict[str, Any]:
-    """Requests per second of both, and ours over bare HTTP's."""
+    """Requests per second of our client and of bare HTTP, and the ratio of the two."""
     spec = judge_prompts.spec(server.base_url, IN_FLIGHT)
     bodies = judge_prompts.bodies(spec, requests)
 
@@ -121,7 +122,7 @@ def throughput(server: VllmServer, requests: Sequence[Request], pairs: int) -> d
         assert all(reply.status == "ok" and not reply.from_cache for reply in replies)
         return seconds
 
-    bare()  # both warm up
+    bare()  # warm-up of both
     ours()
     took = []
     for number in range(pairs):
@@ -142,6 +143,7 @@ def throughput(server: VllmServer, requests: Sequence[Request], pairs: int) -> d
 
 
 def against_vllm(pairs: int, most: int) -> dict[str, Any]:
+    """`throughput` against a vLLM server, with at most `most` requests of a judge, and the load of the machine."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         asked = judge_prompts.asked(folder, ("detection",))

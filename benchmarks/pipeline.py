@@ -1,11 +1,12 @@
-"""Benchmarks of the pipeline, each in one process or in subprocesses of its own.
+"""Benchmarks of the pipeline, each in one process or in separate subprocesses.
 
-    python benchmarks/pipeline.py caching    tokens/s of caching as a share of the bare stopped forward pass
+    python benchmarks/pipeline.py caching    tokens/s of caching, relative to the bare forward pass up to the hookpoint
     python benchmarks/pipeline.py memory     peak memory of caching at 100k and at 1M tokens
     python benchmarks/pipeline.py contexts   milliseconds per latent to sample contexts at 1M tokens
-    python benchmarks/pipeline.py imports    seconds to import `definitions`, and what that loads
+    python benchmarks/pipeline.py imports    seconds to import `definitions`, and which heavy modules that loads
 
-Results go to `benchmarks/results/<date>-<name>.json`. Machines are noisy: shares are medians of interleaved pairs.
+Results go to `benchmarks/results/<date>-<name>.json`. Because timings on a shared machine vary, shares are medians of
+interleaved pairs.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LATENTS = 4096
 
 
 def caching(arguments: argparse.Namespace) -> None:
-    """Interleaved pairs: the model alone up to the hookpoint, then the whole stage on the same tokens."""
+    """Time of the model alone up to the hookpoint and of the whole stage, in interleaved pairs on the same tokens."""
     results = {}
     for hookpoint in arguments.hookpoints:
         with tempfile.TemporaryDirectory() as name:
@@ -51,7 +52,7 @@ def _caching(folder: Path, hookpoint: str, tokens: int, pairs: int) -> dict[str,
 
 
 def share_of_bare_pass(workspace: Any, partition: str, pairs: int) -> dict[str, Any]:
-    """Interleaved pairs of the model alone and of the stage, in the same batches; the first pair warms up."""
+    """Speed of the model alone and of the stage, in interleaved pairs with equal batches, after a warm-up pair."""
     import numpy as np
 
     corpus = workspace.corpus(workspace.store.current("resolved_saes", partition))
@@ -86,7 +87,7 @@ def share_of_bare_pass(workspace: Any, partition: str, pairs: int) -> dict[str, 
 
 
 def cached_anew(workspace: Any, partition: str) -> Any:
-    """Outcome of `activation_cache` from nothing on disk."""
+    """Outcome of `activation_cache`, run after deleting its earlier results."""
     from latentgloss.activations.stages import cache_activations
 
     shutil.rmtree(workspace.settings.store_root / "activation_cache", ignore_errors=True)
@@ -95,14 +96,14 @@ def cached_anew(workspace: Any, partition: str) -> Any:
 
 
 def batch_tokens(workspace: Any) -> int:
-    """Tokens per forward pass, as the stage takes them."""
+    """Tokens per forward pass in the stage."""
     from latentgloss.activations.forward_pass import batch_tokens
 
     return batch_tokens(workspace.settings.machine, workspace.subject("smollm2").device.type)
 
 
 def synchronise(device: Any) -> None:
-    """Waits until a GPU has done what it was given."""
+    """Waits until a GPU has finished its work."""
     import torch
 
     if device.type == "cuda":
@@ -110,7 +111,7 @@ def synchronise(device: Any) -> None:
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    """Peak resident memory of a process that caches, by number of tokens. Layer 0: the pass is not the point."""
+    """Peak resident memory of a process that caches, by number of tokens; at layer 0, to keep the pass short."""
     peaks = {}
     for tokens in arguments.tokens_list:
         command = [sys.executable, __file__, "_memory", "--tokens", str(tokens)]
@@ -138,7 +139,7 @@ def _memory(arguments: argparse.Namespace) -> None:
 
 
 def contexts(arguments: argparse.Namespace) -> None:
-    """Sampling contexts and negatives of all latents of a SAE over 1M tokens."""
+    """Time to sample contexts and negatives of all latents of an SAE over 1M tokens."""
     from latentgloss import schema
     from latentgloss.activations.stages import cache_activations
     from latentgloss.contexts.stages import sample_contexts, sample_negatives
@@ -169,7 +170,7 @@ def contexts(arguments: argparse.Namespace) -> None:
 
 
 def imports(arguments: argparse.Namespace) -> None:
-    """Cold start of the code location, in a fresh process each time."""
+    """Time to import Dagster's code location, in a fresh process each time."""
     code = (
         "import time; t = time.perf_counter(); import definitions; s = time.perf_counter() - t\n"
         "import sys, json; heavy = ['torch', 'transformers', 'lancedb', 'vllm']\n"
@@ -191,6 +192,7 @@ def imports(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Runs the benchmark that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     for action in (caching, memory, _memory, contexts, imports):

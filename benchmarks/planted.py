@@ -1,10 +1,11 @@
-"""What each scorer sees of explanations that are true, too general, too specific, or another latent's.
+"""Measures the scores of explanations that are true, too general, too specific, or another latent's.
 
     python benchmarks/planted.py                the table of docs/methods.md, Planted truth, as Markdown
 
-The planted corpus goes through the real stages; the perfect judge answers from what an explanation's text means. Values
-are means over the latents of a kind. Simulation is not a stage yet: its column is Pearson's r between activations and
-what the text says of each token, over the tokens of activating and random test windows.
+The planted corpus goes through the real stages, and a perfect judge answers from the meaning of an explanation's text.
+Values are means over the latents of a kind. Simulation is not a stage yet. Its column is Pearson's r between the
+activations and the strengths that the text implies for each token, over the tokens of activating and random test
+windows.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ COLUMNS = ("detection random", "detection same_document", "detection neighbour",
 
 
 def computed(folder: Path) -> Workspace:
+    """A workspace with the planted corpus in which all stages have run."""
     workspace = planted.planted_workspace(folder, SETTINGS)
     with judges.installed():
         for stage, runner in RUNNERS.items():
@@ -67,7 +69,7 @@ def computed(folder: Path) -> Workspace:
 
 
 def measured(workspace: Workspace) -> pl.DataFrame:
-    """kind, explainer, and the mean of each of `COLUMNS` over the latents of the kind."""
+    """A table of kind, explainer, and the mean of each of `COLUMNS` over the latents of the kind."""
     kinds = {rule.latent: rule.kind for rule in rules.rules()}
     tables = [_current(workspace, f"{scorer}_scores").read(schema.SCORES) for scorer in ("detection", "fuzzing")]
     scores = pl.concat(tables).filter(status="ok")
@@ -82,7 +84,7 @@ def measured(workspace: Workspace) -> pl.DataFrame:
 
 
 def _simulated(workspace: Workspace) -> pl.DataFrame:
-    """Pearson's r per latent and explainer."""
+    """Pearson's r of simulation, per latent and explainer."""
     contexts = _current(workspace, "sampled_contexts").read(schema.CONTEXTS).filter(split="test")
     negatives = _current(workspace, "sampled_negatives").read(schema.NEGATIVES).filter(split="test", stratum="random")
     explained = _current(workspace, "explanations").read(schema.EXPLANATIONS).filter(status="ok")
@@ -112,6 +114,7 @@ def _current(workspace: Workspace, stage: str) -> Any:
 
 
 def markdown(table: pl.DataFrame) -> str:
+    """The table in Markdown."""
     heads = ["latents", "explanation", *(c.replace("_", " ") for c in COLUMNS)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     order = list(dict.fromkeys(rule.kind for rule in rules.rules()))
@@ -130,6 +133,7 @@ def _shown(value: float | None) -> str:
 
 
 def main() -> None:
+    """Prints the table and, unless told otherwise, records it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-record", action="store_true", help="print the table only")
     arguments = parser.parse_args()

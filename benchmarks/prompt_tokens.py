@@ -1,21 +1,22 @@
-"""How many tokens of its prompts a server with a prefix cache computes per latent: ours, and delphi's beside it.
+"""Counts the prompt tokens that a server with a prefix cache computes per latent, for our prompts and for delphi's.
 
     python benchmarks/prompt_tokens.py      five minutes; needs `.bench/vllm-venv` (make test-vllm makes it) and, for
                                             delphi's prompts, `.bench/delphi-venv` (make bench-delphi makes it)
 
-A real vLLM with SmolLM2 on the CPU, prefix cache on. Asked is what `detection` and `fuzzing` ask about the demo's
-latents, explained by `pattern`: the latents of a scorer in turn, 32 requests at once. The first latent of each scorer
-is there to fill the cache; the others are the steady state, and counted.
+The server is a real vLLM with SmolLM2 on the CPU and its prefix cache enabled. Requests are those of `detection` and
+`fuzzing` about the demo's latents, explained by `pattern`: one latent of a scorer after the other, 32 requests at once.
+The first latent of each scorer fills the cache. The others are the steady state, and only they are counted.
 
-- **computed**: prompt tokens less hits of the prefix cache, by the server's own counters (`/metrics`), per latent. What
-  each reply says of itself must come to the same.
-- **by_blocks**: the same worked out from the prompts' tokens for other sizes of block (16 is the default on a GPU, 128
-  on a CPU, where 32 is the least); at the server's own size it stands beside the measured figure.
-- **needed**: tokens of the contexts as they stand in these prompts, and once per latent and scorer of the explanation.
-- **raw**: those contexts as tokens of the corpus, which no way of quoting can fall below, and the same explanation.
+- **computed**: prompt tokens minus hits of the prefix cache, per latent, from the server's own counters (`/metrics`).
+  The counts in the replies must add up to the same.
+- **by_blocks**: the same number for other block sizes, computed from the prompts' tokens (16 is the default on a GPU,
+  128 on a CPU, where 32 is the minimum). For the server's own block size it can be compared with the measured number.
+- **needed**: tokens of the contexts as quoted in these prompts, plus the explanation once per latent and scorer.
+- **raw**: tokens of the same contexts in the corpus, which are the least that any form of quotation needs, plus the
+  same explanation.
 
-delphi's prompts are made by its own scorers (`delphi_prompts.py`) from the same contexts, marks and explanations, as
-many in a prompt and in the same order. Its `needed` is of its own prompts. Replies are cut to one token.
+delphi's prompts are made by its own scorers (`delphi_prompts.py`) from the same contexts, marks and explanations, with
+as many contexts per prompt and in the same order. Its `needed` refers to its own prompts. Replies are cut to one token.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ TASKS = ("detection", "fuzzing")
 
 
 class Prompts:
-    """The prompts of one latent and scorer: messages, and what is needed of them."""
+    """The prompts of one latent and scorer: their messages, and the contexts and explanation in them."""
 
     def __init__(self, explanation: str) -> None:
         self.explanation = explanation
@@ -58,16 +59,18 @@ class Prompts:
         self.contexts: list[str] = []
 
     def needed(self, count: Callable[[str], int]) -> int:
+        """Tokens of the contexts, and of the explanation once."""
         return count(self.explanation) + sum(map(count, self.contexts))
 
 
 def by_latent(asked: Sequence[Asked], task: str) -> list[list[Asked]]:
-    """The questions about each latent, in their order."""
+    """The questions of a scorer, grouped by latent, in their order."""
     of_task = [one for one in asked if one.question.task == task and one.requests]
     return [list(group) for _, group in groupby(of_task, key=lambda one: one.question.latent)]
 
 
 def ours(questions: Sequence[Asked]) -> Prompts:
+    """Our prompts for the questions about one latent."""
     made: Prompts | None = None
     for one in questions:
         for request in one.requests:
@@ -80,7 +83,7 @@ def ours(questions: Sequence[Asked]) -> Prompts:
 
 
 def delphis(latents: Sequence[Sequence[Asked]], model: Path, log: Path) -> list[Prompts]:
-    """The same questions as delphi puts them. Raises RuntimeError with its log."""
+    """delphi's prompts for the same questions. Raises RuntimeError with delphi's log."""
     wanted = [
         [
             {
@@ -109,9 +112,10 @@ def delphis(latents: Sequence[Sequence[Asked]], model: Path, log: Path) -> list[
 
 
 def blocks_computed(prompts: Sequence[Sequence[int]], known: set[int], size: int) -> int:
-    """Tokens computed for prompts that come one after another; `known` are the blocks in the cache, by what is before.
+    """Tokens that a server computes for prompts that arrive one after another.
 
-    Whole blocks are reused, from the beginning on; the last token of a prompt is always computed.
+    `known` holds the blocks in its cache, each as a hash of the block and all blocks before it, and is updated. Only
+    whole blocks at the beginning of a prompt are reused, and the last token of a prompt is always computed.
     """
     new = 0
     for prompt in prompts:
@@ -128,7 +132,7 @@ def blocks_computed(prompts: Sequence[Sequence[int]], known: set[int], size: int
 
 
 def measured(server: VllmServer, latents: Sequence[Prompts], tokenizer: Any) -> dict[str, Any]:
-    """The steady state of one scorer: everything but the first latent, which is asked about before."""
+    """The steady state of one scorer: counts over all latents except the first, which is sent before."""
 
     def ask(prompts: Sequence[Prompts]) -> list[list[int]]:
         requests = [Request(messages, 1) for one in prompts for messages in one.messages]
@@ -169,14 +173,14 @@ def measured(server: VllmServer, latents: Sequence[Prompts], tokenizer: Any) -> 
 
 
 def _counters(server: VllmServer) -> tuple[int, int]:
-    """(prompt tokens, those found in the prefix cache) since the server began."""
-    time.sleep(1)  # they follow the replies
+    """Prompt tokens since the server started, and how many of them its prefix cache had."""
+    time.sleep(1)  # the counters lag behind the replies
     counters = server.counters()
     return round(counters["vllm:prompt_tokens_total"]), round(counters["vllm:prefix_cache_hits_total"])
 
 
 def per_latent(found: dict[str, Any], raw: float) -> dict[str, Any]:
-    """Of one scorer or of both, per latent; ratios of what was computed."""
+    """The counts of one scorer per latent, and the ratios of computed tokens to `needed` and `raw`."""
     n = found["latents"]
     return {
         "latents": n,
@@ -193,6 +197,7 @@ def per_latent(found: dict[str, Any], raw: float) -> dict[str, Any]:
 
 
 def main(block_size: int) -> dict[str, Any]:
+    """The counts of both scorers, for our prompts and, if delphi's environment exists, for delphi's."""
     from transformers import AutoTokenizer
 
     _, folder_of_model = judge_prompts.smollm2()

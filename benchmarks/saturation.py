@@ -1,13 +1,14 @@
-"""How busy a server is kept where few latents of each block are asked about (three minutes).
+"""Measures how busy a server is kept when only a few latents of each block are sampled (three minutes).
 
     python benchmarks/saturation.py [--blocks 64] [--sample 128] [--in-flight 64] [--delay .5]
 
-A SAE of many blocks of 256 latents, of which a sample is explained and then judged by `detection` and `fuzzing`, as
-the assets do it (`scoring.together`). The server is a process of its own that answers after `--delay` seconds, whatever
-there is to answer. **Mean in flight** is what it had to do at once, over the time from the first request of a stage to
-the last; `--in-flight` is the most. What a stage would take if that many were always under way stands beside.
+An SAE has many blocks of 256 latents. A sample of its latents is explained and then judged by `detection` and `fuzzing`
+together, as the assets do it (`workspace/materialise.py`). The server is a separate process that answers every request
+after `--delay` seconds. **Mean in flight** is the average number of requests at the server between the first request of
+a stage and its last; `--in-flight` is the maximum. For comparison, the result has the time that a stage would take if
+the maximum were always in flight.
 
-The world is `tests/tiny.py` with a wide SAE, the stages and the client are the real ones. Preparing is not measured.
+The world is `tests/tiny.py` with a wide SAE; the stages and the client are the real ones. Preparation is not measured.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout, whichever is installed; its world
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout instead of an installed package, and its test world
 
 import tiny  # noqa: E402
 import world  # noqa: E402
@@ -43,7 +44,11 @@ in_flight = {in_flight}
 
 
 def _serve(port: Connection, delay: float) -> None:
-    """Answers until told to stop; after each message says how many requests there were and how long they took."""
+    """Answers requests until a false message arrives.
+
+    After each true message, it reports the requests since the last one, the seconds that they spent at the server in
+    total, and the times of the first and the last.
+    """
     from llm_server import Server
     from scripted_model import reader
 
@@ -62,6 +67,7 @@ def _serve(port: Connection, delay: float) -> None:
 
 
 def measure(blocks: int, sample: int, in_flight: int, delay: float) -> dict[str, Any]:
+    """Requests, their mean number in flight, and seconds: of explaining, and of both scorers together."""
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, delay), daemon=True)
     process.start()

@@ -1,18 +1,19 @@
-"""Precision of the first five hits of `latentgloss search`, judged on contexts nobody was shown.
+"""Measures the precision of the first five hits of `latentgloss search`, judged on test contexts.
 
     python benchmarks/search.py                  queries of demo/queries.toml on the store of the settings file
 
-Searched are all explanations, then those of `pattern` and of `token_table` alone; each is a result of its own.
+It searches all explanations, then only those of `pattern`, then only those of `token_table`. Each is a separate result.
 
-A *hit* is a latent (the first explanation of it that is found counts). It is *relevant* if, in at least half of its ten
-strongest test contexts (of those there are; at least five), the query's regular expression matches the text from five
-tokens before to five tokens after its strongest token. Neither the explanation nor the search sees test contexts. The
-same test over all eligible latents of the same SAEs is the *base rate*: what five random latents would get.
+A *hit* is a latent; only its first explanation among the search results counts. It is *relevant* if the query's regular
+expression matches the text around its strongest token (from five tokens before to five after) in at least half of its
+ten strongest test contexts (or of all, if it has five to nine). Neither explanations nor the search see test contexts.
+The *base rate* is the share of relevant latents among all eligible latents of the same SAEs: the expected precision of
+five random latents.
 
-Reported per mode of search: mean precision at five, mean base rate, and the mean of their paired difference, each with
-a 95 % interval from resampling queries (hits of one query are not independent, and every query has one base rate). The
-*ceiling* is what a perfect search would get: some queries have fewer than five relevant latents.
-Control SAEs are left out.
+The result has, for each search mode, the mean precision at five, the mean base rate, and the mean of their paired
+difference, each with a 95 % interval from resampling queries (hits of one query are not independent, and each query has
+one base rate). The *ceiling* is the precision of a perfect search, which is below 1 because some queries have fewer
+than five relevant latents. Control SAEs are left out.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ SEARCHED = ("all", "pattern", "token_table")
 QUERIES = world.ROOT / "demo" / "queries.toml"
 
 Texts = dict[tuple[str, int], list[str]]
-"""Per (partition, latent): the text around its strongest token in its strongest test contexts."""
+"""For each (partition, latent), the texts around its strongest token in its strongest test contexts."""
 
 
 def strongest_texts(workspace: Workspace) -> Texts:
-    """Of every eligible latent of every SAE that is no control and has a search index."""
+    """The texts of every eligible latent of every SAE that is not a control and has a search index."""
     import numpy as np
     import polars as pl
 
@@ -80,11 +81,12 @@ def strongest_texts(workspace: Workspace) -> Texts:
 
 
 def relevant(texts: list[str], pattern: re.Pattern[str]) -> bool:
+    """Whether the pattern matches at least half of the texts."""
     return sum(pattern.search(text) is not None for text in texts) >= HALF * len(texts)
 
 
 def hits(workspace: Workspace, text: str, mode: Any, explainer: str | None, judged: Texts) -> list[tuple[str, int]]:
-    """The first five latents that can be judged, best first."""
+    """The first five latents with texts among the search results, best first."""
     from latentgloss.workspace.search import open_index
 
     index, embedder = open_index(workspace)
@@ -96,7 +98,7 @@ def hits(workspace: Workspace, text: str, mode: Any, explainer: str | None, judg
 
 
 def interval(values: np.ndarray) -> dict[str, float]:
-    """Mean over queries and percentile bootstrap interval."""
+    """The mean over queries and its percentile bootstrap interval (95 %)."""
     import numpy as np
     from scipy import stats
 
@@ -106,10 +108,11 @@ def interval(values: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
+    """Measures the explainers that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help="settings file; default: the nearest one upward")
     parser.add_argument(
-        "--explainer", action="append", help=f"whose explanations are searched, or all; default: {', '.join(SEARCHED)}"
+        "--explainer", action="append", help=f"explainer to search, or all; default: {', '.join(SEARCHED)}"
     )
     arguments = parser.parse_args()
 
@@ -122,7 +125,7 @@ def main() -> None:
 
 
 def measure(workspace: Workspace, explainer: str, judged: Texts) -> None:
-    """Searches the explanations of one explainer (or `all`) and records how often the first hits are right."""
+    """Searches the explanations of one explainer (or `all`) and records how often the first hits are relevant."""
     import numpy as np
 
     queries = [(q["text"], re.compile(q["pattern"])) for q in tomllib.loads(QUERIES.read_text())["query"]]
@@ -138,7 +141,7 @@ def measure(workspace: Workspace, explainer: str, judged: Texts) -> None:
             found = hits(workspace, text, mode, None if explainer == "all" else explainer, judged)
             right = sum(relevant(judged[key], pattern) for key in found)
             row[mode] = f"{right} of {len(found)}"
-            precision.append(right / AT)  # a search that finds fewer than five gets no credit for those it lacks
+            precision.append(right / AT)  # missing hits count as irrelevant
         values = np.array(precision)
         modes[mode] = {"precision_at_5": interval(values), "above_base_rate": interval(values - base)}
     world.record(

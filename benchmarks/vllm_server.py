@@ -1,7 +1,7 @@
-"""A real vLLM server as a child process: started, waited for, ended with everything it started.
+"""A real vLLM server in a child process: starting it, waiting until it answers, ending it with all its processes.
 
-What belongs here: its command line and its life. Used by the tests marked `vllm` and by `language_models.py`; which
-Python has vLLM is told by `environments.py`.
+What belongs here: the server's command line, its lifetime and its counters. The tests marked `vllm` and the benchmarks
+of language models use it. The Python that has vLLM comes from `environments.py`.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from pathlib import Path
 
 CONTEXT_LENGTH = 2048
 _OURS = ("PYTHONPATH", "VIRTUAL_ENV", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""What is not handed on. vLLM binds its threads to cores and leaves one free: of two cores it takes one, and a second
-thread there, as OMP_NUM_THREADS=2 asks for, waits in a loop for the first: many times slower."""
+"""Variables that the server does not inherit. vLLM binds its threads to cores and leaves one core free, so it uses one
+of two cores. A second thread on that core (OMP_NUM_THREADS=2) would wait in a loop for the first, which is many times
+slower."""
 KV_CACHE_GIB = 2
-"""Memory for keys and values; a CPU's default is most of what the machine has."""
+"""Memory for keys and values. vLLM's default on a CPU is most of the machine's memory."""
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of processes in which vLLM runs on a CPU, without network and without our own settings."""
+    """The environment of a process in which vLLM runs on a CPU, without network and without our own settings."""
     taken = {key: value for key, value in os.environ.items() if key not in _OURS}
     given = {"VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB), "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     return {**taken, **given, **more}
 
 
 class VllmServer:
-    """Serves until closed; a context manager. The log stays where it was asked for."""
+    """A context manager that starts the server and ends it. The log file `log` is kept."""
 
     def __init__(
         self,
@@ -53,10 +54,12 @@ class VllmServer:
 
     @property
     def base_url(self) -> str:
+        """Address of the server's API."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     def command(self) -> list[str]:
-        # `vllm serve` asks for the version of a package called `vllm`, which is called otherwise here.
+        """The command that starts the server."""
+        # `vllm serve` looks up the version of a package named `vllm`, but the package for CPUs has another name.
         return [
             str(self.python),
             "-m",
@@ -118,12 +121,12 @@ class VllmServer:
         raise RuntimeError(f"no vLLM server in {self.wait_s:g} s:\n{self.log.read_text(errors='replace')[-4000:]}")
 
     def forget(self) -> None:
-        """Empties the prefix cache; for servers that can."""
+        """Empties the prefix cache. The server must have been started with `can_forget`."""
         url = f"http://127.0.0.1:{self.port}/reset_prefix_cache"
         urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=30).close()
 
     def counters(self) -> dict[str, float]:
-        """What `/metrics` has by name, summed over labels."""
+        """The counters of `/metrics` by name, summed over labels."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as answer:
             lines = answer.read().decode().splitlines()
         found: dict[str, float] = {}
@@ -134,7 +137,7 @@ class VllmServer:
         return found
 
     def close(self) -> None:
-        """Ends the server and the engine that it runs in a process of its own."""
+        """Ends the server and the separate process of its engine."""
         if self._process is None:
             return
         for sign, wait_s in ((signal.SIGTERM, 20), (signal.SIGKILL, 5)):

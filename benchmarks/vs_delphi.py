@@ -1,21 +1,22 @@
-"""delphi (`eai-delphi`, EleutherAI) against latentgloss: caching activations and sampling contexts, on one machine.
+"""Compares latentgloss with delphi (`eai-delphi`, EleutherAI) in caching activations and sampling contexts.
 
-    python benchmarks/vs_delphi.py                     everything, a quarter of an hour on two cores; `--quick`: a trial
+    python benchmarks/vs_delphi.py                     everything, 15 minutes on two cores; `--quick`: a trial
     python benchmarks/vs_delphi.py --hookpoints        contexts only (`--context-tokens`: caching only)
 
-The same converted SmolLM2-135M in bfloat16, the same random TopK SAE (4,096 latents, k = 32, bfloat16, sparsify
-layout), the same tokens, the same number of threads. Each side is a process in an environment of its own; delphi's is
-made on the first run, under `.bench/`, with pinned versions and the same torch and transformers as ours. Repeats are
-interleaved, figures are medians. What delphi is called by: `delphi_side.py`.
+Both sides run on one machine with the same converted SmolLM2-135M in bfloat16, the same random TopK SAE (4,096 latents,
+k = 32, bfloat16, sparsify's layout), the same tokens and the same number of threads. Each side is a process in its own
+environment. delphi's environment is made in `.bench/` at the first run, with pinned versions and the same torch and
+transformers as ours. Repeats are interleaved, and the figures are medians. How delphi is called is in `delphi_side.py`.
 
 - **Caching** is the time from tokens in memory to a cache on disk, without loading: for delphi `LatentCache.run` and
-  `save_splits`; for us the pass of `activation_cache`, in which shards are written. Statistics of latents, which both
-  can make afterwards, are left out. delphi's batch size is the best of those tried; ours is the default.
-- **Contexts** are made from the same activations on both sides: ours, at layer 0, written for delphi by its own
-  `save_splits`. delphi: iterating over `LatentDataset` for all latents of its first split (of five), defaults (40
-  examples to show, 50 to test, 50 that do not activate), opening it included. Ours: `sampled_contexts` and
-  `sampled_negatives` of all latents, the cache opened and blocks written to disk; once with as many contexts as
-  delphi's, once with our defaults, which are several times more. A new process each time, all files read once before.
+  `save_splits`, for us the pass of `activation_cache`, which also writes the shards. Statistics of latents, which both
+  can compute afterwards, are left out. delphi's batch size is the fastest of those tried; ours is the default.
+- **Contexts** are sampled from the same activations on both sides: ours at layer 0, written for delphi with its own
+  `save_splits`. For delphi this is iterating over `LatentDataset` for all latents of its first split (of five), with
+  default settings (40 examples to show, 50 to test, 50 that do not activate), including opening it. For us it is
+  `sampled_contexts` and `sampled_negatives` of all latents, including opening the cache and writing blocks to disk:
+  once with as many contexts as delphi, once with our defaults, which are several times more. Each repeat is a new
+  process, and all files are read once beforehand.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout, whichever is installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout instead of an installed package
 
 from latentgloss.machine.memory import keep_freed_memory
 
-keep_freed_memory()  # as definitions.py does, first of all
+keep_freed_memory()  # before anything else, as in definitions.py
 
 import world  # noqa: E402
 from environments import DELPHI  # noqa: E402
@@ -41,7 +42,7 @@ from worker import Worker, serve  # noqa: E402
 HERE = Path(__file__).resolve().parent
 LATENTS, K = 4096, 32
 SPLIT = 819
-"""Latents in the first of the five files that delphi writes."""
+"""Number of latents in the first of the five files that delphi writes."""
 SAME_SIZE = """
 [contexts]
 explain = 40
@@ -53,14 +54,14 @@ explain = 1
 select = 0
 test = 50
 """
-"""As many contexts as delphi samples by default; `explain = 1` is the least that can be asked for."""
+"""Settings with as many contexts as delphi samples by default; `explain = 1` is the minimum."""
 
 
 # -- our side: `python vs_delphi.py _ours` -------------------------------------------------------------------------
 
 
 def _prepare(folder: str, hookpoint: str, n_tokens: int, text: bool = False, caching: bool = False) -> dict[str, Any]:
-    """A workspace up to `resolved_saes` (or `activation_cache`), and what delphi needs of it as files."""
+    """Makes a workspace up to `resolved_saes` (or `activation_cache`), and the files that delphi needs from it."""
     import numpy as np
 
     from latentgloss import schema
@@ -86,7 +87,7 @@ def _prepare(folder: str, hookpoint: str, n_tokens: int, text: bool = False, cac
 
 
 def _cache(folder: str, hookpoint: str) -> dict[str, Any]:
-    """The stage `activation_cache`, from nothing on disk."""
+    """Runs the stage `activation_cache` after deleting its earlier results."""
     from latentgloss.activations.stages import cache_activations
 
     workspace, partition = _workspace(folder), f"smollm2/{hookpoint}/bench"
@@ -106,7 +107,7 @@ def _cache(folder: str, hookpoint: str) -> dict[str, Any]:
 
 
 def _contexts(folder: str, hookpoint: str, settings: str) -> dict[str, Any]:
-    """The stages `sampled_contexts` and `sampled_negatives` of all latents."""
+    """Runs the stages `sampled_contexts` and `sampled_negatives` for all latents."""
     from latentgloss import schema
     from latentgloss.contexts.stages import sample_contexts, sample_negatives
     from latentgloss.workspace import Workspace
@@ -114,7 +115,10 @@ def _contexts(folder: str, hookpoint: str, settings: str) -> dict[str, Any]:
     path = Path(folder) / "latentgloss.toml"
     path.write_text(settings)
     workspace, partition = Workspace.open(path), f"smollm2/{hookpoint}/bench"
-    for stage in ("sampled_contexts", "sampled_negatives"):  # or the second repeat would find the first one's
+    for stage in (
+        "sampled_contexts",
+        "sampled_negatives",
+    ):  # else the second repeat would reuse the results of the first
         shutil.rmtree(workspace.settings.store_root / stage, ignore_errors=True)
     sampled = world.materialise(workspace, "sampled_contexts", partition, sample_contexts)
     negative = world.materialise(workspace, "sampled_negatives", partition, sample_negatives)
@@ -143,32 +147,34 @@ def _workspace(folder: str) -> Any:
 
 
 class Sides:
-    """Starts workers of both sides."""
+    """Starts worker processes of both sides."""
 
     def __init__(self, log: Path, threads: int) -> None:
         self.log, self.threads = log, threads
         self._delphi = DELPHI.made()
 
     def ours(self) -> Worker:
+        """A process in our environment."""
         return Worker([sys.executable, __file__, "_ours"], self.log / "ours.log", self.threads)
 
     def delphi(self) -> Worker:
+        """A process in delphi's environment."""
         return Worker([str(self._delphi), str(HERE / "delphi_side.py")], self.log / "delphi.log", self.threads)
 
 
 def prepared(sides: Sides, folder: Path, hookpoint: str, n_tokens: int, **options: bool) -> dict[str, Any]:
-    """`_prepare` in a process of its own, so that it is in nobody's peak of memory."""
+    """Runs `_prepare` in a separate process, so that it adds to no measured peak memory."""
     with sides.ours() as ours:
         return ours.ask("_prepare", folder=str(folder), hookpoint=hookpoint, n_tokens=n_tokens, **options)
 
 
 def tuned(sides: Sides, folder: Path, arguments: argparse.Namespace) -> tuple[int, dict[int, int]]:
-    """The batch size with which delphi caches fastest, and tokens/s with each that was tried."""
+    """The batch size with which delphi caches fastest, and the tokens/s of each batch size that was tried."""
     hookpoint = arguments.hookpoints[0]
     made = prepared(sides, folder, hookpoint, arguments.tokens)
     with sides.delphi() as delphi:
         rates = {}
-        for batch in (max(arguments.batches), *arguments.batches):  # the first warms up
+        for batch in (max(arguments.batches), *arguments.batches):  # the first is a warm-up
             done = delphi.ask("caching", **_for_delphi(folder, hookpoint, made), n_tokens=arguments.tuning, batch=batch)
             rates[batch] = round(done["tokens"] / done["seconds"])
     return max(rates, key=lambda batch: rates[batch]), rates
@@ -180,11 +186,11 @@ def _for_delphi(folder: Path, hookpoint: str, made: dict[str, Any]) -> dict[str,
 
 
 def caching(sides: Sides, folder: Path, hookpoint: str, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Interleaved repeats on the same tokens."""
+    """Speed, size and memory of caching, from interleaved repeats of both sides on the same tokens."""
     made = prepared(sides, folder, hookpoint, arguments.tokens)
     with sides.ours() as ours, sides.delphi() as delphi:
         theirs = _for_delphi(folder, hookpoint, made)
-        delphi.ask("caching", **theirs, n_tokens=batch * 256, batch=batch)  # both warm up
+        delphi.ask("caching", **theirs, n_tokens=batch * 256, batch=batch)  # a warm-up of both
         ours.ask("_cache", folder=str(folder), hookpoint=hookpoint)
         pairs = []
         for _ in range(arguments.repeats):
@@ -217,9 +223,9 @@ def caching(sides: Sides, folder: Path, hookpoint: str, batch: int, arguments: a
 
 
 def same_pairs(workspace: Any, partition: str, saved: Path, n_latents: int) -> float:
-    """Share of delphi's active (latent, position) pairs that are ours, too: that both did the same work.
+    """Share of delphi's active (latent, position) pairs that ours include, which shows that both did the same work.
 
-    Not all: delphi compares pre-activations in bfloat16, where the k-th and the next are often equal.
+    It is below 1 because delphi compares pre-activations in bfloat16, where the k-th and the next are often equal.
     """
     import numpy as np
     from safetensors.numpy import load_file
@@ -238,15 +244,15 @@ def same_pairs(workspace: Any, partition: str, saved: Path, n_latents: int) -> f
 
 
 def _into_memory(folder: Path) -> None:
-    """Reads the files of both sides: which of them the system had dropped meanwhile is nobody's merit."""
+    """Reads the files of both sides, so that neither has an advantage from files that the system still caches."""
     for path in folder.rglob("*"):
         if path.is_file():
             path.read_bytes()
 
 
 def contexts(sides: Sides, folder: Path, n_tokens: int, repeat: int) -> dict[str, Any]:
-    """Both sides on the same activations; a process each, so that peaks of memory are their own."""
-    hookpoint = "layers.0"  # the cheapest to cache; sampling only sees how often latents are active
+    """Time and memory of sampling on both sides, from the same activations, in separate processes."""
+    hookpoint = "layers.0"  # the cheapest layer to cache; for sampling, only the firing rates matter
     made = prepared(sides, folder, hookpoint, n_tokens, text=True, caching=True)
     saved = {"out": str(folder / "delphi"), "model": made["model"]}
     with sides.delphi() as delphi:
@@ -265,7 +271,7 @@ def contexts(sides: Sides, folder: Path, n_tokens: int, repeat: int) -> dict[str
             theirs = delphi.ask(
                 "contexts", folder=saved["out"], hookpoint=hookpoint, model=made["model"], latents=SPLIT
             )
-            theirs["seconds"] += theirs["open_seconds"]  # as ours open their files
+            theirs["seconds"] += theirs["open_seconds"]  # because our times include opening files
         _into_memory(folder)
         with sides.ours() as ours:
             same = ours.ask("_contexts", folder=str(folder), hookpoint=hookpoint, settings=SAME_SIZE)
@@ -276,7 +282,7 @@ def contexts(sides: Sides, folder: Path, n_tokens: int, repeat: int) -> dict[str
     ratios = [t["seconds"] / t["records"] * s["records"] / s["seconds"] for t, s in repeats]
     results = {"delphi": theirs, "ours_same_size": same, "ours_default": default}
     milliseconds = {name: round(1000 * r["seconds"] / r["latents"], 3) for name, r in results.items()}
-    # Latents that fire too rarely are given up early by both, by rules of their own: the fairer figure leaves them out.
+    # Both sides skip latents that fire too rarely, by rules of their own. Leaving them out gives the fairer figure.
     kept = {name: round(1000 * r["seconds"] / r["records"], 3) for name, r in results.items()}
     return {
         "tokens": made["tokens"],
@@ -294,6 +300,7 @@ def contexts(sides: Sides, folder: Path, n_tokens: int, repeat: int) -> dict[str
 
 
 def main() -> None:
+    """Runs the comparisons that the command line selects, and records them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=16_384, help="tokens cached per repeat")
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,7 +1,8 @@
-"""A process that answers commands, so that two environments can be measured in turn without starting anew.
+"""A process that answers commands, so that two environments can be measured in turn without restarting them.
 
-One JSON object a line each way: `{"command": name, …arguments}` in, the result out, behind a mark: libraries print
-things, too. Needs nothing but the standard library: both environments run it.
+Each command is one line with a JSON object: `{"command": name, …arguments}`. Each result is one line with a JSON
+object after a prefix, because libraries print lines of their own. Both environments run this module, so it imports only
+the standard library.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _MARK = "reply: "
 
 
 def serve(commands: dict[str, Callable[..., dict[str, Any]]]) -> None:
-    """Answers until there is nothing more to read. An exception ends the process, with its traceback in the log."""
+    """Answers commands until the input ends. An exception ends the process; its traceback is in the log."""
     for line in sys.stdin:
         request = json.loads(line)
         result = commands[request.pop("command")](**request)
@@ -28,7 +29,7 @@ def serve(commands: dict[str, Callable[..., dict[str, Any]]]) -> None:
 
 
 class Worker:
-    """The other end of `serve`; a context manager that ends the process."""
+    """Starts a process that runs `serve` and sends it commands. A context manager, which ends the process."""
 
     def __init__(self, command: list[str], log: Path, threads: int) -> None:
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
@@ -41,7 +42,7 @@ class Worker:
         )
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """The result of one command. Raises RuntimeError with the end of the log if the process died of it."""
+        """The result of one command. Raises RuntimeError with the end of the log if the command ended the process."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")

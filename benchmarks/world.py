@@ -1,7 +1,7 @@
-"""A workspace for benchmarks: SmolLM2, one random TopK SAE written to disk, a corpus of a chosen size.
+"""A workspace for benchmarks (SmolLM2, one random TopK SAE on disk, a corpus of a chosen size), and recording results.
 
-A random SAE costs what a trained one of its size costs: the time to encode, sort, write and sample depends on the
-number of latents, on k and on how unevenly latents fire, not on what they mean.
+A random SAE costs as much time as a trained one of the same size, because the time to encode, sort, write and sample
+depends on the number of latents, on k and on how unevenly latents fire, but not on what they mean.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def write_sae(folder: Path, d: int, n: int, k: int, seed: int = 0, device: str = "cpu") -> None:
-    """A random TopK SAE in the sparsify layout, in bf16 as the demo's are: unit-norm directions, decoder = encoder.
+    """Writes a random TopK SAE in sparsify's layout, in bfloat16 like the demo's.
 
-    `device`: where it is drawn; wide ones take minutes on a CPU. Another device draws another SAE.
+    Its directions have unit norm, and decoder = encoder. The weights are drawn on `device`, because drawing those of a
+    wide SAE takes minutes on a CPU. Another device draws other weights.
     """
     import torch
     from safetensors.torch import save_file
@@ -41,7 +42,7 @@ def write_sae(folder: Path, d: int, n: int, k: int, seed: int = 0, device: str =
 
 
 def write_text(path: Path, tokens: int, seed: int = 0) -> None:
-    """About `tokens` tokens of text: words of Python's documentation, shuffled, so that no document repeats."""
+    """Writes about `tokens` tokens of text: shuffled words of Python's documentation, so that no document repeats."""
     from latentgloss.corpus.sources import iter_documents
 
     words = " ".join(document.text for document in iter_documents("python-docs")).split()
@@ -66,8 +67,8 @@ def workspace(
 ) -> Any:
     """An opened `Workspace` with model `smollm2` and SAE `smollm2/<hookpoint>/bench`.
 
-    `text`: whether words are to be shuffled, or where that was done (`write_text`). `model`: where another model comes
-    from, of width `d`; it goes by that name all the same.
+    The corpus is Python's documentation, its shuffled words if `text` is true, or the file `text` (`write_text`).
+    `model` is the source of another model of width `d`, which is also named `smollm2`.
     """
     from latentgloss.workspace import Workspace
 
@@ -100,7 +101,7 @@ def register_sae(folder: Path, hookpoint: str, name: str, sae: str) -> str:
 
 
 def materialise(workspace: Any, stage: str, partition: str, runner: Any) -> Any:
-    """Runs one stage and returns its outcome. Raises what it failed with."""
+    """Runs one stage and returns its outcome. Raises the error of a stage that fails."""
     (outcome,) = workspace.materialise(stage, [partition], runner)
     if outcome.error:
         raise outcome.error
@@ -124,7 +125,7 @@ def stamp() -> dict[str, str]:
 
 
 def record(name: str, result: dict[str, Any]) -> None:
-    """Prints a result and keeps it under `benchmarks/results/`."""
+    """Prints a result and writes it to `benchmarks/results/`."""
     entry = {"benchmark": name, **stamp(), **result}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{entry['date']}-{name}.json"
