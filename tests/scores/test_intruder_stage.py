@@ -22,11 +22,11 @@ from latentgloss.cli import cli
 from latentgloss.contexts.latent_sample import latents_in_turn
 from latentgloss.contexts.marks import masked_tokens
 from latentgloss.embeddings.search_writer import explanation_rows
-from latentgloss.lineage import checks
+from latentgloss.lineage.judgement_checks import trial_checks
 from latentgloss.lineage.score_checks import accuracy_checks
 from latentgloss.lineage.trace import trace
 from latentgloss.models.vocabulary import Vocabulary
-from latentgloss.planted import attackers, judges, rules, world
+from latentgloss.planted import attackers, judges, rules, words, world
 from latentgloss.preview import estimate
 from latentgloss.preview.one_latent import as_it_stands
 from latentgloss.protocols import Message, Question, Reply, TokenLogprobs
@@ -348,7 +348,7 @@ ATTACKS = {
     "length in characters": lambda t: of_trial(characters_of(t).sum(axis=1)),
     "characters that are marked": lambda t: of_trial((characters_of(t) * t["marks"]).sum(axis=1)),
     "document": lambda t: of_trial(t["document"]),
-    "boundaries": lambda t: attackers.of_boundaries(t["tokens"], rules.SPECIAL.index("</s>")),
+    "boundaries": lambda t: attackers.of_boundaries(t["tokens"], words.SPECIAL.index("</s>")),
 }
 
 
@@ -508,7 +508,7 @@ def test_what_was_changed_afterwards_does_not_verify(planted):
     contexts = planted.store.current("sampled_contexts", world.SAE).read(schema.CONTEXTS)
 
     def failed(trials=trials, judged=judged, scores=scores):
-        found = checks.trial_checks(trials, judged, [contexts]) + accuracy_checks(scores, judged, trials)
+        found = trial_checks(trials, judged, [contexts]) + accuracy_checks(scores, judged, trials)
         return [check.what for check in found if not check.ok]
 
     assert failed() == []
