@@ -6,6 +6,7 @@ partitions up to date, records each one as it is finished, and names those that 
 own. Scorers that ask the same language model share a step (`one_step`), so that they ask it at the same time.
 """
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ def _spec(member: Wired, version: str) -> dg.AssetSpec:
     return dg.AssetSpec(
         stage.name,
         deps=_deps(stage),
-        description=stage.doc,
+        description=_description(member),
         automation_condition=_automation(stage),
         skippable=True,
         group_name=stage.noun,
@@ -144,6 +145,12 @@ def _spec(member: Wired, version: str) -> dg.AssetSpec:
         kinds={_storage(stage), *(["pytorch"] if stage.pool == "gpu" else [])},
         metadata=_column_schema(stage),
     )
+
+
+def _description(member: Wired) -> str:
+    """What the stage makes, and from the asset's docstring what it means if the asset is not healthy."""
+    own = inspect.getdoc(member.runner)
+    return f"{member.stage.doc}\n\n{own}" if own else member.stage.doc
 
 
 def _pool(stages: list[Stage]) -> str | None:

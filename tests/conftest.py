@@ -6,6 +6,7 @@ Warnings are errors; the few that are let through, and why, stand in pyproject.t
 from __future__ import annotations
 
 import os
+import tempfile
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
     os.environ.setdefault(_variable, "2")
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=25)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for worlds that tests share (`tiny.computed_workspace`), the same for all processes of a run."""
+    if not hasattr(config, "workerinput"):
+        worlds = tempfile.TemporaryDirectory(prefix="latentgloss-worlds-")
+        os.environ["LATENTGLOSS_TEST_WORLDS"] = worlds.name
+        config.add_cleanup(worlds.cleanup)
 
 
 @pytest.fixture

@@ -13,8 +13,12 @@ drawn from one seed, so two calls give the same bytes.
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
+import os
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +29,6 @@ from latentgloss.workspace import Workspace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 MODEL = "tiny"
 SPARSIFY = "tiny/layers.0/words"
@@ -428,6 +431,32 @@ def run_all(workspace: Workspace, stages: Sequence[str] | None = None, *, run_id
         partitions = workspace.partitions(STAGES[name])
         outcomes += workspace.materialise(name, partitions, runner(name), run_id=run_id)
     return outcomes
+
+
+def computed_workspace(folder: Path, settings: str = SETTINGS, stages: Sequence[str] | None = None) -> Workspace:
+    """`tiny_workspace` with every stage computed under `SETTINGS`, then given these settings.
+
+    What the settings leave as it was is in the store; a test computes the rest. The world is computed once per test
+    session, in whichever process asks first, and copied from then on. A test of what computing does uses
+    `tiny_workspace` and `run_all` instead. `stages`: the store holds these alone, and no vectors.
+    """
+    root = Path(os.environ["LATENTGLOSS_TEST_WORLDS"])
+    made = root / "tiny"
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.is_dir():
+            scratch = root / "making"
+            shutil.rmtree(scratch, ignore_errors=True)
+            for outcome in run_all(tiny_workspace(scratch)):
+                if outcome.error:
+                    raise outcome.error
+            scratch.rename(made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    for kept in (folder / "data").iterdir() if stages is not None else ():
+        if kept.name not in stages:
+            shutil.rmtree(kept)
+    _text(folder / "latentgloss.toml", settings)
+    return Workspace.open(folder / "latentgloss.toml")
 
 
 def _text(path: Path, text: str) -> None:

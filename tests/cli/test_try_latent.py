@@ -28,8 +28,7 @@ STAGES = [
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("try")
-    assert not [o.error for o in tiny.run_all(tiny.tiny_workspace(root), STAGES) if o.error]
-    (root / "latentgloss.toml").write_text(tiny.SETTINGS + '\n[explanations]\nmodel = "scripted"\n')
+    tiny.computed_workspace(root, tiny.SETTINGS + '\n[explanations]\nmodel = "scripted"\n')
     return root
 
 

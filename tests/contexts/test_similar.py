@@ -18,7 +18,7 @@ STAGES = ["tokenized_corpus", "resolved_saes", "activation_cache", "sampled_cont
 
 def test_similar_negatives_are_nearer_to_what_activates_than_others(tmp_path: Path) -> None:
     strata = f'[negatives]\nstrata = {json.dumps(schema.STRATA)}\nnearest = 20\nembedder = "tiny"\n'
-    workspace = tiny.tiny_workspace(tmp_path, settings=tiny.SETTINGS.replace("[negatives]\n", strata))
+    workspace = tiny.computed_workspace(tmp_path, tiny.SETTINGS.replace("[negatives]\n", strata))
     assert workspace.settings.negatives.nearest == 20, "the tiny settings have no table of negatives"
     outcomes = tiny.run_all(workspace, STAGES)
     assert not [o.error for o in outcomes if o.error]
@@ -47,7 +47,7 @@ def test_each_embedder_is_asked_about_the_windows_that_another_chose(tmp_path: P
     """Where one of two that score chooses, the arm is unfair to that one alone."""
     strata = '[negatives]\nstrata = ["similar", "random"]\nnearest = 20\nembedder = "tiny"\n'
     settings = tiny.SETTINGS.replace("[negatives]\n", strata).replace('["tiny"]', '["tiny", "other"]')
-    folder = tiny.tiny_workspace(tmp_path, settings=settings).settings.folder
+    folder = tiny.computed_workspace(tmp_path, settings).settings.folder
     tiny.write_embedder(folder / "other", d=16, seed=9)
     (folder / "registry/embedders/other.toml").write_text(
         'name = "other"\nsource = "path:../../other"\nmax_tokens = 64\ndtype = "float32"\n'

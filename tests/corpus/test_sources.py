@@ -158,9 +158,9 @@ def test_files_are_streamed(tmp_path: Path) -> None:
     [
         ("a.txt", b"caf\xe9", r"a\.txt is not UTF-8: byte 0xe9 at offset 3.*iconv"),
         ("a.jsonl", lines(ROWS) + b'{"text": "\xff"}', r"byte 0xff at offset 108"),
-        ("a.jsonl", b'{"text": "x"}\n[1]\n', r"a\.jsonl:2 holds a list"),
+        ("a.jsonl", b'{"text": "x"}\n[1]\n', r"a\.jsonl:2 holds a value of type list"),
         ("a.jsonl", b'{"txt": "x"}\n', r"a\.jsonl:1 has no column 'text'.*one of its columns: 'txt'"),
-        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: 'text' holds a int"),
+        ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl:1: 'text' holds a value of type int"),
         ("a.jsonl.zst", b"not compressed", r"a\.jsonl\.zst cannot be read"),
         (
             "a.jsonl.zst",
@@ -181,7 +181,7 @@ def test_bad_parquet_columns_are_refused(tmp_path: Path) -> None:
     pl.DataFrame({"body": ["x"], "n": [1]}).write_parquet(tmp_path / "a.parquet")
     with pytest.raises(CorpusError, match=r"has no column 'text'.*'body', 'n'.*text_column"):
         read("path:a.parquet", tmp_path)
-    with pytest.raises(CorpusError, match=r"a\.parquet:1: 'n' holds a int"):
+    with pytest.raises(CorpusError, match=r"a\.parquet:1: 'n' holds a value of type int"):
         read("path:a.parquet", tmp_path, "n")
 
 

@@ -23,9 +23,7 @@ from latentgloss.explanations.nulls import POOL, Pool, null_explanations
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    workspace = tiny.tiny_workspace(tmp_path_factory.mktemp("explained"))
-    assert not [o.error for o in tiny.run_all(workspace) if o.error]
-    return workspace
+    return tiny.computed_workspace(tmp_path_factory.mktemp("explained"))
 
 
 def test_every_latent_asked_for_has_one_row_per_explainer(finished):

@@ -94,9 +94,7 @@ def manifests(folder: Path) -> dict[str, dict[str, object]]:
 @pytest.fixture(scope="module")
 def cached(tmp_path_factory):
     """The tiny workspace with activations as the model gives them."""
-    workspace = tiny.tiny_workspace(tmp_path_factory.mktemp("cached"))
-    outcomes = tiny.run_all(workspace, ["tokenized_corpus", "resolved_saes", "activation_cache"])
-    assert not [o.error for o in outcomes if o.error]
+    workspace = tiny.computed_workspace(tmp_path_factory.mktemp("cached"))
     if WRITE:
         for partition in tiny.SAES:
             version = workspace.store.current("activation_cache", partition)

@@ -44,7 +44,9 @@ def test_what_else_is_raised(raised: Exception, said: str) -> None:
 
 def test_an_error_stays_whatever_succeeds_afterwards(tmp_path: Path) -> None:
     """Shards are written by several threads: one that fails must not be forgotten when the next is done."""
-    run = StageRun(tiny.tiny_workspace(tmp_path), STAGES["activation_cache"], tiny.SPARSIFY, Recipe({}, {}))
+    workspace = tiny.tiny_workspace(tmp_path)
+    parts = {"settings": workspace.settings, "registry": workspace.registry, "store": workspace.store}
+    run = StageRun(STAGES["activation_cache"], tiny.SPARSIFY, Recipe({}, {}), workspace, **parts)
 
     def fails() -> None:
         raise InputError("the first")

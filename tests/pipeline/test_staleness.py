@@ -24,8 +24,7 @@ LATENTWISE = ("sampled_contexts", "sampled_negatives", "explanations", "detectio
 def finished(tmp_path_factory):
     """A workspace in which every stage has run once."""
     folder = tmp_path_factory.mktemp("finished")
-    outcomes = tiny.run_all(tiny.tiny_workspace(folder))
-    assert {o.status for o in outcomes} == {"computed"}, [o.error for o in outcomes if o.error]
+    tiny.computed_workspace(folder)
     return folder
 
 
@@ -186,7 +185,8 @@ def test_a_change_of_one_explainer_leaves_the_others_blocks_alone(folder):
 
 
 def test_another_wording_of_one_explainer_recomputes_its_blocks_and_no_others(folder, monkeypatch):
-    monkeypatch.setattr("latentgloss.explanations.explainers.pattern.explainer.VERSION", 99)
+    for module in ("explainer", "rules"):
+        monkeypatch.setattr(f"latentgloss.explanations.explainers.pattern.{module}.VERSION", 99)
     states = {(s.asset, s.partition): s for s in Workspace.open(folder / "latentgloss.toml").states()}
     assert "external.explainers.pattern.version" in states["explanations", SAE].because
     assert states["sampled_contexts", SAE].state == "fresh"

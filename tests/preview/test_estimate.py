@@ -58,8 +58,7 @@ model = "vendor"
 def root(tmp_path_factory):
     """Contexts are sampled, nothing is explained."""
     root = tmp_path_factory.mktemp("estimate")
-    workspace = tiny.tiny_workspace(root, settings=tiny.SETTINGS + ASKING)
-    assert not [o.error for o in tiny.run_all(workspace, CONTEXTS) if o.error]
+    tiny.computed_workspace(root, tiny.SETTINGS + ASKING, stages=CONTEXTS)
     (root / "registry" / "language_models").mkdir()
     (root / "registry" / "language_models" / "vendor.toml").write_text(VENDOR)
     return root

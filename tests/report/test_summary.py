@@ -22,8 +22,7 @@ BEFORE_SCORES = [stage for stage in tiny.RUNNERS if stage not in (*SCORES, "sear
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("belonging")
-    workspace = tiny.tiny_workspace(folder)
-    assert not [o.error for o in tiny.run_all(workspace) if o.error]
+    tiny.computed_workspace(folder)
     return folder
 
 

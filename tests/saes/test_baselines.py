@@ -37,7 +37,7 @@ def declare(root, name, hookpoint, text):
 def finished(tmp_path_factory):
     """Through every stage, once; who changes something takes a copy."""
     folder = tmp_path_factory.mktemp("baselines")
-    tiny.tiny_workspace(folder)
+    tiny.computed_workspace(folder)
     declare(folder, "random", "layers.0", RANDOM)
     declare(folder, "neurons", HOOKPOINT, NEURONS)
     workspace = Workspace.open(folder / "latentgloss.toml")

@@ -18,6 +18,7 @@ from torch import Tensor
 from latentgloss.config.entries import BASELINES
 from latentgloss.config.registry import Registry
 from latentgloss.errors import SaeError
+from latentgloss.saes import coder as coder_module
 from latentgloss.saes import selection
 from latentgloss.saes.coder import SparseCoder
 from latentgloss.saes.opening import FILES, READERS, open_sae, read_sae, sae_file_digest
@@ -120,12 +121,12 @@ def test_chunks_change_nothing_and_triples_are_positive_and_ordered(seed: int, a
     coder = random_coder(seed, activation, subtract_b_dec=True)
     x = torch.randn(50, D, generator=torch.Generator().manual_seed(seed))
     whole = coder.encode_sparse(x)
-    before = coder._CHUNK["cpu"]
+    before = coder_module._CHUNK["cpu"]
     try:
-        coder._CHUNK["cpu"] = 1  # 16 tokens at a time
+        coder_module._CHUNK["cpu"] = 1  # 16 tokens at a time
         parts = coder.encode_sparse(x)
     finally:
-        coder._CHUNK["cpu"] = before
+        coder_module._CHUNK["cpu"] = before
     torch.testing.assert_close(scatter(coder, 50, whole), scatter(coder, 50, parts), atol=1e-5, rtol=1e-5)
     for token, latent, value in (whole, parts):
         assert (value > 0).all()

@@ -27,7 +27,7 @@ STAGES = ("detection_scores", "fuzzing_scores")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     """One store after the default profile, then after `paper`; scores of each."""
     folder = tmp_path_factory.mktemp("paper")
-    tiny.tiny_workspace(folder)
+    tiny.computed_workspace(folder)
     path = folder / settings.FILE
     before = path.read_text()
 

@@ -15,7 +15,7 @@ from latentgloss import schema
 from latentgloss.config import Settings
 from latentgloss.contexts.latent_sample import sampled, smaller
 from latentgloss.protocols import Answer
-from latentgloss.scores import stages
+from latentgloss.scores.explained_blocks import score_explanations
 from latentgloss.scores.judges.opening import judge_named
 from latentgloss.scores.scorers import detection
 from latentgloss.scores.scorers.base import Asked
@@ -28,8 +28,7 @@ ARMS = ["same_document", "random"]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """(explanations of one block, contexts to judge, corpus, workspace) of a finished tiny workspace."""
-    workspace = tiny.tiny_workspace(tmp_path_factory.mktemp("scored"))
-    assert not [o.error for o in tiny.run_all(workspace) if o.error]
+    workspace = tiny.computed_workspace(tmp_path_factory.mktemp("scored"))
     current = {
         name: workspace.store.current(name, tiny.SPARSIFY) for name in tiny.RUNNERS if name.startswith(("s", "e", "r"))
     }
@@ -73,7 +72,7 @@ def judged(world, answer, explained=None, contexts=None):
     judge = Scripted(world, answer)
     rows = detection.asked(all_contexts if contexts is None else contexts, ARMS)
     asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16))
-    found = stages.score_block(SCORERS["detection"], given if explained is None else explained, asked, ARMS, [judge])
+    found = score_explanations(SCORERS["detection"], given if explained is None else explained, asked, ARMS, [judge])
     return found["judgements"], found["scores"], judge
 
 
@@ -291,7 +290,7 @@ def test_a_scorer_without_thresholds_scores_by_rank_on_the_test_split_alone(worl
     rows = detection.asked(candidates, ARMS)
     asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16))
     judge = judge_named("executed", workspace.vocabulary(tiny.MODEL))
-    found = stages.score_block(RANKING, explained, asked, ARMS, [judge])
+    found = score_explanations(RANKING, explained, asked, ARMS, [judge])
     judgements, table = found["judgements"], found["scores"]
     assert set(judgements["split"]) == {"test"}
     assert judgements["prediction"].null_count() == judgements.height
@@ -313,7 +312,7 @@ def test_rank_without_evidence_is_unscored_with_a_reason(world):
     rows = detection.asked(contexts.filter(split="test"), ARMS)
     judge = Scripted(world, lambda q, truth: evidence(np.full(len(truth), np.nan)))
     asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16))
-    table = stages.score_block(RANKING, explained, asked, ARMS, [judge])["scores"]
+    table = score_explanations(RANKING, explained, asked, ARMS, [judge])["scores"]
     put = table.filter(pl.col("status").is_in(["ok", "unscored"]))
     assert (put["status"] == "unscored").all() and (put["reason"] != "").all() and (put["coverage"] == 0).all()
     assert table["score"].null_count() == table["auroc"].null_count() == table.height
@@ -348,7 +347,7 @@ def test_without_settings_language_models_get_a_sample_of_wide_saes_and_all_of_n
 
 def test_latents_outside_the_sample_are_rows_with_a_reason_and_the_report_leaves_them_out(tmp_path):
     settings = tiny.SETTINGS + "\n[fuzzing]\nsample = 6\n"
-    workspace = tiny.tiny_workspace(tmp_path, settings=settings)
+    workspace = tiny.computed_workspace(tmp_path, settings)
     assert not [o.error for o in tiny.run_all(workspace) if o.error]
     whole = workspace.store.current("detection_scores", tiny.SPARSIFY).read(schema.SCORES).filter(negatives="random")
     table = workspace.store.current("fuzzing_scores", tiny.SPARSIFY).read(schema.SCORES)
@@ -380,7 +379,7 @@ def of_population(world, answer, shares=None, rate=0.05):
         schema_overrides={"latent": pl.UInt32},
     )
     asked = Asked(rows, corpus.contexts(rows["context"].to_numpy(), 16), population=population)
-    found = stages.score_block(SCORERS["detection"], given, asked, ARMS, [judge])
+    found = score_explanations(SCORERS["detection"], given, asked, ARMS, [judge])
     return found["judgements"], found["scores"]
 
 

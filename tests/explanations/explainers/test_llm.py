@@ -73,7 +73,7 @@ def model():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, model):
     folder = tmp_path_factory.mktemp("asked")
-    workspace = tiny.tiny_workspace(folder, settings=SETTINGS)
+    workspace = tiny.computed_workspace(folder, SETTINGS)
     (folder / "imported").mkdir()
     (folder / "imported" / "words.csv").write_text('latent,explanation\n0,"A word, from elsewhere"\n4,\n')
     workspace._language_models |= {"scripted": model, "lazy": Scripted(lambda r: "[1]", name="lazy")}
@@ -237,7 +237,7 @@ def test_nothing_is_asked_again_and_nothing_depends_on_how_much_is_in_flight(fin
     before = len(model.seen)
     outcomes = tiny.run_all(finished, STAGES)
     assert {o.status for o in outcomes} == {"reused"} and len(model.seen) == before
-    workspace = tiny.tiny_workspace(tmp_path, settings=SETTINGS)
+    workspace = tiny.computed_workspace(tmp_path, SETTINGS)
     (tmp_path / "imported").mkdir()
     (tmp_path / "imported" / "words.csv").write_text('latent,explanation\n0,"A word, from elsewhere"\n4,\n')
     workspace._language_models |= {

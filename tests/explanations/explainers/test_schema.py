@@ -60,7 +60,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, model):
-    workspace = tiny.tiny_workspace(tmp_path_factory.mktemp("held"), settings=SETTINGS)
+    workspace = tiny.computed_workspace(tmp_path_factory.mktemp("held"), SETTINGS)
     workspace._language_models["scripted"] = model
     assert not [o.error for o in tiny.run_all(workspace, [*BEFORE, "explanations"]) if o.error]
     return workspace
@@ -153,7 +153,7 @@ def test_a_line_that_is_no_sentence_does_not_match(said):
 
 def test_the_same_texts_are_read_from_either_form(finished, tmp_path):
     """What the form costs nobody: the reader says the same."""
-    workspace = tiny.tiny_workspace(tmp_path, settings=SETTINGS)
+    workspace = tiny.computed_workspace(tmp_path, SETTINGS)
     workspace._language_models["scripted"] = Scripted(reader)
     assert not [o.error for o in tiny.run_all(workspace, [*BEFORE, "explanations"]) if o.error]
     plain, read = (

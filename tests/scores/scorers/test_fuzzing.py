@@ -16,7 +16,7 @@ from latentgloss.explanations.explainers.pattern.rules import Item, Pattern, Rul
 from latentgloss.models.vocabulary import Vocabulary
 from latentgloss.planted import attackers
 from latentgloss.protocols import Answer, Question
-from latentgloss.scores import stages
+from latentgloss.scores.explained_blocks import score_explanations
 from latentgloss.scores.judges.opening import judge_named
 from latentgloss.scores.scorers import fuzzing
 from latentgloss.scores.scorers.base import Asked
@@ -152,9 +152,7 @@ def free_donors(own, closed, frame):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    workspace = tiny.tiny_workspace(tmp_path_factory.mktemp("fuzzed"))
-    assert not [o.error for o in tiny.run_all(workspace, list(tiny.RUNNERS)[:-1]) if o.error]
-    return workspace
+    return tiny.computed_workspace(tmp_path_factory.mktemp("fuzzed"))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +183,7 @@ class Scripted:
 
 def judged(asked, judge):
     explained, what = asked
-    return stages.score_block(SCORERS["fuzzing"], explained, what, ["donor"], [judge])
+    return score_explanations(SCORERS["fuzzing"], explained, what, ["donor"], [judge])
 
 
 def test_an_attacker_that_sees_only_marks_is_at_chance_in_the_tiny_world(asked):
