@@ -3,7 +3,7 @@
 What belongs here: the reasons for which positions are masked, and the norms by which sinks are found. Makes rows of the
 table `masked`; `activations/forward_pass.py` writes them.
 
-A position is masked for the first of these reasons that applies:
+A masked position has the first of these reasons that applies:
 
 - `special`: BOS and the other special tokens of the tokenizer.
 - `first`: the first position of a sequence.

@@ -1,6 +1,6 @@
 """Quality: how well an SAE reconstructs the activations of a model, as L0 and FVU on a sample of each shard.
 
-What belongs here: figures that are shown beside the cache and decide nothing. Reads activations (float [tokens, d]) and
+What belongs here: figures that are shown with the cache and decide nothing. Reads activations (float [tokens, d]) and
 the triples they were encoded to, both on the device that computed them; `facts()` goes into the version's facts.
 
 FVU = Σ‖x − x̂‖² / Σ‖x − mean(x)‖², with the mean of each sample; L0 = active pairs per token. Figures are over the

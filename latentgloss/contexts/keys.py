@@ -1,7 +1,7 @@
 """Packed keys: several fields in one 64-bit integer, which NumPy sorts and searches faster than separate arrays.
 
-What belongs here: the layout of every packed key in this folder, and nothing else shifts or masks their bits. A key
-sorts by its fields in the order given here. Reads and writes nothing.
+What belongs here: the layout of every packed key in this folder, and all shifts and masks of their bits. A key sorts by
+its fields in the order of this table. Reads and writes nothing.
 
 | key | dtype | fields, most significant first |
 |---|---|---|

@@ -5,9 +5,9 @@ the rows of the tables `negatives` and `strata` for the selected latents that fi
 in `contexts/stages.py`.
 
 A context is non-activating if the latent is zero on every token of it, masked ones included. It lies in a single
-document, because otherwise a boundary in the window would tell its stratum, or that it is activating
-(docs/decisions/0012-windows-of-one-document.md). Strata are disjoint: a context belongs to the first stratum in this
-order, of those in `negatives.strata`, that it fits:
+document, because otherwise a boundary in the window would reveal its stratum, or that it is activating
+(docs/decisions/0012-windows-of-one-document.md). Strata are disjoint: a context belongs to the first one in
+`negatives.strata` that it fits, in this order:
 
 - `similar` and `neighbour`: see `contexts/hard_negatives.py`.
 - `same_document`: windows of a document in which the latent fires (on an unmasked token of any window).
@@ -15,9 +15,9 @@ order, of those in `negatives.strata`, that it fits:
 
 Method: docs/methods.md, Data (non-activating contexts). Populations are exact and nothing is drawn by rejection. With
 the usable windows in order of split and document, `same_document` and `random` are unions of intervals (documents,
-minus windows in which the latent fires). The i-th context of a sample is the image of i under a random permutation of
-that union. So a smaller sample is the beginning of a larger one, and the cost grows with the sample and the number of
-activations, not with the corpus.
+minus windows in which the latent is active). The i-th context of a sample is the image of i under a random permutation
+of that union. So a smaller sample is the beginning of a larger one, and the cost grows with the sample and the number
+of activations, not with the corpus.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Strata:
         return cls(settings, source.corpus, layout, neighbours, firing, nearest)
 
     def listed(self, cells: Cells) -> dict[str, Listed]:
-        """The strata of a block that are listed window by window: `similar` and `neighbour`, as far as enabled."""
+        """The strata of a block that are listed window by window: `similar` and `neighbour`, if in the settings."""
         strata: dict[str, Listed] = {}
         if self.nearest is not None:
             strata["similar"] = self.nearest.stratum(cells, self.settings.seed, self.settings.nearest)
@@ -93,15 +93,15 @@ class Strata:
 
     def sample(self, cells: Cells) -> dict[str, pl.DataFrame]:
         """Tables `negatives` and `strata` of a block."""
-        firing = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        documents = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         if "same_document" in self.settings.strata:
-            firing = firing_documents(cells, self.layout.windows, self.corpus)
-        return sample_block(cells, self.layout, firing, self.settings, self.listed(cells))
+            documents = firing_documents(cells, self.layout.windows, self.corpus)
+        return sample_block(cells, self.layout, documents, self.settings, self.listed(cells))
 
 
 @dataclass(frozen=True)
 class _Touched:
-    """Cells of usable windows, whether the latent is active on unmasked or on masked tokens only."""
+    """Cells of usable windows, including those in which the latent is active on masked tokens only."""
 
     cell: Int64[np.ndarray, " n"]
     key: Int64[np.ndarray, " n"]
@@ -126,20 +126,20 @@ def strata_intervals(
     cells: Cells,
     layout: Layout,
     touched: _Touched,
-    firing: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
+    documents: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
     strata: Sequence[str],
     taken: Int64[np.ndarray, " taken"],
 ) -> dict[str, Intervals]:
-    """Non-activating windows of `same_document` and `random`, as far as in `strata`, as intervals of window keys.
+    """The strata `same_document` and `random`, if they are in `strata`, as intervals of window keys.
 
-    `firing`: (row, document) pairs of `firing_documents`. `taken`: window keys that belong to an earlier stratum.
+    `documents`: (row, document) pairs of `firing_documents`. `taken`: window keys that belong to an earlier stratum.
     """
     keys = layout.keys
     begin, end = np.empty((2, 0), dtype=np.int64)
     intervals: dict[str, Intervals] = {}
     outside = excluded = np.concatenate([touched.key, taken])
     if "same_document" in strata:
-        row, document = firing
+        row, document = documents
         begin, end = keys.pack(row, layout.start[document]), keys.pack(row, layout.stop[document])
         with_windows = np.flatnonzero(begin < end)
         begin, end = ascending(begin[with_windows]), ascending(end[with_windows])
@@ -224,18 +224,18 @@ class _Drawn:
 def sample_block(
     cells: Cells,
     layout: Layout,
-    firing: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
+    documents: tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]],
     settings: NegativeSettings,
     listed: Mapping[str, Listed],
 ) -> dict[str, pl.DataFrame]:
     """Tables `negatives` and `strata` of the latents of `cells` that fire at all.
 
-    `firing`: (row, document) pairs of `firing_documents`, empty if `same_document` is not in the settings. `listed`:
+    `documents`: (row, document) pairs of `firing_documents`, empty if `same_document` is not in the settings. `listed`:
     the strata that are listed window by window (`Strata.listed`).
     """
     touched = _Touched.of(cells, layout)
     groups = _Groups.of(cells, layout, touched, settings)
-    intervals = strata_intervals(cells, layout, touched, firing, settings.strata, claimed(listed))
+    intervals = strata_intervals(cells, layout, touched, documents, settings.strata, claimed(listed))
     negatives, shares = [schema.NEGATIVES.empty()], [schema.STRATA_SHARES.empty()]
     for stratum in schema.STRATA:
         if stratum in listed:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 _BATCH_CHARACTERS = 1_000_000
 _BATCH_DOCUMENTS = 2048
-"""A batch of documents ends when it has at least so many characters, or so many documents."""
+"""A batch of documents ends once it has at least this many characters or documents."""
 _SCRATCH = "tokens.scratch"
 
 
@@ -83,7 +83,7 @@ class _Read:
     rows: dict[str, list[Any]] = field(
         default_factory=lambda: {c: [] for c in ("name", "content_sha256", "status", "duplicate_of", "n_characters")}
     )
-    """Columns of the documents table, without those that need all documents."""
+    """Columns of the documents table; the other columns need all documents."""
     kept: list[int] = field(default_factory=list)
     """Numbers of the documents in the scratch file."""
     lengths: list[int] = field(default_factory=list)

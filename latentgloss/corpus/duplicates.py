@@ -38,8 +38,9 @@ SHINGLE = 12
 SLOTS = 128
 """Slots of a MinHash sketch."""
 CLUSTER_BAND = 4
+"""Slots of the bands that define clusters."""
 DROP_BAND = 8
-"""Slots of the bands that define clusters, and of those that find documents to leave out."""
+"""Slots of the bands that find documents to leave out."""
 _SKETCH_SEED = 42
 """Not a setting, because splits must depend on nothing but the documents and the seed of splits."""
 _BASE = np.uint64(0x9E3779B97F4A7C15)

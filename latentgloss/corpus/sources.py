@@ -256,7 +256,7 @@ def _json_lines(lines: io.BufferedReader, path: Path, name: str, text_column: st
             ) from e
         if not isinstance(row, dict):
             raise CorpusError(
-                f"{path}:{number} holds a {type(row).__name__}",
+                f"{path}:{number} holds a value of type {type(row).__name__}",
                 expected="one JSON object per line",
                 todo="correct the line",
             )
@@ -302,7 +302,7 @@ def _text(row: dict[str, Any], text_column: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise CorpusError(
-            f"{where}: {text_column!r} holds a {type(value).__name__}",
+            f"{where}: {text_column!r} holds a value of type {type(value).__name__}",
             expected="a string",
             todo="set `corpus.text_column` to the column with the text",
         )
@@ -341,5 +341,5 @@ def _hub(source: str, text_column: str) -> Iterator[Document]:
             yield Document(f"{dataset}/{split}:{number}", _text(row, text_column, f"{source}:{number}"))
     except CorpusError:
         raise
-    except Exception as e:  # `datasets` raises errors of many libraries, whose messages are worth showing
+    except Exception as e:  # `datasets` raises errors of many libraries; their messages are shown
         raise CorpusError(f"corpus {source!r} cannot be read after row {number} ({type(e).__name__}: {e})") from e

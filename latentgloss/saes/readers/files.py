@@ -28,7 +28,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as e:
         raise SaeError(f"{path} is not valid JSON ({e})", todo=_RESTORE) from e
     if not isinstance(config, dict):
-        raise SaeError(f"{path} holds a {type(config).__name__}", expected="a JSON object", todo=_RESTORE)
+        raise SaeError(f"{path} holds a value of type {type(config).__name__}", expected="a JSON object", todo=_RESTORE)
     return config
 
 
