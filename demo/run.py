@@ -22,6 +22,7 @@ FULL = "--full" in sys.argv[1:]
 os.environ.setdefault("LATENTGLOSS_CONFIG", str(ROOT / ("demo/full.toml" if FULL else "latentgloss.toml")))
 os.environ.setdefault("DAGSTER_HOME", str(ROOT / "data" / "dagster"))
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait for work sleep instead of spinning
 
 from latentgloss.machine.memory import keep_freed_memory  # noqa: E402
 
