@@ -45,9 +45,10 @@ class VllmServer:
         block_size: int = 32,
         wait_s: float = 240,
         can_forget: bool = False,
+        dtype: str = "bfloat16",
     ) -> None:
         self.python, self.model, self.log, self.name, self.in_flight = python, model, log, name, in_flight
-        self.block_size, self.wait_s = block_size, wait_s
+        self.block_size, self.wait_s, self.dtype = block_size, wait_s, dtype
         self.environment = environment(**({"VLLM_SERVER_DEV_MODE": "1"} if can_forget else {}))
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,7 +70,7 @@ class VllmServer:
             "--served-model-name",
             self.name,
             "--dtype",
-            "bfloat16",
+            self.dtype,
             "--seed",
             "0",
             "--enforce-eager",

@@ -69,7 +69,7 @@ INSIDE = f"""
 name = "smol"
 engine = "vllm"
 model = "{WEIGHTS}"
-dtype = "bfloat16"
+dtype = "float32"
 context_length = {CONTEXT_LENGTH}
 in_flight = 32
 """
@@ -81,7 +81,7 @@ def served(base_url: str) -> str:
 name = "smol"
 engine = "openai_compatible"
 model = "smollm2"
-dtype = "bfloat16"
+dtype = "float32"
 dialect = "vllm"
 capabilities = ["choice", "json_schema", "regex", "logprobs", "seed"]
 context_length = {CONTEXT_LENGTH}
@@ -96,7 +96,7 @@ def write(folder: Path) -> Workspace:
     registry = folder / "registry"
     tiny._text(
         registry / "models" / "smollm2.toml",
-        f'name = "smollm2"\nsource = "{WEIGHTS}"\ndtype = "bfloat16"\n\n[corpus]\nsource = "python-docs"\n'
+        f'name = "smollm2"\nsource = "{WEIGHTS}"\ndtype = "float32"\n\n[corpus]\nsource = "python-docs"\n'
         f'tokens = {TOKENS}\nsequence_length = 256\nprepend_bos = true\nseparator = "<|endoftext|>"\n'
         "\n[mask]\nsink_norm = 10.0\n",
     )

@@ -66,7 +66,9 @@ def server(python: Path, prepared: Path, inside: Workspace):
     """After `inside` is done: two engines would share the cores."""
     spec = inside.registry.language_model("smol")
     log = prepared.parent / "server.log"
-    running = vllm_server.VllmServer(python, ready_folder(model_of(spec, spec.model), inside.model_cache), log)
+    running = vllm_server.VllmServer(
+        python, ready_folder(model_of(spec, spec.model), inside.model_cache), log, dtype="float32"
+    )
     with running:
         yield running
     print(log.read_text(errors="replace")[-4000:])  # pytest shows it beside a failure
@@ -135,7 +137,7 @@ def test_scores_stand_beside_those_of_the_pattern_and_of_nulls(finished: Workspa
 
 
 def test_both_ways_ask_the_same_and_are_told_much_the_same(served: Workspace, inside: Workspace) -> None:
-    """Equal prompts, token for token. Replies differ where two tokens are as likely to the last bits of bfloat16."""
+    """Equal prompts, token for token. Replies differ where two tokens are as likely to the last bits."""
     key = ["latent", "explainer"]
     a, b = (table(w, "explanations", schema.EXPLANATIONS).filter(explainer="llm").sort(key) for w in (served, inside))
     assert a["prompt_sha256"].to_list() == b["prompt_sha256"].to_list()
