@@ -233,7 +233,7 @@ def test_a_stopped_run_loses_one_batch(tmp_path: Path) -> None:
 def test_kill_9_loses_no_batch_that_was_reported(tmp_path: Path) -> None:
     code = f"""
 import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(ROOT)]!r}
+sys.path[:0] = {[str(Path(__file__).parent), str(ROOT), str(ROOT / "tests")]!r}
 import numpy as np
 from pathlib import Path
 from test_vectors import Hashed, LanceTables, of_contexts
