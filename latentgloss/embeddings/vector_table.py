@@ -136,9 +136,9 @@ def table_name(facts: Mapping[str, Any]) -> str:
 def refusal(tables: LanceTables, name: str, embedders: Iterable[Embedder]) -> StoreError | None:
     """Why a table of vectors cannot be used; None if it can.
 
-    It cannot be used if it is damaged, if its facts or format do not match its name, or if its dimension is not that of
-    the embedder it names. Loads the model of that embedder if it is among `embedders`; if the model cannot be loaded, the
-    dimension is not compared.
+    It cannot be used if it is damaged, if its facts or format do not match its name, or if its dimension is not that
+    of the embedder it names. Loads the model of that embedder if it is among `embedders`; if the model cannot be
+    loaded, the dimension is not compared.
     """
     damage = tables.damage(name)
     if damage is not None:

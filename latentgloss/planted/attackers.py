@@ -49,7 +49,7 @@ def auroc(evidence: Float64[np.ndarray, " rows"], truth: Bool[np.ndarray, " rows
 
 
 def of_marks(marks: Bool[np.ndarray, "rows length"]) -> Features:
-    """Features of the marks alone: their number, number of runs, first, last, last - first - number, mean, each place."""
+    """Features of the marks alone: number, number of runs, first, last, last - first - number, mean, each place."""
     number = marks.sum(axis=1)
     runs = (marks[:, 1:] & ~marks[:, :-1]).sum(axis=1) + marks[:, 0]
     first, last = marks.argmax(axis=1), marks.shape[1] - 1 - marks[:, ::-1].argmax(axis=1)
