@@ -10,7 +10,7 @@ things are compared:
 
 If a change of content is meant, raise the stage's `version` and write the files anew:
 
-    LATENTGLOSS_WRITE_GOLDEN=1 pytest tests/test_golden.py
+    LATENTGLOSS_WRITE_GOLDEN=1 pytest tests/pipeline/test_golden.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""work.py: what went wrong with one partition, in words that say what to do."""
+"""Failures of one partition: the error says what to do, and it is kept."""
 
 from __future__ import annotations
 
