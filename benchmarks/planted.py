@@ -133,7 +133,7 @@ def _shown(value: float | None) -> str:
 
 
 def main() -> None:
-    """Prints the table and, unless told otherwise, records it."""
+    """Prints the table and, without `--no-record`, records it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-record", action="store_true", help="print the table only")
     arguments = parser.parse_args()

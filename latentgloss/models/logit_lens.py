@@ -17,7 +17,7 @@ from latentgloss.errors import SubjectError
 
 
 class LogitLens:
-    """The tokens whose logits directions of the residual stream raise most. `Subject.lens` makes one.
+    """Finds the tokens whose logits a direction of the residual stream raises most. `Subject.lens` makes one.
 
     logits = (d ∘ g) W_Uᵀ, where d is the direction and g the final norm's gain. The norm's scale is taken as 1. If the
     norm is a LayerNorm (`centred`), the mean of d is subtracted first.

@@ -19,7 +19,7 @@ from latentgloss.config import Settings
 from latentgloss.config.entries import ModelSpec
 from latentgloss.config.registry import Registry
 from latentgloss.errors import LanguageModelError
-from latentgloss.explanations.explainers.replies import LINE, read_line, schema
+from latentgloss.explanations.explainers.replies import LINE, read_line, reply_schema
 from latentgloss.llm.engines.transformers import TransformersEngine, chat_tokens
 from latentgloss.protocols import Message, Reply, Request
 from latentgloss.scores.judges.reading import _schema as verdicts
@@ -222,7 +222,7 @@ def test_replies_fit_a_schema_for_any_logits(speller: TransformersEngine) -> Non
         found = json.loads(reply.text)
         assert list(found) == list(entries) and found["kind"] in ("a", "é") and found["n"] in range(100)
         assert len(found["words"]) in (1, 2) and all(len(word) <= 2 for word in found["words"])
-    (cut,) = answers(speller, [ask("x", json_schema=schema(), max_tokens=40)])
+    (cut,) = answers(speller, [ask("x", json_schema=reply_schema(), max_tokens=40)])
     assert cut.text.startswith('{"explanation": "')  # no white space without end
 
 
@@ -241,7 +241,7 @@ def test_held_replies_do_not_depend_on_company_or_order(speller: TransformersEng
         {},
         {"regex": LINE},
         {"regex": "(ab|é)+"},
-        {"json_schema": schema()},
+        {"json_schema": reply_schema()},
         {"choice": ("a", "ab")},
     ]
     requests = [
