@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 """Characters of a line."""
+NAME = 30
+"""Characters of an SAE's name without its model."""
 EXTREMES = 1
 """Best and worst latents shown, of each."""
 
@@ -86,6 +88,7 @@ def write_page(workspace: Workspace, rows: pl.DataFrame, path: Path) -> None:
 
 def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
     """Lines of at most `WIDTH` characters: a row per SAE, the best and the worst latents, an LLM's explanation."""
+    from latentgloss import schema
     from latentgloss.report.headline import headlines, shown_explainer
 
     explainer = shown_explainer(rows, workspace.settings.explanations.explainers)
@@ -93,8 +96,8 @@ def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
         return ["No explanation has been scored yet."]
     found = headlines(rows, explainer)
     lines = [
-        f"{'':<36} latents        detection               fuzzing",
-        f"{'SAE':<36} eligible expl.  median 95 %   null table  median 95 %   null table",
+        f"{'':<{NAME + 2}}   latents        detection                 fuzzing",
+        f"{'SAE':<{NAME + 2}}  eligible expl.  med. 95 %      null table  med. 95 %      null table",
     ]
     for model in dict.fromkeys(row.partition.partition("/")[0] for row in found):
         mine = [row for row in found if row.partition.startswith(f"{model}/")]
@@ -102,9 +105,11 @@ def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
         lines += [_row(row) for row in mine]
     lines += [
         "",
-        f"Median balanced accuracy of `{explainer}` on windows that no explainer saw, with its 95 % interval over",
-        "latents; chance is .50. null: other latents' explanations. table: rates per token, no explanation.",
+        f"med.: median balanced accuracy of `{explainer}` over latents, on windows that no explainer saw, with its",
+        "95 % interval; chance is .50. null: other latents' explanations. table: rates per token instead.",
     ]
+    profiles = {summary.profile for row in found for summary in row.scores.values()} - {schema.DEFAULT_PROFILE}
+    lines += [f"Profile {', '.join(sorted(profiles))}: contexts and negatives as in that protocol."] if profiles else []
     for line in (_extremes(workspace, found, explainer), _sentence(workspace, found)):
         lines += line
     return lines
@@ -112,16 +117,18 @@ def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
 
 def _row(row: Headline) -> str:
     name = row.partition.partition("/")[2]
-    share = f"{row.n_eligible:,}/{row.n_latents:,}"
+    if len(name) > NAME:  # the end tells SAEs apart
+        name = f"…{name[1 - NAME :]}"
     cells = "  ".join(_cells(row.scores.get(scorer)) for scorer in ("detection", "fuzzing"))
-    return f"  {name:<36.36} {share:>7} {row.n_explained:>5,}  {cells}".rstrip()
+    return f"  {name:<{NAME}} {f'{row.n_eligible}/{row.n_latents}':>9} {row.n_explained:>5}  {cells}".rstrip()
 
 
 def _cells(summary: Summary | None) -> str:
+    """A median, its interval, the null and the baseline, as wide as their heads."""
     if summary is None:
         return " " * 24
     interval = f"{_short(summary.low)}–{_short(summary.high)}" if summary.low is not None else ""
-    return f"{_short(summary.median):>4} {interval:<9} {_short(summary.null):>4} {_short(summary.baseline):>5}"
+    return f"{_short(summary.median):>4} {interval:<9} {_short(summary.null):>4} {_short(summary.baseline):>4}"
 
 
 def _short(value: float | None) -> str:
@@ -181,11 +188,10 @@ def _looks(workspace: Workspace, partition: str, latent: int, explainer: str) ->
         if strongest.height:
             length = int(sampled.manifest.recipe["settings"]["contexts"]["length"])
             tokens = workspace.corpus(resolved).contexts(strongest["context"].to_numpy(), length)[0]
-            strings = workspace.vocabulary(partition.partition("/")[0]).strings
+            vocabulary = workspace.vocabulary(partition.partition("/")[0])
+            texts = ["" if token in vocabulary.special else vocabulary.strings[token] for token in tokens.tolist()]
             active = dense_activations(strongest, length)
-            fires = excerpt(
-                [strings[t] for t in tokens], marks(active, np.zeros_like(active, dtype=bool))[0].tolist(), 84
-            )
+            fires = excerpt(texts, marks(active, np.zeros_like(active, dtype=bool))[0].tolist(), 84)
     except LatentglossError:  # a screen without an example beats none; `lineage --verify` names the damage
         fires = ""
     return (said[0] if len(said) else ""), fires

@@ -7,6 +7,7 @@ What belongs here: choosing from the tables of a workspace what people look at f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -28,6 +29,7 @@ class Summary:
 
     negatives: str
     judge: str
+    profile: str
     n_scored: int
     median: float | None
     low: float | None
@@ -92,6 +94,7 @@ def _summary(rows: pl.DataFrame, scorer: str, kinds: Sequence[str], explainer: s
             return Summary(
                 kind,
                 row["judge"],
+                row["profile"],
                 row["n_scored"],
                 row["median"],
                 row["median_low"],
@@ -125,17 +128,18 @@ def best_and_worst(scores: pl.DataFrame, explainer: str, summary: Summary, n: in
 
 
 def excerpt(texts: Sequence[str], marked: Sequence[bool], width: int) -> str:
-    """About `width` characters of a context around its first marked token, with marked tokens in « ».
+    """About `width` characters of a context around its first marked token, marked runs of tokens in « ».
 
-    `texts`: what each token reads as. White space is folded, and what is cut off shows as "…".
+    `texts`: what each token reads as. White space is folded, and "…" stands for what is cut off.
     """
-    pieces = [f"«{text.strip()}»" if mark and text.strip() else text for text, mark in zip(texts, marked, strict=True)]
-    spaced = [
-        f" {piece}" if text[:1].isspace() and mark else piece
-        for piece, text, mark in zip(pieces, texts, marked, strict=True)
-    ]
-    start = sum(len(piece) for piece in spaced[: list(marked).index(True)]) if any(marked) else 0
-    whole = "".join(spaced)
-    first = max(0, min(start - width // 3, len(whole) - width))
+    whole, start = "", None
+    for mark, run in groupby(zip(marked, texts, strict=True), key=lambda pair: pair[0]):
+        text = "".join(text for _, text in run)
+        if mark and text.strip():
+            start = len(whole) if start is None else start
+            lead, trail = (" " if text[i].isspace() else "" for i in (0, -1))
+            text = f"{lead}«{text.strip()}»{trail}"
+        whole += text
+    first = max(0, min((start or 0) - width // 3, len(whole) - width))
     cut = " ".join(whole[first : first + width].split())
     return ("…" if first > 0 else "") + cut + ("…" if first + width < len(whole) else "")

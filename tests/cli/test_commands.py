@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import tiny
 from click.testing import CliRunner, Result
 from repository import ROOT
 
+from latentgloss import schema
 from latentgloss.cli import cli
 from latentgloss.cli.output import clean, plain, print_table
 from latentgloss.cli.show import EXPLANATION_KEYS, SCORE_KEYS
@@ -347,6 +349,33 @@ def test_saes_check_reports_all_problems(bare: Path) -> None:
 # gc ---------------------------------------------------------------------------------------------------------
 
 FIRST = ["tokenized_corpus", "resolved_saes"]
+
+
+def test_report_is_one_screen_with_the_headline_first(finished: Path) -> None:
+    result = run(finished, "report")
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0 and len(lines) <= 40 and max(map(len, lines)) <= 100
+    assert "detection" in lines[0] and "fuzzing" in lines[0]
+    rows = [line for line in lines if re.search(r"\d+/\d+", line)]
+    assert [line.split()[0] for line in rows] == ["layers.0/words", "layers.1.mlp/mixed"]
+    assert any(line.startswith("Best: ") for line in lines) and any(line.startswith("Worst: ") for line in lines)
+
+
+def test_report_as_json_and_as_a_page_has_every_row(finished: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "report.md"
+    result = run(finished, "report", "tiny", "--json", "--page", str(page))
+    rows = json.loads(result.stdout)
+    stored = Workspace.open(finished / "latentgloss.toml").store.current("score_report", "tiny")
+    assert stored is not None
+    assert len(rows) == stored.read(schema.REPORT).height and set(rows[0]) == set(schema.REPORT.schema)
+    assert page.read_text().count("| detection |") == sum(row["scorer"] == "detection" for row in rows)
+
+
+def test_report_says_what_is_missing(bare: Path) -> None:
+    result = run(bare, "report")
+    assert result.exit_code == 1 and "there is no report yet" in result.stderr and "score_report" in result.stderr
+    result = run(bare, "report", "tini")
+    assert result.exit_code == 1 and "'tiny'" in result.stderr
 
 
 def recomputed(root: Path, seed: int) -> Workspace:
