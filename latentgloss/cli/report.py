@@ -169,6 +169,7 @@ def _looks(workspace: Workspace, partition: str, latent: int, explainer: str) ->
     from latentgloss import schema
     from latentgloss.contexts.marks import dense_activations, marks
     from latentgloss.explanations.explainers import block_name
+    from latentgloss.models.tokenizer import token_texts
     from latentgloss.report.headline import excerpt
 
     block = f"{latent // schema.BLOCK:06d}"
@@ -188,8 +189,8 @@ def _looks(workspace: Workspace, partition: str, latent: int, explainer: str) ->
         if strongest.height:
             length = int(sampled.manifest.recipe["settings"]["contexts"]["length"])
             tokens = workspace.corpus(resolved).contexts(strongest["context"].to_numpy(), length)[0]
-            vocabulary = workspace.vocabulary(partition.partition("/")[0])
-            texts = ["" if token in vocabulary.special else vocabulary.strings[token] for token in tokens.tolist()]
+            spec = workspace.registry.model(partition.partition("/")[0])
+            texts = token_texts(spec, workspace.model_cache, tokens.tolist())
             active = dense_activations(strongest, length)
             fires = excerpt(texts, marks(active, np.zeros_like(active, dtype=bool))[0].tolist(), 84)
     except LatentglossError:  # a screen without an example beats none; `lineage --verify` names the damage

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import io
 import json
+import os
 import sys
 import sysconfig
 import warnings
@@ -117,16 +118,14 @@ def _modules() -> list[tuple[str, Path]]:
     """
     root = _standard_library()
     modules = []
-    for path in root.rglob("*.py"):
-        parts = list(path.relative_to(root).with_suffix("").parts)
-        if parts[-1] == "__init__":
-            parts.pop()
-        # An installation may have added modules to the folder; `stdlib_module_names` is the same on every platform.
-        if not parts or parts[0] not in sys.stdlib_module_names:
-            continue
-        if any(part.startswith("_") or part in _NOT_DOCUMENTATION for part in parts):
-            continue
-        modules.append((".".join(parts), path))
+    for folder, subfolders, files in os.walk(root):
+        inside = Path(folder).relative_to(root).parts
+        # Other folders, installed packages above all, are not even entered: there may be a hundred thousand files.
+        subfolders[:] = [name for name in subfolders if _is_documented((*inside, name))]
+        for name in files:
+            parts = inside if name == "__init__.py" else (*inside, name.removesuffix(".py"))
+            if name.endswith(".py") and parts and _is_documented(parts):
+                modules.append((".".join(parts), Path(folder, name)))
     if not modules:
         raise CorpusError(
             f"{root} holds no Python source",
@@ -134,6 +133,16 @@ def _modules() -> list[tuple[str, Path]]:
             todo="use an interpreter installed with its sources, or another corpus source",
         )
     return sorted(modules, key=lambda module: (module[0] != _TOPICS, module[0]))
+
+
+def _is_documented(parts: tuple[str, ...]) -> bool:
+    """Whether a module or package is a public one of the standard library, by the parts of its dotted name.
+
+    An installation may have added modules to the folder; `stdlib_module_names` is the same on every platform.
+    """
+    return parts[0] in sys.stdlib_module_names and not any(
+        part.startswith("_") or part in _NOT_DOCUMENTATION for part in parts
+    )
 
 
 def _parse(path: Path) -> ast.Module:

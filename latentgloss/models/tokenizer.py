@@ -8,6 +8,7 @@ and grouped for people is in `vocabulary.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from latentgloss.config.entries import ModelSpec
 from latentgloss.models.files import TOKENIZER_FILES, converted, gguf_of, loading, quiet, source_folder
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 
@@ -23,6 +25,27 @@ def load_tokenizer(spec: ModelSpec, cache_dir: Path) -> PreTrainedTokenizerBase:
     folder = _tokenizer_folder(spec, cache_dir)
     with quiet(), loading(spec, folder):
         return tokenizer_in(folder)
+
+
+def token_texts(spec: ModelSpec, cache_dir: Path, ids: Sequence[int]) -> list[str]:
+    """What some token ids decode to, each by itself; special tokens as "". Loads no transformers where it can.
+
+    For a line on a screen: `Vocabulary` has every token of a model and takes seconds. Raises SubjectError.
+    """
+    file = _tokenizer_folder(spec, cache_dir) / "tokenizer.json"
+    if not file.is_file():
+        tokenizer = load_tokenizer(spec, cache_dir)
+        return tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)
+    with loading(spec, file.parent):
+        fast = _fast_tokenizer(file)
+    return [fast.decode([i], skip_special_tokens=True) for i in ids]
+
+
+@cache
+def _fast_tokenizer(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(file))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from latentgloss.explanations.explainers import NULL
-from latentgloss.report.summary import BASELINE
+from latentgloss.explanations.explainers import BASELINE, NULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

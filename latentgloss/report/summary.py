@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
-from latentgloss.explanations.explainers import NULL, without_number
+from latentgloss.explanations.explainers import BASELINE, NULL, without_number
 from latentgloss.statistics import metrics, multiple_testing, resampling, specificity
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 AUROC = "auroc"
 """Summarised for every scorer, beside the metric that its score is."""
-BASELINE = "token_table"
-"""The explainer that gains are measured against."""
 FALSE_CLAIMS = 0.05
 """Accepted share of false claims among the latents counted as specific (false discovery rate)."""
 KEY = ("explainer", "scorer", "judge", "embedder", "profile", "negatives")

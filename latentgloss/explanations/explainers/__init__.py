@@ -15,6 +15,7 @@
 
 from latentgloss.explanations.explainers.base import Evidence, Explained, Explainer
 from latentgloss.explanations.explainers.table import (
+    BASELINE,
     EXPLAINERS,
     NULL,
     base_of,
@@ -27,6 +28,7 @@ from latentgloss.explanations.explainers.table import (
 )
 
 __all__ = [
+    "BASELINE",
     "EXPLAINERS",
     "NULL",
     "Evidence",

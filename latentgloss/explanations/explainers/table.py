@@ -37,6 +37,8 @@ __all__ = [
 
 NULL = "null:"
 """Beginning of the name of a null."""
+BASELINE = "token_table"
+"""The explainer that reports measure gains against."""
 
 EXPLAINERS: dict[str, type[Explainer]] = {
     "pattern": explainer.PatternExplainer,
