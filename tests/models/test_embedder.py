@@ -102,7 +102,7 @@ def test_identity_is_of_content_and_free_of_paths(minilm: SentenceEmbedder, tmp_
     pooling.write_text(pooling.read_text().replace("true", "false", 1))
     again = SentenceEmbedder(moved.spec, tmp_path)
     assert again.identity() != minilm.identity()
-    for change in ({"query_prefix": "query: "}, {"dtype": "float32"}, {"max_tokens": 64}):
+    for change in ({"query_prefix": "query: "}, {"dtype": "bfloat16"}, {"max_tokens": 64}):
         other = SentenceEmbedder(MINILM.model_copy(update=change), tmp_path)
         assert other.key != minilm.key
 
