@@ -184,7 +184,7 @@ def tiny_workspace(tmp_path: Path, n_documents: int = 400, settings: str = SETTI
 
 
 def register(tmp_path: Path, partition: str, format: str, *, folder: str | None = None, extra: str = "") -> Path:
-    """Writes the registry file of a SAE whose weights are in `saes/<folder>` (default: its name)."""
+    """Writes the registry file of an SAE whose weights are in `saes/<folder>` (default: its name)."""
     model, hookpoint, name = partition.split("/")
     path = tmp_path / "registry" / "saes" / f"{name}.toml"
     _text(

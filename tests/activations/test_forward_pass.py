@@ -1,4 +1,4 @@
-"""Activations: statistics against brute force, rounding, sinks, and what the pass does when a SAE fails."""
+"""Activations: statistics against brute force, rounding, sinks, and what the pass does when an SAE fails."""
 
 from __future__ import annotations
 

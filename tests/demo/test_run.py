@@ -1,4 +1,4 @@
-"""demo/run.py in a process of its own, over the miniature workspace: a SAE that fails, mended, then nothing to do."""
+"""demo/run.py in a process of its own, over the miniature workspace: an SAE that fails, mended, then nothing to do."""
 
 import os
 import subprocess

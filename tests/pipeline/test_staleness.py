@@ -128,7 +128,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
         lambda f: add_settings(f, "[corpus]\nnear_duplicate = 0.81\n"),
         of(CORPUS),
     ),
-    "a SAE declared a control": (
+    "an SAE declared a control": (
         lambda f: tiny.register(f, SAE, "sparsify", extra="control = true\n"),
         of(["score_report"]),
     ),

@@ -1,4 +1,4 @@
-"""Baselines: weights that follow from a registry entry, and go through the same stages as those of a SAE."""
+"""Baselines: weights that follow from a registry entry, and go through the same stages as those of an SAE."""
 
 from __future__ import annotations
 
