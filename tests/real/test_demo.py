@@ -84,7 +84,7 @@ def test_random_directions_score_below_the_sae_and_far_fewer_of_them_can_be_scor
 
 def test_every_latent_asked_for_is_accounted_for(demo):
     for partition, sae in demo.registry.saes.items():
-        asked = 2048 if sae.latents == "all" else sae.latents.sample
+        asked = sae.latents.sample
         scores = demo.store.current("detection_scores", partition).read(schema.SCORES)
         per = scores.group_by("explainer", "negatives").agg(pl.col("latent").n_unique(), n=pl.len())
         assert (per["latent"] == asked).all()
