@@ -11,13 +11,16 @@ from __future__ import annotations
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from latentgloss import schema
 from latentgloss.contexts.latent_sample import of_block, sampled, smaller
 from latentgloss.explanations.explainers import NULL, base_of, explainer_of
 from latentgloss.pipeline.processes import with_processes
+from latentgloss.pipeline.stage_run import one_by_one
 from latentgloss.scores.explained_blocks import TABLES, ExplainedBlock, write_scores
+from latentgloss.scores.judges.cosine import CosineJudge
 from latentgloss.scores.judges.opening import JUDGES, judge_named
 from latentgloss.scores.side_by_side import BlockTask, ask_about_blocks
 from latentgloss.scores.table import SCORERS
@@ -25,8 +28,6 @@ from latentgloss.scores.table import SCORERS
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Executor
-
-    import numpy as np
 
     from latentgloss.config.settings import ScorerSettings
     from latentgloss.models.vocabulary import Vocabulary
@@ -39,8 +40,14 @@ BY_BLOCK = ("sampled_contexts", "sampled_negatives")
 """Inputs that are stored in blocks of latents. A block of scores depends on the same block of these inputs alone."""
 
 
+EMBEDDED_AHEAD = 64
+"""Blocks whose texts and contexts are embedded together."""
+
+
 def runner(scorer: Scorer) -> Runner[ScoreNeeds]:
     """The runner of the stage `<name>_scores` of a scorer."""
+    if not scorer.decides:  # judges that can work in any process answer yes or no
+        return one_by_one(partial(_score, scorer, pool=None))
     return with_processes(partial(_score, scorer), _prepare, lambda run: (run.resources.vocabulary(run.model.name),))
 
 
@@ -48,6 +55,7 @@ def _score(scorer: Scorer, run: StageRun[ScoreNeeds], pool: Executor | None) -> 
     """Scores one partition, in the processes of `pool` if the judges can work there."""
     run.check_windows()
     scoring = _Scoring(scorer, run, pool)
+    scoring.embed_ahead()
     ask_about_blocks(run, scoring.blocks, scoring.task, asks=scoring.asks, processes=scoring.processes)
     counts = run.draft.scan(schema.SCORES).group_by("explainer", "negatives", "status").len().collect()
     run.facts["scores"] = {f"{e} on {n}: {s}": count for e, n, s, count in counts.sort(pl.all()).iter_rows()}
@@ -74,6 +82,22 @@ class _Scoring:
         # A judge that needs nothing but the vocabulary can judge in any process; one that asks a model stays in this.
         names = getattr(self.settings, "judges", ())
         self.processes = pool if names and set(names) <= set(JUDGES) else None
+
+    def embed_ahead(self) -> None:
+        """Embeds what many blocks ask about together: texts are computed in groups, which one block seldom fills."""
+        judges = [judge for judge in self.judges if isinstance(judge, CosineJudge)]
+        for first in range(0, len(self.blocks), EMBEDDED_AHEAD) if judges else ():
+            texts: list[str] = []
+            contexts = [np.empty(0, np.uint32)]
+            for block in self.blocks[first : first + EMBEDDED_AHEAD]:
+                chosen = pl.lit(True) if self.chosen is None else pl.col("latent").is_in(of_block(self.chosen, block))
+                contexts.append(self.plan.ask(block).rows.filter(chosen)["context"].to_numpy())
+                for name in self.names:
+                    if name.startswith(f"{block}-"):
+                        explained = self.explanations.read(schema.EXPLANATIONS, name).filter(chosen, status="ok")
+                        texts += explained["explanation"].to_list()
+            for judge in judges:
+                judge.embed_ahead(texts, np.concatenate(contexts))
 
     def task(self, block: str) -> BlockTask | None:
         """The scoring of a block; None if the draft has all of it."""

@@ -63,6 +63,11 @@ class CosineJudge:
             evidence = (documents[chosen].astype(np.float64) * queries[question.explanation]).sum(axis=1)
             yield Answer(evidence.astype(np.float32), None, None, None)
 
+    def embed_ahead(self, texts: Iterable[str], contexts: np.ndarray) -> None:
+        """Has the vectors of explanations and contexts made and stored before they are asked about."""
+        self._explanations.get(list(dict.fromkeys(texts)))
+        self._contexts.get(np.unique(contexts))
+
 
 def cosine_judge(
     needs: ScoreNeeds, model: str, corpus: Corpus, embedder: str, progress: Progress | None = None
