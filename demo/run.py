@@ -273,15 +273,19 @@ def _print_next(workspace: Workspace) -> None:
             partition, latent = sae.partition, scored.item()
             break
     tool = _from_here(Path(sys.executable).with_name("latentgloss"))
+    commands = {
+        "make ui": "the Dagster UI",
+        f"{tool} lineage {partition} {latent}": "a score's origin",
+        **(
+            {f'{tool} search "raising an error"': "latents by meaning"}
+            if FULL
+            else {f"{tool} explanations {partition}": "all explanations"}
+        ),
+    }
+    width = max(map(len, commands))
     console.print("")
-    for command, what in (
-        ("make ui", "the assets, runs and pictures in the Dagster UI"),
-        (f"{tool} lineage {partition} {latent}", "where its score comes from"),
-        (f'{tool} search "raising an error"', "latents by meaning or words")
-        if FULL
-        else (f"{tool} explanations {partition}", "every explanation"),
-    ):
-        console.print(f"  {command:<62} {what}", highlight=False, soft_wrap=True, markup=False)
+    for command, what in commands.items():
+        console.print(f"  {command:<{width}}  {what}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_failures(workspace: Workspace, states: Sequence[State]) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 """Characters of a line."""
-NAME = 30
+NAME = 28
 """Characters of an SAE's name without its model."""
 EXTREMES = 1
 """Best and worst latents shown, of each."""
@@ -96,7 +96,7 @@ def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
         return ["No explanation has been scored yet."]
     found = headlines(rows, explainer)
     lines = [
-        f"{'':<{NAME + 2}}   latents        detection                 fuzzing",
+        f"{'':<{NAME + 2}}   latents        detection                  fuzzing",
         f"{'SAE':<{NAME + 2}}  eligible expl.  med. 95 %      null table  med. 95 %      null table",
     ]
     for model in dict.fromkeys(row.partition.partition("/")[0] for row in found):
@@ -126,9 +126,9 @@ def _row(row: Headline) -> str:
 def _cells(summary: Summary | None) -> str:
     """A median, its interval, the null and the baseline, as wide as their heads."""
     if summary is None:
-        return " " * 24
+        return " " * 25
     interval = f"{_short(summary.low)}–{_short(summary.high)}" if summary.low is not None else ""
-    return f"{_short(summary.median):>4} {interval:<9} {_short(summary.null):>4} {_short(summary.baseline):>4}"
+    return f"{_short(summary.median):>4} {interval:<9} {_short(summary.null):>4} {_short(summary.baseline):>5}"
 
 
 def _short(value: float | None) -> str:

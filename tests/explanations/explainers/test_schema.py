@@ -60,7 +60,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, model):
-    workspace = tiny.computed_workspace(tmp_path_factory.mktemp("held"), SETTINGS)
+    workspace = tiny.computed_workspace(tmp_path_factory.mktemp("held"), SETTINGS, stages=BEFORE)
     workspace._language_models["scripted"] = model
     assert not [o.error for o in tiny.run_all(workspace, [*BEFORE, "explanations"]) if o.error]
     return workspace
