@@ -79,7 +79,7 @@ class Jobs:
     def send_or_drop(self, job: Job) -> bool:
         """Marks the job as sent and returns True if a caller waits for it; otherwise removes it from the table.
 
-        After a job is removed, no caller can join it any more.
+        No caller can join a job after it is removed.
         """
         with self.lock:
             job.sent = job.waiting > 0

@@ -51,7 +51,7 @@ STRENGTHS = 10
 def model_of(settings: ExplanationSettings, tools: Tools | None, explainer: str) -> LanguageModel:
     """The language model that the settings name for explanations.
 
-    Raises SettingsError if they name none, and InputError if there is none of that name.
+    Raises SettingsError if they name none, and InputError if the registry has no such model.
     """
     if settings.model is None or tools is None:
         raise SettingsError(
