@@ -12,9 +12,9 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
     os.environ.setdefault(_variable, "2")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DAGSTER_DISABLE_TELEMETRY="1")
 
-from jaxtyping import install_import_hook
+from shapes import check_core, next_test
 
-install_import_hook("latentgloss", "shapes.arrays")  # before anything imports the core
+check_core()  # before anything imports the core
 
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
         worlds = tempfile.TemporaryDirectory(prefix="latentgloss-worlds-")
         os.environ["LATENTGLOSS_TEST_WORLDS"] = worlds.name
         config.add_cleanup(worlds.cleanup)
+
+
+def pytest_runtest_setup() -> None:
+    next_test()
 
 
 @pytest.fixture
