@@ -46,7 +46,8 @@ def _where_needed(defined: Any = None, *, typechecker: Callable[..., Any]) -> An
     if inspect.isclass(defined):
         defined.__init__ = _checked(defined.__init__, typechecker)  # type: ignore[misc]
         return defined
-    return _checked(defined, typechecker) if inspect.isfunction(defined) else _jaxtyped(defined, typechecker=typechecker)
+    wrapped = _checked if inspect.isfunction(defined) else _jaxtyped
+    return wrapped(defined, typechecker=typechecker)
 
 
 def _checked(function: Callable[..., Any], typechecker: Callable[..., Any]) -> Callable[..., Any]:

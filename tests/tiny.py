@@ -94,7 +94,11 @@ workers = 1
 batch_tokens = 2048
 model_cache = "cache"
 """
-
+WORLD = SETTINGS + """
+[explanations]
+nulls = 2
+"""
+"""Settings of a world unless a test names others. Most of what scoring takes is for nulls; two are as good as five."""
 
 SPARSE = """\
 store = "data"
@@ -160,7 +164,7 @@ def documents(n: int, seed: int = 0) -> list[str]:
     return texts
 
 
-def tiny_workspace(tmp_path: Path, n_documents: int = 400, settings: str = SETTINGS) -> Workspace:
+def tiny_workspace(tmp_path: Path, n_documents: int = 400, settings: str = WORLD) -> Workspace:
     """Writes everything a run needs below `tmp_path` and opens it. Nothing is computed."""
     write_corpus(tmp_path / "corpus" / "documents.jsonl", documents(n_documents))
     embeddings = write_model(tmp_path / "model")
@@ -433,8 +437,8 @@ def run_all(workspace: Workspace, stages: Sequence[str] | None = None, *, run_id
     return outcomes
 
 
-def computed_workspace(folder: Path, settings: str = SETTINGS, stages: Sequence[str] | None = None) -> Workspace:
-    """`tiny_workspace` with every stage computed under `SETTINGS`, then given these settings.
+def computed_workspace(folder: Path, settings: str = WORLD, stages: Sequence[str] | None = None) -> Workspace:
+    """`tiny_workspace` with every stage computed under `WORLD`, then given these settings.
 
     What the settings leave as it was is in the store; a test computes the rest. The world is computed once per test
     session, in whichever process asks first, and copied from then on. A test of what computing does uses

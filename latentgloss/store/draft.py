@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -241,6 +241,7 @@ class Draft:
         return entry
 
 
+@cache
 def _packages() -> dict[str, str]:
     found = {}
     for name in PACKAGES:

@@ -1,5 +1,9 @@
 """assets/: one run for many SAEs, what survives a failure, what is skipped, and what automation asks for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
 import dagster as dg
 import pytest
 from tiny_dagster import JUDGED, SAES, Tiny, tiny
@@ -139,6 +143,15 @@ def test_ranges_are_contiguous_in_dagsters_order(workspace: Tiny) -> None:
 # -- automation -------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def remembered_partitions(instance: dg.DagsterInstance) -> Iterator[dg.DagsterInstance]:
+    """Reads the partitions once: nobody adds any meanwhile, and Dagster asks for them a thousand times per tick."""
+    read = instance.get_dynamic_partitions
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instance, "get_dynamic_partitions", cache(read))
+        yield instance
+
+
 class Daemon:
     """Ticks of automation, with each request carried out before the next tick, as the daemon does."""
 
@@ -146,9 +159,8 @@ class Daemon:
         self.workspace, self.cursor = workspace, None
 
     def tick(self) -> list[tuple[str, str]]:
-        result = dg.evaluate_automation_conditions(
-            self.workspace.definitions, self.workspace.instance, cursor=self.cursor
-        )
+        with remembered_partitions(self.workspace.instance) as instance:
+            result = dg.evaluate_automation_conditions(self.workspace.definitions, instance, cursor=self.cursor)
         self.cursor = result.cursor
         asked = []
         for stage in STAGES:

@@ -198,7 +198,7 @@ def test_explanations(finished: Path) -> None:
     found = rows(finished, "explanations", P)
     assert all(tuple(row) == EXPLANATION_KEYS for row in found)
     assert {row["partition"] for row in found} == {P}
-    assert len(found) == tiny.N_LATENTS * 7
+    assert len(found) == tiny.N_LATENTS * 4
     assert [(r["latent"], r["explainer"]) for r in found] == sorted((r["latent"], r["explainer"]) for r in found)
     for row in found:
         assert bool(row["explanation"]) == (row["status"] == "ok")

@@ -155,7 +155,7 @@ def test_unknown_explainer(finished: Path) -> None:
 # Verification -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("explainer", ["pattern", "token_table", "null:pattern", "null:pattern:4"])
+@pytest.mark.parametrize("explainer", ["pattern", "token_table", "null:pattern", "null:pattern:2"])
 @pytest.mark.parametrize("partition", tiny.SAES)
 def test_everything_verifies_when_nothing_was_touched(finished: Path, explainer: str, partition: str) -> None:
     for latent in (0, LATENT, 8, 20) if "null" not in explainer else (16, 20):
@@ -175,7 +175,7 @@ def test_command_says_so_hop_by_hop(finished: Path) -> None:
 STORED = [
     ("detection_scores", f"scores/{BLOCK}-pattern.parquet", "score"),
     ("detection_scores", f"scores/{BLOCK}-null.pattern.parquet", "score"),
-    ("detection_scores", f"scores/{BLOCK}-null.pattern.3.parquet", "score"),
+    ("detection_scores", f"scores/{BLOCK}-null.pattern.2.parquet", "score"),
     ("detection_scores", f"judgements/{BLOCK}-pattern.parquet", "judgements"),
     ("explanations", f"explanations/{BLOCK}-pattern.parquet", "explanation"),
     ("sampled_contexts", f"contexts/{BLOCK}.parquet", "contexts"),

@@ -65,6 +65,11 @@ def change_corpus(folder: Path) -> None:
     tiny.write_corpus(folder / "corpus" / "documents.jsonl", tiny.documents(400, seed=9))
 
 
+def one_more_explainer(folder: Path) -> None:
+    names = '["pattern", "token_table", "null:pattern", "null:token_table"]'
+    set_settings(folder, "nulls = 2", f"nulls = 2\nexplainers = {names}")
+
+
 def one_more_latent(folder: Path) -> None:
     tiny.register(folder, OTHER, "saelens", extra="latents = {start = 0, stop = 25}\ncontrol = true\n")
 
@@ -109,9 +114,7 @@ CHANGES: dict[str, tuple[Any, set[tuple[str, str]]]] = {
     ),
     "fewer rules": (lambda f: add_settings(f, "[explanations.pattern]\nrules = 2\n"), of(LATER)),
     "one more explainer": (
-        lambda f: add_settings(
-            f, '[explanations]\nexplainers = ["pattern", "token_table", "null:pattern", "null:token_table"]\n'
-        ),
+        lambda f: one_more_explainer(f),
         of(LATER),
     ),
     "precision of the cache": (
@@ -172,16 +175,15 @@ def blocks(folder: Path) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
 
 
 def test_one_more_explainer_computes_only_its_blocks(folder):
-    names = '["pattern", "token_table", "null:pattern", "null:token_table"]'
-    add_settings(folder, f"[explanations]\nexplainers = {names}\n")
+    one_more_explainer(folder)
     seen = blocks(folder)
-    assert seen["explanations", SAE] == (10, 14)  # two blocks of latents; two explainers and five nulls were there
-    assert seen["explanations", OTHER] == (5, 7)
+    assert seen["explanations", SAE] == (4, 8)  # two blocks of latents; two explainers and two nulls were there
+    assert seen["explanations", OTHER] == (2, 4)
 
 
 def test_a_change_of_one_explainer_leaves_the_others_blocks_alone(folder):
     add_settings(folder, "[explanations.pattern]\nrules = 2\n")
-    assert blocks(folder)["explanations", SAE] == (5, 9)  # pattern, and nulls in which it shows; the token table stays
+    assert blocks(folder)["explanations", SAE] == (4, 4)  # pattern, and nulls in which it shows; the token table stays
 
 
 def test_another_wording_of_one_explainer_recomputes_its_blocks_and_no_others(folder, monkeypatch):
@@ -190,7 +192,7 @@ def test_another_wording_of_one_explainer_recomputes_its_blocks_and_no_others(fo
     states = {(s.asset, s.partition): s for s in Workspace.open(folder / "latentgloss.toml").states()}
     assert "external.explainers.pattern.version" in states["explanations", SAE].because
     assert states["sampled_contexts", SAE].state == "fresh"
-    assert blocks(folder)["explanations", SAE] == (7, 7)  # no text is in the nulls of the second block
+    assert blocks(folder)["explanations", SAE] == (4, 4)  # no text is in the nulls of the second block
 
 
 def test_one_latent_more_touches_only_its_block(folder):
@@ -200,8 +202,8 @@ def test_one_latent_more_touches_only_its_block(folder):
     seen = blocks(folder)
     assert seen["sampled_contexts", SAE] == (1, 1)
     assert seen["sampled_negatives", SAE] == (1, 1)
-    assert seen["explanations", SAE] == (7, 7)
-    assert seen["detection_scores", SAE] == seen["fuzzing_scores", SAE] == (7, 7)
+    assert seen["explanations", SAE] == (4, 4)
+    assert seen["detection_scores", SAE] == seen["fuzzing_scores", SAE] == (4, 4)
 
 
 def test_going_back_finds_the_old_version(folder):
