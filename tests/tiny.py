@@ -94,10 +94,13 @@ workers = 1
 batch_tokens = 2048
 model_cache = "cache"
 """
-WORLD = SETTINGS + """
+WORLD = (
+    SETTINGS
+    + """
 [explanations]
 nulls = 2
 """
+)
 """Settings of a world unless a test names others. Most of what scoring takes is for nulls; two are as good as five."""
 
 SPARSE = """\

@@ -25,6 +25,7 @@ from latentgloss.protocols import Reply
 from latentgloss.workspace import Workspace
 
 P = tiny.SPARSIFY
+FEW = tiny.SETTINGS.replace("test = 30", "test = 15")
 CONTEXTS = ["tokenized_corpus", "resolved_saes", "activation_cache", "sampled_contexts", "sampled_negatives"]
 ASKING = """
 [explanations]
@@ -58,7 +59,8 @@ model = "vendor"
 def root(tmp_path_factory):
     """Contexts are sampled, nothing is explained."""
     root = tmp_path_factory.mktemp("estimate")
-    tiny.computed_workspace(root, tiny.SETTINGS + ASKING, stages=CONTEXTS)
+    workspace = tiny.computed_workspace(root, FEW + ASKING, stages=CONTEXTS)
+    assert not [outcome.error for outcome in tiny.run_all(workspace, CONTEXTS) if outcome.error]
     (root / "registry" / "language_models").mkdir()
     (root / "registry" / "language_models" / "vendor.toml").write_text(VENDOR)
     return root
@@ -66,7 +68,7 @@ def root(tmp_path_factory):
 
 def opened(root, settings):
     path = root / "other.toml"
-    path.write_text(tiny.SETTINGS + settings)
+    path.write_text(FEW + settings)
     workspace = Workspace.open(path)
     workspace._language_models["scripted"] = Scripted()
     return workspace
@@ -236,7 +238,7 @@ def test_replies_so_far_say_what_to_expect(root, tmp_path):
 
 def run(root, settings, *args):
     path = root / "cli.toml"
-    path.write_text(tiny.SETTINGS + settings)
+    path.write_text(FEW + settings)
     return CliRunner().invoke(cli, ["--config", str(path), "estimate", *args])
 
 
@@ -261,7 +263,7 @@ def test_nothing_to_ask_and_nobody_to_ask(root):
 
 
 def test_what_cannot_be_counted_is_a_row_with_a_reason(tmp_path):
-    workspace = tiny.tiny_workspace(tmp_path, settings=tiny.SETTINGS + ASKING)
+    workspace = tiny.tiny_workspace(tmp_path, settings=FEW + ASKING)
     workspace._language_models["scripted"] = Scripted()
     rows = list(estimate.estimate(workspace))
     assert len(rows) == 6 and all("has not been materialised" in row.problem for row in rows)

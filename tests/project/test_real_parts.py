@@ -19,6 +19,7 @@ def _run(folder: Path, source: str, ci: str) -> subprocess.CompletedProcess[str]
         "[pytest]\nmarkers =\n    demo:\n    dagster:\n    kill:\n    vllm:\n    other:\n"
     )
     environment = {**os.environ, "CI": ci, "PYTHONPATH": str(Path(__file__).parents[1]), "PYTEST_ADDOPTS": ""}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take seconds to import and have no part in this
     command = [sys.executable, "-m", "pytest", "-p", "real_parts", "-p", "no:cacheprovider", "-q", str(folder)]
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 

@@ -67,7 +67,7 @@ def server(python: Path, prepared: Path, inside: Workspace):
     spec = inside.registry.language_model("smol")
     log = prepared.parent / "server.log"
     running = vllm_server.VllmServer(
-        python, ready_folder(model_of(spec, spec.model), inside.model_cache), log, dtype="float32"
+        python, ready_folder(model_of(spec, spec.model), inside.model_cache), log, dtype=world.DTYPE
     )
     with running:
         yield running

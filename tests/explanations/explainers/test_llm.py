@@ -25,7 +25,7 @@ from latentgloss.protocols import Reply
 
 ASKING = ("llm", "llm_cot", "contrastive", "best_of_k")
 SETTINGS = (
-    tiny.SETTINGS.replace("resamples = 200", "resamples = 200\n")
+    tiny.SETTINGS.replace("test = 30", "test = 15")  # most of the time goes into asking judges about these
     + """
 [explanations]
 explainers = ["pattern", "llm", "llm_cot", "contrastive", "best_of_k", "imported", "null:llm"]
