@@ -99,7 +99,15 @@ def _asks_for_more(name: str, value: Any) -> bool:
 
 
 _NO_MATTER = frozenset(
-    {"position_ids", "cache_position", "sliding_window", "use_cache", "layer_idx", "output_hidden_states", "return_dict"}
+    {
+        "position_ids",
+        "cache_position",
+        "sliding_window",
+        "use_cache",
+        "layer_idx",
+        "output_hidden_states",
+        "return_dict",
+    }
 )
 """Arguments that do not change what attention computes without a mask. A sliding window does so through its mask."""
 

@@ -241,6 +241,13 @@ def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None)
         if device == "cpu":
             keep_freed_memory()
             use_causal_attention(model)
-            order_weights(model.base_model, lambda: check_causal(model, spec.name))
+            order_weights(model.base_model, lambda: _try(model, spec.name))
         check_causal(model, spec.name)
     return Subject(model, tokenizer, identity, device)
+
+
+def _try(model: PreTrainedModel, name: str) -> None:
+    """Uses a model in the ways in which a subject is used: a forward pass, and the logit lens, which reads a weight."""
+    check_causal(model, name)
+    head: Any = model.get_output_embeddings()
+    getattr(head, "weight", None)
