@@ -42,9 +42,8 @@ output and the input of every module were compared with those in transformers' o
   attention, on CPUs with bfloat16 instructions (`latentgloss/models/cpu_attention.py`). There, the difference is
   rounding, and below {rounding:.0%} of the largest norm at the hookpoint.
 - A hookpoint has the same bits alone as together with all other hookpoints of the model.
-- Other tokens later in a sequence change nothing before them. This is not only tested here: `latentgloss` tries it with
-  every model that it loads, on every device, and refuses a model whose activations depend on later tokens. It also
-  refuses a model that does not run on token ids alone.
+- Other tokens later in a sequence change nothing before them. latentgloss tries this with every model that it loads, on
+  every device, and refuses a model whose activations depend on later tokens, or that does not run on token ids alone.
 - *Runs again*: modules that run several times in a forward pass. Activations at such a hookpoint are those of the first
   run.
 

@@ -30,7 +30,7 @@ from latentgloss.models.causality import check_causal
 from latentgloss.models.cpu_attention import use_causal_attention
 from latentgloss.models.cpu_linear import order_weights
 from latentgloss.models.files import loading, quiet, ready_folder
-from latentgloss.models.identity import model_identity, tokenizer_identity
+from latentgloss.models.identity import subject_identity, tokenizer_identity
 from latentgloss.models.logit_lens import LogitLens
 from latentgloss.models.tokenizer import load_tokenizer, tokenizer_in
 
@@ -60,7 +60,7 @@ class Subject:
     ) -> None:
         self.tokenizer = tokenizer
         self.identity = identity
-        """Everything that decides the activations, without paths; part of recipes (`identity.model_identity`)."""
+        """Everything that decides the activations, without paths; part of recipes (`identity.subject_identity`)."""
         self.device = torch.device(device)
         model.eval()
         model.requires_grad_(False).to(device)  # type: ignore[arg-type]
@@ -235,7 +235,7 @@ def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None)
     with quiet(), loading(spec, folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype), local_files_only=True)
         tokenizer = tokenizer_in(folder)
-    identity = model_identity(spec, cache_dir)
+    identity = subject_identity(spec, cache_dir)
     model.eval().requires_grad_(False).to(device)
     with quiet():
         if device == "cpu":
