@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jaxtyping import Float, Int
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 LENGTH = 128
@@ -42,8 +42,8 @@ changes by several percent."""
 def check_causal(model: PreTrainedModel, name: str) -> None:
     """Raises SubjectError if the base model reads later tokens, or cannot run on token ids alone. One forward pass."""
     base: nn.Module = model.base_model
-    tokens, cuts = _probe(model.config, model.device)
     try:
+        tokens, cuts = _probe(model)
         with torch.inference_mode(), _compared(base, name, tokens.shape[1], cuts):
             base(input_ids=tokens, use_cache=False)
     except (SubjectError, MemoryError, torch.OutOfMemoryError):
@@ -58,16 +58,16 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
         ) from e
 
 
-def _probe(config: PretrainedConfig, device: torch.device) -> tuple[Int[Tensor, "3 seq"], list[int]]:
+def _probe(model: PreTrainedModel) -> tuple[Int[Tensor, "3 seq"], list[int]]:
     """The three sequences, and the cuts of the second and the third.
 
     Tokens are spread over the vocabulary and leave out those that the configuration names, such as padding or images.
     """
-    text: Any = config.get_text_config()
-    entries = [*config.to_dict().items(), *text.to_dict().items()]
+    text: Any = model.config.get_text_config()
+    entries = [*model.config.to_dict().items(), *text.to_dict().items()]
     named = {value for key, value in entries if key.endswith(("_token_id", "_token_index")) and isinstance(value, int)}
-    size = int(text.vocab_size)
-    usable = [token for token in dict.fromkeys(i * 7919 % size for i in range(997)) if token not in named]
+    size = int(model.get_input_embeddings().weight.shape[0])
+    usable = [token for token in dict.fromkeys(i * size // 997 for i in range(997)) if token not in named]
     usable = usable or list(range(size))
     most = getattr(text, "max_position_embeddings", None)
     # -1 and None mean that there is no limit. Two fewer than the limit, because RoBERTa counts positions from 2.
@@ -76,7 +76,7 @@ def _probe(config: PretrainedConfig, device: torch.device) -> tuple[Int[Tensor, 
     rows = [[usable[i % len(usable)] for i in range(length)] for _ in range(3)]
     for row, cut in zip(rows[1:], cuts, strict=True):
         row[cut:] = [usable[(i * 3 + 1 + length) % len(usable)] for i in range(cut, length)]
-    return torch.tensor(rows, device=device), cuts
+    return torch.tensor(rows, device=model.device), cuts
 
 
 @contextlib.contextmanager
