@@ -79,8 +79,9 @@ format: $(READY) ## format the code and let ruff fix what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: $(READY) ## write the generated page docs/data_dictionary.md
+docs: $(READY) ## write the generated pages docs/data_dictionary.md and docs/compatibility.md
 	@$(PY) docs/data_dictionary.py
+	@$(PY) docs/compatibility.py
 
 bench: $(READY) $(HOME_READY) ## measure the figures in benchmarks/ on this machine
 	@for name in caching memory contexts imports; do $(PY) benchmarks/pipeline.py $$name || exit 1; done

@@ -1,6 +1,7 @@
 """Subject models and embedders: their files, identities and tokenizers, and running them.
 
 - `subject`        the model whose activations the SAEs read
+- `causality`      proof by trial that a model's activations depend on no later token
 - `logit_lens`     the output tokens that a direction of the residual stream promotes
 - `files`          where model files come from, conversion, errors while loading
 - `identity`       everything that decides a model's activations, as hashes

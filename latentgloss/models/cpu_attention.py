@@ -1,6 +1,6 @@
 """Causal attention on a CPU, computed in blocks of queries to save most of the work above the diagonal.
 
-What belongs here: one attention function for Hugging Face models in bfloat16, and its registration with transformers.
+What belongs here: one attention function for Hugging Face models in bfloat16, and the choice of the models that use it.
 Scores, softmax and sums are float32 from bfloat16 inputs, as in PyTorch's own kernel, and the result equals that
 kernel's up to rounding. It is meant for short sequences (256 tokens), for which PyTorch's kernel takes twice the time
 (docs/log.md). Nothing is read or written.
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
     from torch import Tensor, nn
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 NAME = "latentgloss_causal_cpu"
@@ -85,7 +85,7 @@ def _forward(
 
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     plain = attention_mask is None and causal and query.shape[2] == key.shape[2] and value.shape[-1] == query.shape[-1]
-    if plain and query.dtype == torch.bfloat16 and not any(others.get(name) for name in _NOT_PLAIN):
+    if plain and query.dtype == torch.bfloat16 and not any(map(_asks_for_more, others, others.values())):
         return causal_attention(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
     result: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **others
@@ -93,20 +93,59 @@ def _forward(
     return result
 
 
-_NOT_PLAIN = ("dropout", "softcap", "position_bias", "cache", "s_aux", "output_attentions")
-"""Arguments that require more than `causal_attention` does."""
+def _asks_for_more(name: str, value: Any) -> bool:
+    """Whether an argument can ask for more than `causal_attention` does; any argument that is not known can."""
+    return name not in _NO_MATTER and (isinstance(value, torch.Tensor) or bool(value))
 
 
-def implementation(config: PretrainedConfig, dtype: torch.dtype, device: str) -> str | None:
-    """The value for `attn_implementation` when a model is loaded; None leaves the choice to transformers."""
-    able = device == "cpu" and dtype == torch.bfloat16 and hasattr(torch.backends.mkldnn, "matmul")
-    if not able or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return None
-    if getattr(config, "attn_logit_softcapping", None):  # such models do not use PyTorch's kernel either
-        return None
-    from transformers import AttentionInterface, AttentionMaskInterface
+_NO_MATTER = frozenset(
+    {
+        "position_ids",
+        "cache_position",
+        "sliding_window",
+        "use_cache",
+        "layer_idx",
+        "output_hidden_states",
+        "return_dict",
+    }
+)
+"""Arguments that do not change what attention computes without a mask. A sliding window does so through its mask."""
+
+
+def use_causal_attention(model: PreTrainedModel) -> bool:
+    """Has a model in bfloat16 on a CPU use `causal_attention`, if its class can; returns whether it does.
+
+    Such a model has chosen PyTorch's kernel (`sdpa`), calls attention through transformers' interface in each of its
+    parts, and has no routed experts. Experts are chosen by comparing logits, so that a rounding other than that of
+    transformers would send some tokens to other experts. Any other model keeps the attention that transformers chose.
+    """
+    if not _able() or model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        return False
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
     from transformers.masking_utils import sdpa_mask
 
+    parts = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    chosen = {getattr(part.config, "_attn_implementation", None) for part in parts}
+    if chosen != {"sdpa"} or not all(_has_interface(part) for part in parts) or _has_experts(model.config):
+        return False
     AttentionInterface.register(NAME, _forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
-    return NAME
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def _able() -> bool:
+    """Whether this processor has products of bfloat16, and this version of PyTorch lets float32 products use them."""
+    return hasattr(torch.backends.mkldnn, "matmul") and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _has_interface(part: PreTrainedModel) -> bool:
+    """Whether a model's class calls attention through transformers' interface, by transformers' own judgement."""
+    can: Any = getattr(part, "_can_set_attn_implementation", None)
+    return bool(can and can())
+
+
+def _has_experts(config: PretrainedConfig) -> bool:
+    """Whether a model routes tokens to experts. Their number has many names, all of which contain `expert`."""
+    entries = config.get_text_config().to_dict().items()
+    return any("expert" in name and isinstance(value, int) and value > 1 for name, value in entries)

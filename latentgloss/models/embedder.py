@@ -116,10 +116,12 @@ class SentenceEmbedder:
                 device=device,
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-            )
+            ).eval()
         if device == "cpu" and self.spec.dtype == "bfloat16":
-            order_weights(model, dtype=torch.float32)
-        return model.eval()
+            example = dict(model.tokenizer(["an example"], return_tensors="pt"))
+            with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+                order_weights(model, lambda: model(example), dtype=torch.float32)
+        return model
 
     @property
     def loaded(self) -> bool:

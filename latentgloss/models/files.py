@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.config.entries import EmbedderSpec, ModelSpec, local_path
-from latentgloss.errors import EmbedderError, SubjectError
+from latentgloss.errors import EmbedderError, LatentglossError, SubjectError
 from latentgloss.store.digests import DigestCache
 
 if TYPE_CHECKING:
@@ -196,30 +196,35 @@ def files_sha256(files: Sequence[Path], cache_dir: Path) -> str:
 @contextlib.contextmanager
 def loading(spec: ModelSpec | EmbedderSpec, folder: Path) -> Iterator[None]:
     """Turns an error about files that cannot be loaded into SubjectError or, for an embedder, EmbedderError."""
+    import torch
     from safetensors import SafetensorError
 
-    embedder = isinstance(spec, EmbedderSpec)
-    # sentence-transformers raises a dozen types, each of which means that the files are not a model of its kind.
-    caught = (Exception,) if embedder else (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
     try:
         yield
-    except caught as e:
+    except (LatentglossError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:  # of a dozen types, each of which means that the files are not a model of its kind
         reason = next(iter(str(e).splitlines()), "")
-        error, expected, todo = _EMBEDDER if embedder else _SUBJECT
+        error, expected, damaged, unfit = _EMBEDDER if isinstance(spec, EmbedderSpec) else _SUBJECT
         found = f"{spec.name}: {folder} could not be loaded ({type(e).__name__}: {reason})"
-        raise error(found, expected=expected, todo=f"check `source` in the registry, or {todo}") from e
+        advice = damaged if isinstance(e, (OSError, EOFError, SafetensorError)) else unfit
+        raise error(found, expected=expected, todo=f"check `source` in the registry, or {advice}") from e
 
 
+_UNFIT = "use a version of transformers that has this architecture (`model_type` in its config.json), or another model"
 _SUBJECT = (
     SubjectError,
     "a causal language model in Hugging Face's layout (safetensors), or one GGUF file",
     "replace damaged files (a damaged conversion can be deleted and is made again)",
+    _UNFIT,
 )
 _EMBEDDER = (
     EmbedderError,
     "a sentence-transformers model with weights in safetensors",
     "download the model again",
+    _UNFIT,
 )
+"""Error, what was expected, advice if files are missing or damaged, and advice if they are not understood."""
 
 
 @contextlib.contextmanager

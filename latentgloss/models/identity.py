@@ -7,6 +7,7 @@ and nothing that differs between machines. Reads the model's files, each once wh
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,44 @@ def model_identity(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
         "rerandomise": spec.rerandomise,
         "conversion": CONVERSION,
     }
+
+
+def subject_identity(spec: ModelSpec, cache_dir: Path) -> dict[str, Any]:
+    """`model_identity`, and a revision for architectures whose activations earlier versions of latentgloss got wrong.
+
+    Raises as `model_identity`.
+    """
+    identity = model_identity(spec, cache_dir)
+    wrong = spec.dtype in WRONG_BEFORE.get(_architecture(source_folder(spec, MODEL_FILES)), ())
+    return identity | ({"activations": 2} if wrong else {})
+
+
+_ALL, _LOW = ("float32", "float16", "bfloat16"), ("bfloat16",)
+WRONG_BEFORE = {
+    **dict.fromkeys(("bloom", "codegen", "gpt_neox_japanese", "mvp", "xglm"), _LOW),
+    **dict.fromkeys(("mamba", "falcon_mamba", "jamba"), _LOW),
+    **dict.fromkeys(("falcon", "phi"), _ALL),
+}
+"""The dtypes in which what was cached before could be wrong, by `model_type`. On CPUs in bfloat16, later tokens changed
+the activations of the first group, and values of the second group were taken from memory that nothing had filled. Those
+of the third group depended on the other hookpoints of the pass."""
+
+
+def _architecture(folder: Path) -> str:
+    """`model_type` of a folder's config.json, or the architecture that its GGUF file begins with; "" if neither is."""
+    if gguf := gguf_of(folder):
+        with gguf.open("rb") as file:
+            head = file.read(256)
+        key = b"general.architecture"
+        at = head.find(key) + len(key)
+        size = int.from_bytes(head[at + 4 : at + 12], "little")  # after the number of the type, string
+        return head[at + 12 : at + 12 + size].decode("utf-8", "replace") if key in head else ""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    found = config.get("model_type") if isinstance(config, dict) else None
+    return found if isinstance(found, str) else ""
 
 
 def portable_source(spec: ModelSpec) -> str:

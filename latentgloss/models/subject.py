@@ -6,7 +6,8 @@ the conversion that `files.py` makes at the first load.
 
 A **hookpoint** is the path of a module in the Hugging Face *base* model (the model without its LM head): `layers.9` is
 the output of that layer (the residual stream after it), `layers.9.mlp` is the output of its MLP. With `@input`
-appended, it is the module's input.
+appended, it is the module's input. If the model runs a module several times in a forward pass, as Phi runs its
+`resid_dropout`, the hookpoint is its first run.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from torch import Tensor, nn
 from latentgloss.config.entries import ModelSpec
 from latentgloss.errors import SubjectError
 from latentgloss.machine.memory import keep_freed_memory
-from latentgloss.models.cpu_attention import implementation
+from latentgloss.models.causality import check_causal
+from latentgloss.models.cpu_attention import use_causal_attention
 from latentgloss.models.cpu_linear import order_weights
 from latentgloss.models.files import loading, quiet, ready_folder
-from latentgloss.models.identity import model_identity, tokenizer_identity
+from latentgloss.models.identity import subject_identity, tokenizer_identity
 from latentgloss.models.logit_lens import LogitLens
 from latentgloss.models.tokenizer import load_tokenizer, tokenizer_in
 
@@ -58,7 +60,7 @@ class Subject:
     ) -> None:
         self.tokenizer = tokenizer
         self.identity = identity
-        """Everything that decides the activations, without paths; part of recipes (`identity.model_identity`)."""
+        """Everything that decides the activations, without paths; part of recipes (`identity.subject_identity`)."""
         self.device = torch.device(device)
         model.eval()
         model.requires_grad_(False).to(device)  # type: ignore[arg-type]
@@ -91,7 +93,8 @@ class Subject:
         """Activations at the hookpoints, in the model's dtype and on its device. Attention is causal.
 
         Makes one forward pass of the base model without a KV cache. The pass ends after the last of the hookpoints:
-        later layers, the final norm and the LM head do not run. Raises SubjectError for an unknown hookpoint.
+        later layers, the final norm and the LM head do not run. What is returned for a hookpoint does not depend on the
+        others. Raises SubjectError for an unknown hookpoint.
         """
         wanted = {name: self._module(name) for name in dict.fromkeys(hookpoints)}
         caught: dict[str, Tensor] = {}
@@ -99,7 +102,11 @@ class Subject:
             return caught
 
         def keep(name: str, value: Any) -> None:
-            caught[name] = self._one_per_token(name, value, tokens.shape[1])
+            if name in caught:  # a module that runs again
+                return
+            # A copy, because later code of the model may add to the tensor in place, as Falcon's layers do.
+            found = self._one_per_token(name, value, tokens.shape)
+            caught[name] = found.clone(memory_format=torch.contiguous_format)
             if len(caught) == len(wanted):
                 raise _Stop
 
@@ -158,26 +165,40 @@ class Subject:
             todo="correct `hookpoint` in the registry",
         )
 
-    def _one_per_token(self, name: str, value: Any, length: int) -> Float[Tensor, "batch seq d"]:
-        tensor = value[0] if isinstance(value, tuple) else value
-        if not (isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape[1] == length):
-            shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(value).__name__
-            raise self._unknown(name, f"yields {shape}, not activations of shape [batch, {length}, d],")
+    def _one_per_token(self, name: str, value: Any, shape: tuple[int, ...]) -> Float[Tensor, "batch seq d"]:
+        tensor = _per_token(value, shape)
+        if tensor is None:
+            value = value[0] if isinstance(value, tuple) else value
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise self._unknown(name, f"yields {found}, not activations of shape {[*shape, 'd']},")
         return tensor
 
     def _measure_widths(self) -> None:
-        """Fills `_widths` by running two tokens once through the whole base model."""
+        """Fills `_widths` by running a few tokens once through the whole base model."""
         if self._widths:
             return
+        tokens = torch.zeros(_WIDTHS_SHAPE, dtype=torch.int64, device=self.device)
 
         def keep(name: str, value: Any) -> None:
-            tensor = value[0] if isinstance(value, tuple) else value
-            if isinstance(tensor, Tensor) and tensor.ndim == 3 and tensor.shape[:2] == (1, 2):
-                self._widths[name] = int(tensor.shape[2])
+            tensor = _per_token(value, _WIDTHS_SHAPE)
+            if tensor is not None:
+                self._widths.setdefault(name, int(tensor.shape[2]))
 
         both = {name + suffix: m for name, m in self._modules.items() for suffix in ("", INPUT)}
         with torch.inference_mode(), _hooked(both, keep):
-            self._base(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=self.device), use_cache=False)
+            self._base(input_ids=tokens, use_cache=False)
+
+
+_WIDTHS_SHAPE = (2, 3)
+"""Sequences and tokens by which widths are measured."""
+
+
+def _per_token(value: Any, shape: tuple[int, ...]) -> Float[Tensor, "batch seq d"] | None:
+    """The activations in what a module takes or returns, if it has one vector for each of `shape` tokens."""
+    tensor = value[0] if isinstance(value, tuple) and value else value
+    if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.ndim == 3 and tensor.shape[:2] == shape:
+        return tensor
+    return None
 
 
 @contextlib.contextmanager
@@ -204,21 +225,29 @@ def _hooked(modules: dict[str, nn.Module], keep: Callable[[str, Any], None]) -> 
 def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None) -> Subject:
     """The subject model, ready to run. The first load of a GGUF file converts it (about 25 s for 135M parameters).
 
-    `device` defaults to CUDA if available, else the CPU. Raises SubjectError if files are missing or cannot be loaded.
+    `device` defaults to CUDA if available, else the CPU. Raises SubjectError if files are missing or cannot be loaded,
+    and if the model does not run on token ids alone or reads later tokens (`causality.py`).
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     folder = ready_folder(spec, cache_dir)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, spec.dtype)
     with quiet(), loading(spec, folder):
-        attention = implementation(AutoConfig.from_pretrained(folder, local_files_only=True), dtype, device)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, attn_implementation=attention
-        )
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype), local_files_only=True)
         tokenizer = tokenizer_in(folder)
-    identity = model_identity(spec, cache_dir)
-    if device == "cpu":
-        keep_freed_memory()
-        order_weights(model.base_model)
+    identity = subject_identity(spec, cache_dir)
+    model.eval().requires_grad_(False).to(device)
+    with quiet():
+        if device == "cpu":
+            keep_freed_memory()
+            use_causal_attention(model)
+            order_weights(model.base_model, lambda: _try(model, spec.name))
+        check_causal(model, spec.name)
     return Subject(model, tokenizer, identity, device)
+
+
+def _try(model: PreTrainedModel, name: str) -> None:
+    """Uses a model in the ways in which a subject is used: a forward pass, and the logit lens, which reads a weight."""
+    check_causal(model, name)
+    head: Any = model.get_output_embeddings()
+    getattr(head, "weight", None)

@@ -120,7 +120,7 @@ def _of_corpus(resources: Resources, partition: str) -> dict[str, Any]:
 
 
 def _of_sae(resources: Resources, partition: str) -> dict[str, Any]:
-    from latentgloss.models.identity import model_identity
+    from latentgloss.models.identity import subject_identity
     from latentgloss.saes.opening import sae_digest
 
     sae = resources.registry.sae(partition)
@@ -128,7 +128,7 @@ def _of_sae(resources: Resources, partition: str) -> dict[str, Any]:
     return {
         "sae": sae.declared(),
         "weights": sae_digest(sae, resources.digests.sha256),
-        "model": model_identity(model, resources.model_cache),
+        "model": subject_identity(model, resources.model_cache),
         "mask": model.mask.model_dump(mode="json"),
         "latents": sae.model_dump(mode="json", include={"latents"})["latents"],
     }

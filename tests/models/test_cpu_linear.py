@@ -44,6 +44,17 @@ def test_equals_it_for_a_batch_of_caching_and_an_input_that_is_a_view() -> None:
         assert torch.equal(OrderedLinear(linear)(x), linear(x))
 
 
+class Recurrent(nn.Module):
+    """Reads the weight of a linear layer, as state-space models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.called = nn.Linear(5, 5, bias=False), nn.Linear(5, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.called((self.read.weight @ x.transpose(-1, -2)).transpose(-1, -2).contiguous())
+
+
 @needs_bfloat16
 def test_replaces_plain_layers_under_their_names_and_leaves_what_is_shared() -> None:
     class Special(nn.Linear):
@@ -52,30 +63,96 @@ def test_replaces_plain_layers_under_their_names_and_leaves_what_is_shared() -> 
     embedding = nn.Embedding(7, 5)
     head = nn.Linear(5, 7, bias=False)
     head.weight = embedding.weight
-    model = nn.ModuleDict(
-        {
-            "embedding": embedding,
-            "block": nn.Sequential(nn.Linear(5, 5), nn.SiLU(), nn.Linear(5, 5, bias=False)),
-            "special": Special(5, 5),
-            "head": head,
-        }
-    ).bfloat16()
+    parts = {
+        "embedding": embedding,
+        "block": nn.Sequential(nn.Linear(5, 5), nn.SiLU(), nn.Linear(5, 5, bias=False)),
+        "special": Special(5, 5),
+        "head": head,
+    }
+    model = nn.Sequential()
+    for name, part in parts.items():
+        model.add_module(name, part)
+    model = model.bfloat16().requires_grad_(False)
     names = [name for name, _ in model.named_modules()]
-    assert order_weights(model) == 2
+    ids = torch.tensor([[1, 2]])
+    before = model(ids)
+    assert order_weights(model, lambda: model(ids)) == 2
+    assert torch.equal(model(ids), before)
     assert [name for name, _ in model.named_modules()] == names
     kinds = {name: type(module) for name, module in model.named_modules()}
     assert kinds["block.0"] is kinds["block.2"] is OrderedLinear
     assert kinds["special"] is Special
     assert kinds["head"] is nn.Linear
-    assert model.get_submodule("block.0").weight.shape == (5, 5)
-    assert order_weights(model) == 0  # nothing is left to do
+    assert order_weights(model, lambda: model(ids)) == 0  # nothing is left to do
+
+
+@needs_bfloat16
+def test_a_layer_whose_weight_is_read_stays() -> None:
+    model = nn.Sequential(nn.Linear(5, 5), Recurrent()).bfloat16().requires_grad_(False)
+    x = torch.randn(2, 3, 5).bfloat16()
+    before = model(x)
+    assert order_weights(model, lambda: model(x)) == 2
+    assert type(model.get_submodule("1.read")) is nn.Linear
+    assert type(model.get_submodule("1.called")) is OrderedLinear
+    assert torch.equal(model(x), before)
+
+
+@needs_bfloat16
+def test_a_weight_that_is_read_later_is_missing_not_invented() -> None:
+    """A branch that the trial did not take fails; it does not compute with memory that nobody has filled."""
+    block = Recurrent().bfloat16().requires_grad_(False)
+    assert order_weights(block, lambda: None) == 2
+    with pytest.raises(AttributeError, match="weight"):
+        block(torch.zeros(1, 1, 5).bfloat16())
+
+
+@needs_bfloat16
+def test_a_layer_that_rounds_otherwise_for_its_inputs_stays() -> None:
+    """For a transposed input, `nn.Linear` adds the bias after rounding; the operator of oneDNN adds it before."""
+    model = nn.Sequential(nn.Linear(5, 5)).bfloat16().requires_grad_(False)
+    x = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)).bfloat16().transpose(1, 2)
+    before = model(x)
+    order_weights(model, lambda: model(x))
+    assert torch.equal(model(x), before)
+
+
+@needs_bfloat16
+def test_a_layer_with_other_bits_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5)).bfloat16().requires_grad_(False)
+    x = torch.randn(2, 5).bfloat16()
+    before = model(x)
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    altered = [False, True]
+
+    def altering(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        return reorder(weight * 1.01 if altered.pop(0) else weight, rows)
+
+    _able()
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", altering)
+    assert order_weights(model, lambda: model(x)) == 1
+    assert [type(layer) for layer in model] == [OrderedLinear, nn.Linear]
+    assert torch.equal(model(x), before)
+
+
+@needs_bfloat16
+def test_after_a_trial_that_fails_every_layer_is_kept_apart_from_its_original() -> None:
+    model = nn.Sequential(nn.Linear(5, 5)).bfloat16().requires_grad_(False)
+    with pytest.raises(ZeroDivisionError):
+        order_weights(model, lambda: 1 / 0)
+    assert not hasattr(model[0], "weight")
 
 
 @needs_bfloat16
 def test_leaves_other_dtypes_alone() -> None:
-    model = nn.Sequential(nn.Linear(3, 3))
-    assert order_weights(model) == 0
-    assert order_weights(model, dtype=torch.float32) == 1
+    model = nn.Sequential(nn.Linear(3, 3)).requires_grad_(False)
+    x = torch.ones(1, 3)
+
+    def trial() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(x)
+
+    assert order_weights(model, trial) == 0
+    assert order_weights(model, trial, dtype=torch.float32) == 1
 
 
 def test_without_the_operators_the_model_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +162,6 @@ def test_without_the_operators_the_model_stays_as_it_is(monkeypatch: pytest.Monk
     monkeypatch.setattr(OrderedLinear, "forward", gone)
     _able.cache_clear()
     try:
-        assert order_weights(nn.Sequential(nn.Linear(3, 3)).bfloat16()) == 0
+        assert order_weights(nn.Sequential(nn.Linear(3, 3)).bfloat16(), lambda: None) == 0
     finally:
         _able.cache_clear()

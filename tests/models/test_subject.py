@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -16,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from latentgloss.config.entries import ModelSpec
 from latentgloss.errors import SubjectError
-from latentgloss.models.identity import tokenizer_identity
+from latentgloss.models.identity import model_identity, subject_identity, tokenizer_identity
 from latentgloss.models.subject import Subject, load_subject
 from latentgloss.models.tokenizer import load_tokenizer
 
@@ -119,6 +121,31 @@ def test_later_tokens_do_not_change_earlier_activations_and_rows_are_independent
     torch.testing.assert_close(subject.activations(TOKENS[1:2], ["layers.3"])["layers.3"], whole[1:2])
 
 
+def test_what_a_layer_changes_in_place_later_is_kept_as_it_was(subject: Subject, reference: LlamaForCausalLM) -> None:
+    """Falcon adds the attention's output to the tensor that its MLP returned."""
+    alone = subject.activations(TOKENS, ["layers.1.mlp", "layers.1.mlp@input"])
+    later = subject._modules["layers.1.mlp"].register_forward_hook(lambda _m, args, out: args[0].mul_(3))
+    after = subject._modules["layers.1"].register_forward_hook(lambda _m, _args, out: out.add_(1))
+    together = subject.activations(TOKENS, ["layers.1.mlp", "layers.1.mlp@input", "layers.1.mlp.down_proj", "layers.3"])
+    for handle in (later, after):
+        handle.remove()
+    for name, value in alone.items():
+        assert torch.equal(together[name], value)
+    with torch.no_grad():
+        torch.testing.assert_close(alone["layers.1.mlp"], reference.model.layers[1].mlp(alone["layers.1.mlp@input"]))
+
+
+def test_of_a_module_that_runs_twice_the_first_run_counts_in_any_company(subject: Subject) -> None:
+    layer: Any = subject._modules["layers.1"]
+    alone = subject.activations(TOKENS, ["layers.1.mlp"])["layers.1.mlp"]
+    plain = layer.mlp.forward
+    again = layer.register_forward_hook(lambda _m, _args, out: out + layer.mlp(out))
+    together = subject.activations(TOKENS, ["layers.1.mlp", "layers.3"])["layers.1.mlp"]
+    again.remove()
+    assert layer.mlp.forward == plain
+    assert torch.equal(alone, together)
+
+
 def test_no_hookpoints_need_no_pass(subject: Subject) -> None:
     ran = count_runs(subject)
     assert subject.activations(TOKENS, []) == {}
@@ -203,6 +230,39 @@ def test_identity_follows_content_not_place(folder: Path, tmp_path: Path) -> Non
     assert changed["weights_sha256"] == a["weights_sha256"]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "dtype", "revised"),
+    [
+        ("llama", "bfloat16", False),
+        ("gpt2", "float32", False),
+        ("bloom", "bfloat16", True),
+        ("bloom", "float32", False),
+        ("jamba", "bfloat16", True),
+        ("falcon", "float32", True),
+        (["falcon"], "float32", False),
+    ],
+)
+def test_only_what_earlier_versions_got_wrong_is_computed_again(
+    folder: Path, tmp_path: Path, model_type: Any, dtype: str, revised: bool
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "config.json").write_text(json.dumps({"model_type": model_type}))
+    made = ModelSpec(name="tiny", source=f"path:{copy}", dtype=dtype)
+    before = model_identity(made, tmp_path / "cache")
+    assert subject_identity(made, tmp_path / "cache") == before | ({"activations": 2} if revised else {})
+
+
+def test_the_architecture_of_a_gguf_file_is_in_its_first_bytes(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    writer = GGUFWriter(copy / "m.gguf", "falcon")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    assert subject_identity(spec(copy), tmp_path / "cache")["activations"] == 2
+
+
 def test_the_tokenizer_needs_no_weights(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -244,9 +304,22 @@ def test_a_failed_conversion_leaves_nothing_behind(folder: Path, tmp_path: Path)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     for rerandomise in (None, 1):
-        with pytest.raises(SubjectError, match="could not be loaded"):
+        with pytest.raises(SubjectError, match="could not be loaded") as e:
             load_subject(spec(broken, rerandomise=rerandomise), tmp_path / "cache", device="cpu")
+        assert "replace damaged files" in e.value.todo
     assert not [p for p in (tmp_path / "cache").iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize("model_type", ["an-architecture-of-tomorrow", "bert-japanese"])
+def test_damage_is_blamed_only_where_files_are_damaged(folder: Path, tmp_path: Path, model_type: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text()) | {"model_type": model_type}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SubjectError, match="could not be loaded") as e:
+        load_subject(spec(copy), tmp_path / "cache", device="cpu")
+    assert "damaged" not in e.value.todo
+    assert "a version of transformers that has this architecture" in e.value.todo
 
 
 @pytest.mark.parametrize(

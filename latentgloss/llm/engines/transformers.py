@@ -104,7 +104,8 @@ class TransformersEngine:
         device: Any = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model.to(device).eval().requires_grad_(False)
         if device == "cpu":
-            order_weights(model)
+            with quiet(), torch.inference_mode():
+                order_weights(model, lambda: _try_decoding(model))
         return model
 
     @cached_property
@@ -182,6 +183,23 @@ class TransformersEngine:
                 chosen += [int(filler)] * (rows - len(tile))
                 ids = torch.tensor(chosen, dtype=torch.int64, device=device)[:, None]
                 mask = torch.cat([mask, torch.ones((rows, 1), dtype=torch.int64, device=device)], dim=1)
+
+
+def _try_decoding(model: PreTrainedModel) -> None:
+    """Runs the model on a few tokens and on one more, as `_decode` does. Raises LanguageModelError if it cannot."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    try:
+        for ids in ([0, 1, 2, 3], [0]):
+            model(input_ids=torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True)
+    except Exception as e:  # of any type, because the code of a model's class raised it
+        raise LanguageModelError(
+            f"{type(model).__name__} does not decode ({type(e).__name__}: {e})",
+            expected="a causal language model that decodes with a cache of keys and values",
+            todo="use another model, or ask this one through a server",
+        ) from e
 
 
 def tile_rows(device: str, length: int) -> int:
