@@ -78,10 +78,11 @@ def gc(ctx: click.Context, dry_run: bool, broken: tuple[str, str] | None, as_jso
         found = core.broken(store, stage, partition)
     else:
         found = core.unused(store)
-    freed = sum(item.bytes for item in found)
     if not dry_run:
-        for item in found:
-            core.remove(store, item)
+        # What a run made current since it was listed stays.
+        remove = core.remove_broken if broken else core.remove_unused
+        found = [item for item in found if remove(store, item)]
+    freed = sum(item.bytes for item in found)
     if as_json:
         print_json({"removed": [vars(item) for item in found], "bytes": freed, "dry_run": dry_run})
         return

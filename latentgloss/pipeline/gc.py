@@ -5,7 +5,9 @@ corpus that its `resolved.json` names. Versions that can be reached from a point
 current result stays readable. Unfinished versions (without a manifest) are kept too, because a killed run resumes from
 them.
 
-A run in progress refers to versions that no pointer names yet, so nothing may be removed while a stage is running.
+What is removed is first listed and then checked again, each under its partition's lock, because a run may make a listed
+version current in between. A run in progress also reads versions that no pointer names any more, so nothing should be
+removed while a stage is running.
 """
 
 from __future__ import annotations
@@ -49,17 +51,19 @@ def stored_partitions(store: Store, stage: str) -> list[str]:
     return sorted({*store.partitions(stage), *(key.rpartition("/")[0] for key in _complete(store, stage))})
 
 
-def reachable(store: Store) -> set[str]:
+def reachable(store: Store, partition: str = "") -> set[str]:
     """Keys of all versions that can be reached from a pointer, directly or through other versions.
 
-    Raises StoreError if a manifest on the way is damaged, because the versions it refers to are then unknown.
+    `partition`: only pointers from which versions of this partition can be reached are followed: its own, that of its
+    model, and those of the model's SAEs. Raises StoreError if a manifest on the way is damaged, because the versions it
+    refers to are then unknown.
     """
     reached: set[str] = set()
     waiting = [
         version
         for stage in STAGES
-        for partition in store.partitions(stage)
-        if (version := store.current(stage, partition)) is not None
+        for name in (_related(store, stage, partition) if partition else store.partitions(stage))
+        if (version := store.current(stage, name)) is not None
     ]
     while waiting:
         version = waiting.pop()
@@ -78,8 +82,9 @@ def reachable(store: Store) -> set[str]:
 
 def unused(store: Store) -> list[Removable]:
     """Complete versions that cannot be reached from any pointer. Raises StoreError as `reachable` does."""
-    reached = reachable(store)
+    # Listed before the pointers are followed: a version that a run completes from now on is not in the list.
     keys = [f"{stage}/{key}" for stage in STAGES for key in _complete(store, stage)]
+    reached = reachable(store)
     candidates = [key for key in keys if key not in reached]
     sizes = _freed(store, candidates)
     return [Removable(*_split(key), bytes=sizes[key], why="nothing refers to it") for key in candidates]
@@ -90,57 +95,82 @@ def broken(store: Store, stage: str, partition: str) -> list[Removable]:
 
     Only the current version keeps files: those that verify remain as finished blocks.
     """
-    found: list[Removable] = []
-    current_key = None
+    pointer, current_key = _pointer(store, stage, partition)
+    keys = [f"{stage}/{key}" for key in _complete(store, stage) if key.rpartition("/")[0] == partition]
+    found = [pointer, *(_damaged(store, key, key == current_key) for key in keys)]
+    return [item for item in found if item is not None]
+
+
+def _pointer(store: Store, stage: str, partition: str) -> tuple[Removable | None, str | None]:
+    """The partition's pointer if it is damaged, and the key of the version that it names if it is not."""
     try:
         current = store.current(stage, partition)
-        current_key = current.key if current else None
     except StoreError as e:
-        found.append(Removable(stage, partition, "", 0, e.found))
-    keys = [f"{stage}/{key}" for key in _complete(store, stage) if key.rpartition("/")[0] == partition]
-    for key in keys:
-        try:
-            version = store.version(*_split(key))
-        except StoreError as e:
-            found.append(Removable(*_split(key), bytes=_freed(store, [key])[key], why=e.found))
-            continue
-        if version is None:
-            continue
-        checked = dict(version.verify())
-        errors = [e for e in checked.values() if e is not None]
-        if not errors:
-            continue
-        blocks = {name for block in version.manifest.blocks.values() for name in block.files}
-        keep = tuple(n for n, e in checked.items() if e is None and n in blocks) if key == current_key else ()
-        size = _freed(store, [key], leave=keep)[key]
-        found.append(Removable(*_split(key), bytes=size, why=errors[0].found, keep=keep))
-    return found
+        return Removable(stage, partition, "", 0, e.found), None
+    return None, current.key if current else None
 
 
-def remove(store: Store, item: Removable) -> None:
-    """Removes one version or pointer. The manifest goes first, so an interrupted removal leaves no valid version."""
-    pointer = f"{item.stage}/{item.partition}/{CURRENT}"
+def _damaged(store: Store, key: str, is_current: bool) -> Removable | None:
+    """A version if it does not verify, else None."""
+    try:
+        version = store.version(*_split(key))
+    except StoreError as e:
+        return Removable(*_split(key), bytes=_freed(store, [key])[key], why=e.found)
+    if version is None:
+        return None
+    checked = dict(version.verify())
+    errors = [e for e in checked.values() if e is not None]
+    if not errors:
+        return None
+    blocks = {name for block in version.manifest.blocks.values() for name in block.files}
+    keep = tuple(n for n, e in checked.items() if e is None and n in blocks) if is_current else ()
+    return Removable(*_split(key), bytes=_freed(store, [key], leave=keep)[key], why=errors[0].found, keep=keep)
+
+
+def remove_unused(store: Store, item: Removable) -> bool:
+    """Removes a version that `unused` listed, unless a pointer reaches it by now; returns whether it was removed.
+
+    Raises StoreError as `reachable` does.
+    """
     with store.files.lock(f"{item.stage}/{item.partition}"):
-        if not item.fingerprint:
-            store.files.remove(pointer)
-            return
-        pointed = False
-        try:
-            current = store.current(item.stage, item.partition)
-            pointed = current is not None and current.key == item.key
-        except StoreError:
-            pointed = True  # the pointer names this damaged version or is damaged itself
-        if pointed:
-            store.files.remove(pointer)
-        store.files.remove(f"{item.key}/{MANIFEST}")
-        store._versions.pop(item.key, None)
-        if not item.keep:
-            store.files.remove(item.key)
-            return
-        kept = {store.files.path(f"{item.key}/{name}") for name in item.keep}
-        for path in _files(store, item.key):
-            if path not in kept:
-                path.unlink()
+        if item.key in reachable(store, item.partition):
+            return False
+        _delete(store, item)
+    return True
+
+
+def remove_broken(store: Store, item: Removable) -> bool:
+    """Removes a version or pointer that `broken` listed, unless it is whole by now; returns whether it was removed."""
+    with store.files.lock(f"{item.stage}/{item.partition}"):
+        store.forget(item.key)
+        pointer, current_key = _pointer(store, item.stage, item.partition)
+        found = _damaged(store, item.key, item.key == current_key) if item.fingerprint else pointer
+        if found is None:
+            return False
+        if pointer is not None or item.key == current_key:  # it is damaged itself, or names the damaged version
+            store.files.remove(f"{item.stage}/{item.partition}/{CURRENT}")
+        if item.fingerprint:
+            _delete(store, found)
+    return True
+
+
+def _delete(store: Store, item: Removable) -> None:
+    """Removes a version. The manifest goes first, so an interrupted removal leaves no valid version."""
+    store.files.remove(f"{item.key}/{MANIFEST}")
+    store.forget(item.key)
+    if not item.keep:
+        store.files.remove(item.key)
+        return
+    kept = {store.files.path(f"{item.key}/{name}") for name in item.keep}
+    for path in _files(store, item.key):
+        if path not in kept:
+            path.unlink()
+
+
+def _related(store: Store, stage: str, partition: str) -> list[str]:
+    """Partitions with a pointer whose lineage can hold versions of `partition`."""
+    below = [key.removeprefix(f"{stage}/") for key in store.files.find(CURRENT, f"{stage}/{partition}")]
+    return [partition.partition("/")[0], *below]
 
 
 def _complete(store: Store, stage: str) -> list[str]:

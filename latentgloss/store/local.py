@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import uuid
+from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from latentgloss.errors import StoreError
@@ -18,6 +19,24 @@ from latentgloss.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+FileStamp = tuple[int, int, int, int, int]
+"""What `stat` says about a file's content: device, inode, size, time of modification and of change (ns)."""
+
+
+def stamp_of(path: Path) -> FileStamp | None:
+    """A file's stamp, or None if there is no such file.
+
+    A file that is replaced or written to has another stamp, even if its size and time of modification are restored.
+    """
+    try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not S_ISREG(stat.st_mode):
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 class LocalFiles:
@@ -33,6 +52,10 @@ class LocalFiles:
     def exists(self, key: str) -> bool:
         """Whether the key is an existing file."""
         return self.path(key).is_file()
+
+    def stamp(self, key: str) -> FileStamp | None:
+        """What tells whether a file was replaced, or None if there is no such file."""
+        return stamp_of(self.path(key))
 
     def names(self, key: str) -> list[str]:
         """Names of the entries of a folder, sorted; empty if it does not exist."""

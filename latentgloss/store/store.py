@@ -32,15 +32,15 @@ from latentgloss.store.version import CURRENT, FAILED, MANIFEST, Manifest, Versi
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from latentgloss.store.local import LocalFiles
+    from latentgloss.store.local import FileStamp, LocalFiles
 
 
 class Store:
-    """All versions of all partitions. Each manifest is read once per instance."""
+    """All versions of all partitions. A manifest is read once per instance, and again only if it was replaced."""
 
     def __init__(self, files: LocalFiles) -> None:
         self.files = files
-        self._versions: dict[str, Version] = {}
+        self._versions: dict[str, tuple[FileStamp, Version]] = {}
 
     def version(self, stage: str, partition: str, fingerprint: str) -> Version | None:
         """A version by its fingerprint, or None if it was never completed.
@@ -48,11 +48,21 @@ class Store:
         Raises StoreError if its manifest is damaged.
         """
         key = f"{stage}/{partition}/{fingerprint}"
-        if key not in self._versions:
-            if not self.files.exists(f"{key}/{MANIFEST}"):
-                return None
-            self._versions[key] = Version(self.files, self._manifest(key))
-        return self._versions[key]
+        # Another process may have removed or replaced the manifest since it was read.
+        stamp = self.files.stamp(f"{key}/{MANIFEST}")
+        if stamp is None:
+            self.forget(key)
+            return None
+        known = self._versions.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        version = Version(self.files, self._manifest(key))
+        self._versions[key] = stamp, version
+        return version
+
+    def forget(self, key: str) -> None:
+        """Forgets a version, by its folder in the store, because its files were removed or replaced."""
+        self._versions.pop(key, None)
 
     def _manifest(self, key: str) -> Manifest:
         path = self.files.path(f"{key}/{MANIFEST}")
@@ -102,8 +112,10 @@ class Store:
 
     def point(self, version: Version) -> None:
         """Makes a version the current one of its partition and forgets its last failure. The caller holds the lock."""
-        self._versions[version.key] = version
         m = version.manifest
+        stamp = self.files.stamp(f"{version.key}/{MANIFEST}")
+        if stamp is not None:
+            self._versions[version.key] = stamp, version
         self.files.write(
             f"{m.stage}/{m.partition}/{CURRENT}",
             json.dumps({"fingerprint": m.fingerprint, "data_version": m.data_version}).encode(),
