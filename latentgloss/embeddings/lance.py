@@ -22,10 +22,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import StoreError
+from latentgloss.store.digests import stamp_of
 from latentgloss.store.local import LocalFiles, disk_full, is_disk_full
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     import pyarrow as pa
@@ -35,7 +36,7 @@ FOLDER = "embeddings"
 """Folder of the tables, below the store's root."""
 REBUILD = "latentgloss index rebuild"
 """The command that removes unusable tables and builds the search index again."""
-_MEND = f"run `{REBUILD}`, which removes the table and makes what is needed again"
+MEND = f"run `{REBUILD}`, which removes the table and makes what is needed again"
 _METADATA = b"latentgloss"
 _KEEP = datetime.timedelta(hours=1)
 """Compaction keeps versions of a table that are younger than this, because a reader may still be reading them."""
@@ -47,6 +48,8 @@ class LanceTables:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files = LocalFiles(root)
+        self.damaged: dict[str, tuple[dict[str, list[int]], StoreError]] = {}
+        """Tables that were found damaged: the stamps of their files at that time, and the error."""
 
     @cached_property
     def _connection(self) -> Any:
@@ -86,7 +89,7 @@ class LanceTables:
             raise StoreError(
                 f"{self.path(name)} was made with " + _listed(recorded, wrong),
                 expected=_listed(facts, wrong),
-                todo=f"{_MEND}; or restore the settings it was made with",
+                todo=f"{MEND}; or restore the settings it was made with",
             )
         return table
 
@@ -135,7 +138,7 @@ class LanceTables:
             raise StoreError(
                 f"{self.path(name)} cannot be read ({type(e).__name__}: {_brief(e)})",
                 expected="a LanceDB table as it was written",
-                todo=_MEND,
+                todo=MEND,
             ) from e
 
     @contextlib.contextmanager
@@ -154,15 +157,39 @@ class LanceTables:
         with self.writing(name):
             table.optimize(cleanup_older_than=_KEEP)
 
-    def damage(self, name: str) -> StoreError | None:
-        """Reads all of a table and returns the error that this raises; None if the table is sound."""
+    def damage(self, name: str, check: Callable[[Path, pa.Table], None] | None = None) -> StoreError | None:
+        """Reads all of a table and returns the error that this raises; None if the table is sound.
+
+        `check` gets the table's folder and some of its rows, and raises StoreError if they are damaged.
+        """
+        import pyarrow as pa
+
         try:
             with self.reading(name):
-                for _ in self._connection.open_table(name).search().to_batches(batch_size=4096):
-                    pass
+                for batch in self._connection.open_table(name).search().to_batches(batch_size=4096):
+                    if check is not None:
+                        check(self.path(name), pa.Table.from_batches([batch]))
         except StoreError as e:
             return e
         return None
+
+    def stamps(self, name: str) -> dict[str, list[int]]:
+        """The stamp of each file of a table, by path in the table's folder. Reads no file."""
+        folder = self.path(name)
+        found = {str(path.relative_to(folder)): stamp_of(path) for path in sorted(folder.rglob("*"))}
+        return {name: list(stamp) for name, stamp in found.items() if stamp is not None}
+
+    def verified(self, name: str) -> dict[str, list[int]] | None:
+        """The stamps of a table's files when it was last found sound; None if it never was."""
+        try:
+            return dict(json.loads(self.files.path(f".sound/{name}.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def verify(self, name: str, stamps: dict[str, list[int]]) -> None:
+        """Remembers that a table was sound when its files had these stamps."""
+        with contextlib.suppress(OSError, StoreError):  # a store that may only be read is checked again every time
+            self.files.write(f".sound/{name}.json", json.dumps(stamps).encode())
 
 
 def index_words(table: Any, column: str) -> None:

@@ -1,7 +1,7 @@
 """The search index: one LanceDB table with the explanations of all SAEs, their vectors, full text and scores.
 
     search.lance: key, model, hookpoint, sae, partition, latent, explainer, explanation, density, one column per
-                  scorer, vector, version
+                  scorer, vector, check, version
 
 What belongs here: the table's columns and the three ways to search it. `search_writer.py` writes it.
 
@@ -23,10 +23,12 @@ import numpy as np
 import polars as pl
 
 from latentgloss.embeddings.lance import words_query
+from latentgloss.embeddings.row_checks import damaged_rows, refuse
 from latentgloss.errors import InputError, MissingInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from jaxtyping import Float32
 
@@ -148,6 +150,7 @@ class SearchIndex:
         unknown column or scorer, and as `table` does.
         """
         table, where = self.table(None if vector is None else len(vector)), _where(filters or {}, at_least or {})
+        path = self.tables.path(NAME)
         deep = max(4 * limit, 100)  # more than `limit`, so that ties at the limit are ordered by key and not by chance
         rows: dict[str, dict[str, Any]] = {}
         ranks: dict[str, float] = {}
@@ -156,13 +159,13 @@ class SearchIndex:
             if mode != "text":
                 assert vector is not None
                 query = table.search(vector, vector_column_name="vector").distance_type("cosine")
-                found = _limited(query, where, deep)
+                found = _limited(path, query, where, deep)
                 for row in found:
                     row["_similarity"] = 1 - row.pop("_distance")
                 lists.append(sorted(found, key=lambda r: (-r["_similarity"], r["key"])))
             if mode != "vector":
                 query = words_query(table, "explanation", text)
-                lists.append(sorted(_limited(query, where, deep), key=lambda r: (-r["_score"], r["key"])))
+                lists.append(sorted(_limited(path, query, where, deep), key=lambda r: (-r["_score"], r["key"])))
         for found in lists:
             for rank, row in enumerate(found):
                 rows[row["key"]] = {**rows.get(row["key"], {}), **row}
@@ -171,10 +174,15 @@ class SearchIndex:
         return [_hit(rows[key], vector if mode != "text" else None) for key in best]
 
 
-def _limited(query: Any, where: str, limit: int) -> list[dict[str, Any]]:
+def _limited(path: Path, query: Any, where: str, limit: int) -> list[dict[str, Any]]:
+    """The best rows of a query. Raises StoreError if one has another vector than was written."""
     if where:
         query = query.where(where, prefilter=True)
-    rows: list[dict[str, Any]] = query.limit(limit).to_arrow().to_pylist()
+    found = query.limit(limit).to_arrow()
+    rows: list[dict[str, Any]] = found.to_pylist()
+    wrong = damaged_rows(found)
+    if wrong:
+        raise refuse(path, [rows[i]["key"] for i in wrong])
     return rows
 
 

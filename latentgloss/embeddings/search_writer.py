@@ -15,6 +15,7 @@ import polars as pl
 from latentgloss import schema
 from latentgloss.config.entries import split_partition
 from latentgloss.embeddings.lance import index_words
+from latentgloss.embeddings.row_checks import CHECK, checksums, table_damage, with_column
 from latentgloss.embeddings.search_index import NAME, SCORERS, TEXT_COLUMNS
 from latentgloss.errors import StoreError
 from latentgloss.pipeline.graph import STAGES, made_from
@@ -116,7 +117,7 @@ class Writer:
         except StoreError as e:
             # Removed if it was made with another embedder, or if a second reading also fails: a table that could not
             # be read once may be sound.
-            if not replace or (e.__cause__ is not None and self.tables.damage(name) is None):
+            if not replace or (e.__cause__ is not None and table_damage(self.tables, name) is None):
                 raise
             self.tables.drop(name)
             self.table = None
@@ -136,6 +137,7 @@ class Writer:
             self.table = self.tables.create(self.name, data.schema, self.index.facts)
             self._index_words(self.table)
         with self.tables.writing(self.name):
+            with_column(self.table)
             (
                 self.table.merge_insert("key")
                 .when_matched_update_all()
@@ -177,5 +179,6 @@ def _arrow(rows: pl.DataFrame, vectors: Float32[np.ndarray, "rows dimension"]) -
         "latent": pa.array(rows["latent"].to_numpy(), pa.uint32()),
         **{name: pa.array(rows[name].to_list(), pa.float64()) for name in ("density", *SCORERS)},
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        CHECK: pa.array(checksums(rows["key"].to_list(), vectors), pa.uint32()),
     }
     return pa.table(columns)

@@ -14,11 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentgloss.embeddings.row_checks import (
+    FIELD,
+    checksums,
+    damaged_rows,
+    matrix,
+    refuse,
+    table_damage,
+    with_column,
+)
 from latentgloss.errors import EmbedderError, LatentglossError, StoreError
 from latentgloss.store.digests import json_sha256
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import pyarrow as pa
     from jaxtyping import Float32, UInt64
@@ -40,7 +49,7 @@ TAKE = 16384
 
 
 class VectorTable:
-    """(key, vector) rows of one embedder, each key once. The table is opened on first use."""
+    """(key, vector, check) rows of one embedder, each key once. The table is opened on first use."""
 
     def __init__(self, tables: LanceTables, name: str, facts: dict[str, Any], embedder: Embedder | None = None) -> None:
         """`facts`: what the vectors are, recorded in the table and compared with it. `embedder`: sets the dimension."""
@@ -89,12 +98,17 @@ class VectorTable:
             if table is None:
                 table = self.tables.create(self.name, _schema(vectors.shape[1]), self.facts)
             with self.tables.writing(self.name):
+                with_column(table)
                 table.merge_insert("key").when_not_matched_insert_all().execute(_rows(keys, vectors))
                 if table.version % PIECES == 0:
                     self.tables.compact(self.name, table)
 
-    def get(self, keys: Keys) -> Float32[np.ndarray, "keys dimension"]:
-        """One vector per key, in order; keys may repeat. Raises KeyError if a key has no vector."""
+    def get(self, keys: Keys, name: Callable[[int], str] = "row {}".format) -> Float32[np.ndarray, "keys dimension"]:
+        """One vector per key, in order; keys may repeat.
+
+        `name`: what the vector at an index into `keys` is of, for messages. Raises KeyError if a key has no vector,
+        StoreError if a vector is not the one that was written.
+        """
         table, known, row_ids = self._snapshot()
         distinct, inverse = np.unique(keys, return_inverse=True)
         at = np.searchsorted(known, distinct)
@@ -105,8 +119,12 @@ class VectorTable:
         for first in range(0, len(distinct), TAKE):
             with self.tables.reading(self.name):
                 found = table.take_row_ids(row_ids[at[first : first + TAKE]].tolist()).to_arrow()
+            wrong = damaged_rows(found)
+            if wrong:
+                of = found["key"].to_numpy()[wrong]
+                raise refuse(self.tables.path(self.name), [name(int(np.flatnonzero(keys == key)[0])) for key in of])
             # LanceDB returns rows in the table's order; sort them by key.
-            parts.append(_matrix(found["vector"])[np.argsort(found["key"].to_numpy())])
+            parts.append(matrix(found["vector"])[np.argsort(found["key"].to_numpy())])
         if not parts:
             return np.empty((0, self.dimension or 0), dtype=np.float32)
         vectors: Float32[np.ndarray, "keys dimension"] = np.concatenate(parts)[inverse]
@@ -140,7 +158,7 @@ def refusal(tables: LanceTables, name: str, embedders: Iterable[Embedder]) -> St
     of the embedder it names. Loads the model of that embedder if it is among `embedders`; if the model cannot be
     loaded, the dimension is not compared.
     """
-    damage = tables.damage(name)
+    damage = table_damage(tables, name)
     if damage is not None:
         return damage
     recorded = tables.told(name)
@@ -162,20 +180,16 @@ def _schema(dimension: int) -> pa.Schema:
     import pyarrow as pa
 
     vector = pa.list_(pa.float32(), dimension)
-    return pa.schema([pa.field("key", pa.uint64(), nullable=False), pa.field("vector", vector, nullable=False)])
+    return pa.schema([pa.field("key", pa.uint64(), nullable=False), pa.field("vector", vector, nullable=False), FIELD])
 
 
 def _rows(keys: Keys, vectors: Float32[np.ndarray, "keys dimension"]) -> pa.Table:
     import pyarrow as pa
 
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).ravel())
-    columns = [pa.array(keys, pa.uint64()), pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])]
+    columns = [
+        pa.array(keys, pa.uint64()),
+        pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        pa.array(checksums(keys.tolist(), vectors), pa.uint32()),
+    ]
     return pa.Table.from_arrays(columns, schema=_schema(vectors.shape[1]))
-
-
-def _matrix(column: pa.ChunkedArray) -> Float32[np.ndarray, "rows dimension"]:
-    combined = column.combine_chunks()
-    matrix: Float32[np.ndarray, "rows dimension"] = (
-        combined.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float32, copy=False)
-    )
-    return matrix

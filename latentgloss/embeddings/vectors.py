@@ -98,9 +98,13 @@ class ContextVectors(_StoredVectors):
         return self._ensure(self._keys(contexts), embed)
 
     def get(self, contexts: Integer[np.ndarray, " n"]) -> Float32[np.ndarray, "n dimension"]:
-        """One vector per context, in order; missing ones are computed first."""
+        """One vector per context, in order; missing ones are computed first. Raises StoreError if one is damaged."""
         self.ensure(contexts)
-        return self.table.get(self._keys(contexts))
+        return self.stored(contexts)
+
+    def stored(self, contexts: Integer[np.ndarray, " n"]) -> Float32[np.ndarray, "n dimension"]:
+        """One vector per context, in order. Raises KeyError if one is not stored, StoreError if one is damaged."""
+        return self.table.get(self._keys(contexts), lambda i: f"context {contexts[i]}")
 
     def distinct(self, contexts: Integer[np.ndarray, " n"]) -> int:
         """Number of different windows of tokens among these contexts."""
@@ -142,9 +146,13 @@ class TextVectors(_StoredVectors):
         return self._ensure(self.keys(distinct), lambda chosen: self._embed([distinct[i] for i in chosen]))
 
     def get(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
-        """One vector per text, in order; missing ones are computed first."""
+        """One vector per text, in order; missing ones are computed first. Raises StoreError if one is damaged."""
         self.ensure(texts)
-        return self.table.get(self.keys(texts))
+        return self.stored(texts)
+
+    def stored(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts dimension"]:
+        """One vector per text, in order. Raises KeyError if one is not stored, StoreError if one is damaged."""
+        return self.table.get(self.keys(texts), lambda i: f"text {texts[i][:60]!r}")
 
     def n_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text with its prefix; tokens beyond the embedder's `max_tokens` do not enter the vector."""

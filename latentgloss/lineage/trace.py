@@ -27,6 +27,7 @@ from latentgloss.lineage.checks import Check, equal, none_of
 from latentgloss.lineage.context_checks import touched_documents
 from latentgloss.lineage.nodes import Node, counts, of_latent
 from latentgloss.lineage.samples import Samples, TracedContexts
+from latentgloss.lineage.vector_checks import cosine_checks
 from latentgloss.pipeline.graph import STAGES
 from latentgloss.store.digests import frame_sha256
 
@@ -214,6 +215,9 @@ class _Walk(Samples):
                 contexts.length,
                 marks,
             )
+        if explanation is not None:
+            model = self.partition.partition("/")[0]
+            judged.checks += cosine_checks(self.workspace, model, judgements, explanation.text, contexts.corpus)
         if explanation is not None and explanation.contexts is not None:
             judged.checks.append(_disjoint(explanation.contexts, judgements, contexts))
 

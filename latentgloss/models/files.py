@@ -185,7 +185,7 @@ def rerandomise(model: nn.Module, seed: int) -> None:
 
 
 def files_sha256(files: Sequence[Path], cache_dir: Path) -> str:
-    """sha256 over names and contents. A large file is read again only if its size or time has changed."""
+    """sha256 over names and contents. A large file is read again only if it has changed (`DigestCache`)."""
     digests = DigestCache(cache_dir / "digests.json")
     digest = hashlib.sha256()
     for path in files:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from stat import S_ISREG
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -47,31 +49,62 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+class FileStamp(NamedTuple):
+    """What `stat` says about a regular file. It changes when the file is replaced or written to.
+
+    Size and time of modification alone do not tell: another file can have the same, and both can be set. The time of
+    change (`ctime`) cannot be set.
+    """
+
+    size: int
+    mtime_ns: int
+    inode: int
+    ctime_ns: int
+
+
+def stamp_of(path: Path) -> FileStamp | None:
+    """A file's stamp, or None if there is no such regular file. Raises OSError if its folder cannot be read."""
+    try:
+        stat = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not S_ISREG(stat.st_mode):
+        return None
+    return FileStamp(stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns)
+
+
 LARGE = 2**20
 """Minimum size in bytes of the files whose digests are saved for other processes."""
 
 
+SETTLED_NS = 2_000_000_000
+"""Age in nanoseconds from which a file's stamp is trusted; a younger file can change without a new time of change."""
+
+
 class DigestCache:
-    """Digests of files, by path, size and modification time; those of large files are saved in one JSON file."""
+    """Digests of files, by path and `FileStamp`; those of large files are saved in one JSON file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.known: dict[str, list[Any]] = json.loads(path.read_text())
+            known = json.loads(path.read_text())
         except (OSError, ValueError):
-            self.known = {}
+            known = {}
+        self.known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
 
     def sha256(self, path: Path) -> str:
         """Hash of a file's bytes. The file is read only if it has changed. Raises OSError if it cannot be read."""
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
+        before = stamp_of(path)
         entry = self.known.get(str(path))
-        if entry and entry[:2] == stamp:
-            return str(entry[2])
+        if before is not None and isinstance(entry, list) and entry[:-1] == list(before):
+            return str(entry[-1])
+        began = time.time_ns()
         digest = file_sha256(path)
-        self.known[str(path)] = [*stamp, digest]
-        if stat.st_size >= LARGE:  # hashing a small file is cheaper than saving its digest
-            self._write()
+        stamp = stamp_of(path)
+        if stamp is not None and stamp == before and began - stamp.ctime_ns > SETTLED_NS:
+            self.known[str(path)] = [*stamp, digest]
+            if stamp.size >= LARGE:  # hashing a small file is cheaper than saving its digest
+                self._write()
         return digest
 
     def _write(self) -> None:

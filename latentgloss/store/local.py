@@ -11,32 +11,14 @@ import errno
 import os
 import shutil
 import uuid
-from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 from latentgloss.errors import StoreError
+from latentgloss.store.digests import FileStamp, stamp_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-FileStamp = tuple[int, int, int, int, int]
-"""What `stat` says about a file's content: device, inode, size, time of modification and of change (ns)."""
-
-
-def stamp_of(path: Path) -> FileStamp | None:
-    """A file's stamp, or None if there is no such file.
-
-    A file that is replaced or written to has another stamp, even if its size and time of modification are restored.
-    """
-    try:
-        stat = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not S_ISREG(stat.st_mode):
-        return None
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 class LocalFiles:

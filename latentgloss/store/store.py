@@ -32,7 +32,8 @@ from latentgloss.store.version import CURRENT, FAILED, MANIFEST, Manifest, Versi
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from latentgloss.store.local import FileStamp, LocalFiles
+    from latentgloss.store.digests import FileStamp
+    from latentgloss.store.local import LocalFiles
 
 
 class Store:
@@ -122,12 +123,21 @@ class Store:
         )
         self.files.remove(f"{m.stage}/{m.partition}/{FAILED}")
 
-    def adopt(self, version: Version) -> None:
-        """Makes an existing version the current one, under the partition's lock."""
-        partition = f"{version.manifest.stage}/{version.manifest.partition}"
-        with self.files.lock(partition):
-            self.files.sweep(partition)
+    def adopt(self, stage: str, partition: str, fingerprint: str) -> Version | None:
+        """Makes an existing version the current one, under the partition's lock, and returns it.
+
+        Returns None if there is no such version or files of it are missing or of another size. Raises StoreError if its
+        manifest is damaged.
+        """
+        if self.version(stage, partition, fingerprint) is None:
+            return None
+        with self.files.lock(f"{stage}/{partition}"):
+            version = self.version(stage, partition, fingerprint)
+            if version is None or version.incomplete():
+                return None
+            self.files.sweep(f"{stage}/{partition}")
             self.point(version)
+            return version
 
     def failure(self, stage: str, partition: str) -> dict[str, Any] | None:
         """The record of the last attempt if it failed: fingerprint, error, message and time. None otherwise.
@@ -152,7 +162,15 @@ class Store:
 
     @contextlib.contextmanager
     def draft(self, stage: str, partition: str, recipe: dict[str, Any]) -> Iterator[Draft]:
-        """A version in the making. Holds the partition's lock. Finished blocks stay on disk if it is not committed."""
+        """A version in the making. Holds the partition's lock. Finished blocks stay on disk if it is not committed.
+
+        If the version exists but files of it are missing, its manifest is removed, so that it is made again and takes
+        over the blocks that are left.
+        """
         with self.files.lock(f"{stage}/{partition}"):
             self.files.sweep(f"{stage}/{partition}")
-            yield Draft(self, stage, partition, recipe)
+            draft = Draft(self, stage, partition, recipe)
+            existing = self.version(stage, partition, draft.fingerprint)
+            if existing is not None and existing.incomplete():
+                self.files.remove(f"{draft.key}/{MANIFEST}")
+            yield draft

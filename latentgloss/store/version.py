@@ -11,7 +11,7 @@ import polars as pl
 
 from latentgloss.errors import StoreError
 from latentgloss.store.blocks import Block
-from latentgloss.store.digests import SHORT, file_sha256, json_sha256
+from latentgloss.store.digests import SHORT, file_sha256, json_sha256, stamp_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -113,6 +113,17 @@ class Version:
         digest = file_sha256(path)
         if digest != expected["sha256"]:
             raise StoreError(f"{path} has sha256 {digest}", expected=expected["sha256"], todo=repair)
+
+    def incomplete(self) -> str:
+        """The first file that is missing or of another size, in words; empty if there is none. Reads no file."""
+        folder = self.files.path(self.key)
+        for name, expected in self.manifest.files.items():
+            stamp = stamp_of(folder / name)
+            if stamp is None:
+                return f"file {name} is missing"
+            if stamp.size != expected["bytes"]:
+                return f"file {name} has {stamp.size} bytes instead of {expected['bytes']}"
+        return ""
 
     def verify(self) -> Iterator[tuple[str, StoreError | None]]:
         """Checks every file again and yields (name, error or None) for each."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from latentgloss.pipeline.recipe import Recipe
     from latentgloss.pipeline.stage import Stage
     from latentgloss.pipeline.stage_run import Progress, Runner
-    from latentgloss.store import Store
+    from latentgloss.store import Store, Version
 
 
 class Opened(Protocol):
@@ -34,6 +34,9 @@ class Opened(Protocol):
 
     def recipe(self, stage: Stage, partition: str) -> Recipe:
         """The partition's recipe, from the current versions and files."""
+
+    def check(self, version: Version) -> None:
+        """Raises StoreError if what a version records outside its folder is damaged."""
 
 
 R = TypeVar("R", bound=Opened)
@@ -62,9 +65,9 @@ def materialise(
         began = time.monotonic()
         try:
             recipe = resources.recipe(stage, partition)
-            version = resources.store.version(stage.name, partition, recipe.fingerprint)
+            version = resources.store.adopt(stage.name, partition, recipe.fingerprint)
             if version is not None:
-                resources.store.adopt(version)
+                resources.check(version)
                 yield Outcome(
                     stage.name,
                     partition,

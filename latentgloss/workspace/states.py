@@ -1,7 +1,7 @@
 """The state of each partition of each stage: fresh, stale, missing or failed, and why.
 
 What belongs here: comparing the recipe that a partition would have now with that of its current version. Reads
-manifests; computes nothing.
+manifests and the sizes of the files that they list; computes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from latentgloss.pipeline.recipe import Recipe
     from latentgloss.pipeline.stage import Stage
-    from latentgloss.store import Store
+    from latentgloss.store import Store, Version
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ def state_of(
     partition: str,
     recipe: Callable[[], Recipe],
     upstream: Mapping[tuple[str, str], State],
+    check: Callable[[Version], None] = lambda version: None,
 ) -> State:
     """The state of a partition.
 
     `recipe` returns the recipe that the partition would have now. `upstream`: states of earlier stages, by stage and
-    partition. An exception, such as that of an unreadable file, makes the partition `failed`, with the reason.
+    partition. `check`: raises if what the version records outside its folder is damaged. An exception, such as that of
+    an unreadable file, makes the partition `failed`, with the reason.
     """
 
     def state(name: Literal["fresh", "stale", "missing", "failed"], because: str = "") -> State:
@@ -66,6 +68,13 @@ def state_of(
         return state("stale", f"{current.manifest.facts[UNANSWERED]:,} rows without a reply of the language model")
     if changes:
         return state("stale", "; ".join(changes))
+    damage = current.incomplete()
+    if damage:
+        return state("stale", damage)
+    try:
+        check(current)
+    except Exception as e:
+        return state("failed", str(as_error(e)))
     for name, versions in wanted.inputs.items():
         for key in versions:
             input_state = upstream.get((name, key))

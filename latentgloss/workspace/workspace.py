@@ -57,6 +57,16 @@ class Workspace(Resources):
         """Raises MissingInput if weights, model or mask differ from those that `resolved` was made from."""
         check_resolved(resolved, self.external(STAGES["resolved_saes"], resolved.manifest.partition))
 
+    def check(self, version: Version) -> None:
+        """Raises StoreError if what a version records outside its folder is damaged: tables of vectors.
+
+        Cheap, because a table is read only if its files changed since it was last found sound.
+        """
+        from latentgloss.embeddings.stages import check_tables
+
+        if STAGES[version.manifest.stage].noun == "embeddings":
+            check_tables(self.lance, version)
+
     def states(self, partitions: Iterable[str] | None = None) -> list[State]:
         """States of all stages for all declared partitions, or only for `partitions`, in the order of the stages."""
         chosen = set(partitions) if partitions is not None else None
@@ -69,6 +79,7 @@ class Workspace(Resources):
                     partition,
                     lambda stage=stage, partition=partition: self.recipe(stage, partition),  # type: ignore[misc]
                     known,
+                    self.check,
                 )
         return [s for (_, partition), s in known.items() if chosen is None or partition in chosen]
 

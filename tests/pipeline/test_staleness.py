@@ -319,3 +319,25 @@ def test_one_broken_sae_does_not_stop_the_others(tmp_path):
     assert states["resolved_saes", SAE].state == "failed"
     assert "safetensors" in states["resolved_saes", SAE].because
     assert states["score_report", "tiny"].state == "fresh"
+
+
+@pytest.mark.parametrize(
+    ("stage", "partition"),
+    [("tokenized_corpus", "tiny"), ("resolved_saes", SAE), ("activation_cache", SAE), ("detection_scores", OTHER),
+     ("score_report", "tiny"), ("search_index", "tiny")],
+)  # fmt: skip
+def test_a_version_whose_files_are_gone_is_stale_and_made_again(folder, stage, partition):
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    version = workspace.store.current(stage, partition)
+    name = sorted(version.manifest.files)[-1]
+    (folder / "data" / version.key / name).unlink()
+    (state,) = [s for s in workspace.states([partition]) if s.asset == stage]
+    assert (state.state, state.because) == ("stale", f"file {name} is missing")
+    outcomes = tiny.run_all(Workspace.open(folder / "latentgloss.toml"))
+    assert not [o.error for o in outcomes if o.error]
+    assert {(o.stage, o.partition) for o in outcomes if o.status == "computed"} == {(stage, partition)}
+    after = Workspace.open(folder / "latentgloss.toml")
+    assert {s.state for s in after.states()} == {"fresh"}
+    repaired = after.store.current(stage, partition)
+    assert repaired.manifest.data_version == version.manifest.data_version
+    assert all(error is None for _, error in repaired.verify())

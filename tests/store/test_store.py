@@ -202,3 +202,30 @@ def test_a_manifest_says_what_was_written(store):
     assert data["files"]["negatives/000000.parquet"]["rows"] == 5
     assert data["recipe"] == RECIPE
     assert data["packages"]["polars"] == pl.__version__
+
+
+@pytest.mark.parametrize("damage", ["remove", "truncate", "empty", "folder"])
+def test_a_version_with_missing_files_is_incomplete_and_is_made_again(store, damage):
+    frames = {"000000": negatives([1]), "000001": negatives([300])}
+    version, _ = write(store, RECIPE, frames)
+    fingerprint = version.manifest.fingerprint
+    assert version.incomplete() == ""
+    assert store.adopt("sampled_negatives", "m/layers.0/s", fingerprint) is not None
+    path = store.files.path(f"{version.key}/negatives/000001.parquet")
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "truncate":
+        path.write_bytes(data[:-1])
+    elif damage == "empty":
+        path.touch()
+    elif damage == "folder":
+        path.mkdir()
+    assert "000001.parquet" in version.incomplete()
+    assert store.adopt("sampled_negatives", "m/layers.0/s", fingerprint) is None
+    if damage == "folder":
+        path.rmdir()
+    again, computed = write(store, RECIPE, frames)
+    assert computed == ["000001"] and again.incomplete() == ""
+    assert again.manifest.data_version == version.manifest.data_version
+    reader = Store(store.files).current("sampled_negatives", "m/layers.0/s")
+    assert reader.read(schema.NEGATIVES)["latent"].to_list() == [1, 300]
