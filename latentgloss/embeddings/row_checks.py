@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from jaxtyping import Float32
 
     from latentgloss.embeddings.lance import LanceTables
+    from latentgloss.store import Version
 
 
+VECTORS, INDEX = "vectors.json", "index.json"
+"""Files in which versions of the stages of `embeddings` record their tables."""
 CHECK = "check"
 """Name of the column."""
 FIELD = pa.field(CHECK, pa.uint32())
@@ -37,7 +40,7 @@ NORM = 1e-4
 def checksums(keys: Sequence[int] | Sequence[str], vectors: Float32[np.ndarray, "rows dimension"]) -> list[int]:
     """The checksum of each row. `keys`: numbers below 2**64, or texts."""
     data = np.ascontiguousarray(vectors, dtype="<f4")
-    return [zlib.crc32(row, zlib.crc32(_bytes(key))) for key, row in zip(keys, data, strict=True)]
+    return [zlib.crc32(row, zlib.crc32(_bytes(keys[i]))) for i, row in enumerate(data)]
 
 
 def _bytes(key: int | str) -> bytes:
@@ -89,6 +92,19 @@ def table_damage(tables: LanceTables, name: str) -> StoreError | None:
     return error
 
 
+def check_tables(tables: LanceTables, version: Version) -> None:
+    """Raises StoreError if a table that a version of these stages records is damaged; a table that is gone is not.
+
+    `version` may be of any stage. A table is read only if its files changed since it was last found sound.
+    """
+    files = version.manifest.files
+    names = [r["table"] for r in version.json(VECTORS).values()] if VECTORS in files else []
+    names += [version.json(INDEX)["table"]] if INDEX in files else []
+    for name in names:
+        if tables.exists(name) and (error := table_damage(tables, name)) is not None:
+            raise error
+
+
 def _check_batch(path: Path, batch: pa.Table) -> None:
     """Raises StoreError if vectors of the batch are damaged."""
     if "vector" in batch.schema.names:
@@ -102,6 +118,9 @@ def matrix(column: pa.ChunkedArray) -> Float32[np.ndarray, "rows dimension"]:
     """A column of vectors as an array."""
     combined = column.combine_chunks()
     found: Float32[np.ndarray, "rows dimension"] = (
-        combined.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float32, copy=False)
+        combined.flatten()
+        .to_numpy(zero_copy_only=False)
+        .reshape(len(column), column.type.list_size)
+        .astype(np.float32, copy=False)
     )
     return found

@@ -18,7 +18,7 @@ import polars as pl
 
 from latentgloss import schema
 from latentgloss.contexts.windows import Windows
-from latentgloss.embeddings.row_checks import table_damage
+from latentgloss.embeddings.row_checks import INDEX, VECTORS
 from latentgloss.embeddings.search_index import SearchIndex
 from latentgloss.embeddings.search_writer import explanation_rows, writing
 from latentgloss.pipeline.graph import STAGES
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from latentgloss.embeddings.vectors import ContextVectors, Progress, TextVectors
     from latentgloss.pipeline.stage_run import StageRun
     from latentgloss.store import Version
-
-
-VECTORS, INDEX = "vectors.json", "index.json"
-"""Files of the records."""
 
 
 class EmbeddingNeeds(Protocol):
@@ -125,19 +121,6 @@ def _index(run: StageRun[EmbeddingNeeds]) -> None:
         path.write_text(json.dumps(record, indent=1))
     run.draft.part("index", json_sha256({**record, "inputs": run.recipe.content["inputs"]}))
     run.facts = {"rows": sum(rows.values()), "partitions": complete}
-
-
-def check_tables(tables: LanceTables, version: Version) -> None:
-    """Raises StoreError if a table that a version of these stages records is damaged; a table that is gone is not.
-
-    `version` may be of any stage. A table is read only if its files changed since it was last found sound.
-    """
-    files = version.manifest.files
-    names = [r["table"] for r in version.json(VECTORS).values()] if VECTORS in files else []
-    names += [version.json(INDEX)["table"]] if INDEX in files else []
-    for name in names:
-        if tables.exists(name) and (error := table_damage(tables, name)) is not None:
-            raise error
 
 
 embed_contexts = one_by_one(_contexts)

@@ -103,7 +103,7 @@ class VectorTable:
                 if table.version % PIECES == 0:
                     self.tables.compact(self.name, table)
 
-    def get(self, keys: Keys, name: Callable[[int], str] = "row {}".format) -> Float32[np.ndarray, "keys dimension"]:
+    def get(self, keys: Keys, name: Callable[[int], str] | None = None) -> Float32[np.ndarray, "keys dimension"]:
         """One vector per key, in order; keys may repeat.
 
         `name`: what the vector at an index into `keys` is of, for messages. Raises KeyError if a key has no vector,
@@ -122,7 +122,8 @@ class VectorTable:
             wrong = damaged_rows(found)
             if wrong:
                 of = found["key"].to_numpy()[wrong]
-                raise refuse(self.tables.path(self.name), [name(int(np.flatnonzero(keys == key)[0])) for key in of])
+                named = [name(int(np.flatnonzero(keys == key)[0])) if name else f"row {key}" for key in of]
+                raise refuse(self.tables.path(self.name), named)
             # LanceDB returns rows in the table's order; sort them by key.
             parts.append(matrix(found["vector"])[np.argsort(found["key"].to_numpy())])
         if not parts:

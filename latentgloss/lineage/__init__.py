@@ -13,4 +13,5 @@ What `--verify` recomputes:
 - `context_checks`    activations and splits of sampled contexts
 - `judgement_checks`  explanations, judgements and trials
 - `score_checks`      scores, intervals and specificity
+- `vector_checks`     cosines of the embedding score, from stored vectors
 """

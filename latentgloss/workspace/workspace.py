@@ -62,7 +62,7 @@ class Workspace(Resources):
 
         Cheap, because a table is read only if its files changed since it was last found sound.
         """
-        from latentgloss.embeddings.stages import check_tables
+        from latentgloss.embeddings.row_checks import check_tables
 
         if STAGES[version.manifest.stage].noun == "embeddings":
             check_tables(self.lance, version)
