@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import groupby
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from latentgloss.pipeline.failures import attempt
@@ -63,7 +65,32 @@ def _processes(
     if n == 1:
         yield None
         return
+    with worker_pool(n, prepare, arguments(run)) as pool:
+        yield pool
+
+
+def worker_pool(n: int, prepare: Callable[..., None], arguments: tuple[Any, ...]) -> ProcessPoolExecutor:
+    """A pool of `n` processes that run `prepare(*arguments)` first, and end when this process ends, however it ends."""
     # Not fork, because the model's threads may be running in this process and a forked child would wait for them for
     # ever.
-    with ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), prepare, arguments(run)) as pool:
-        yield pool
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(n, spawn, _start, (prepare, *arguments))
+
+
+def _start(prepare: Callable[..., None], *arguments: Any) -> None:
+    """Runs in a worker process before anything else."""
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    prepare(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Waits until the parent process has ended, then ends this one.
+
+    A process that is killed with signal 9 cannot stop its workers, and a worker would wait for its next task for ever.
+    The signal that Linux offers for this (PR_SET_PDEATHSIG) is not used, because it is sent when the *thread* that
+    started the worker ends, and a pool outlives such threads.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
