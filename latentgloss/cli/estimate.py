@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentgloss.cli.output import json_option, open_workspace, print_json, print_table, unknown
+from latentgloss.cli.output import Number, json_option, open_workspace, print_json, print_table, unknown
 
 if TYPE_CHECKING:
     from latentgloss.preview.estimate import Estimate
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("partitions", nargs=-1, metavar="[PARTITION]...")
 @click.option(
     "--tokens-per-second",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Tokens per second of prompts and replies together, for the column HOURS. Default: the registry entry's.",
 )
 @click.option(

@@ -30,6 +30,17 @@ json_option: Callable[[Command], Command] = click.option(
 """The option `--json`, which every command has."""
 
 
+class Number(click.FloatRange):
+    """A number in a range. Unlike click's own type it refuses `nan`, which compares with no bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number. Ends with a usage error for anything else."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail("nan is not a number in this range.", param, ctx)
+        return number
+
+
 def open_workspace(ctx: click.Context) -> Workspace:
     """The workspace of the settings file that `--config` names, or of the default one. Raises SettingsError."""
     from latentgloss.workspace import Workspace

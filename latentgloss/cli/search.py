@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from latentgloss.cli.output import json_option, open_workspace, print_json, print_json_rows, print_table, unknown
+from latentgloss.cli.output import (
+    Number,
+    json_option,
+    open_workspace,
+    print_json,
+    print_json_rows,
+    print_table,
+    unknown,
+)
 from latentgloss.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +35,7 @@ REBUILD = "`latentgloss index rebuild`"
 @click.option("--hookpoint", help="Only latents at this hookpoint, for example layers.9.mlp.")
 @click.option("--sae", help="Only latents of this SAE: its name, or MODEL/HOOKPOINT/SAE.")
 @click.option("--explainer", help="Only explanations by this explainer.")
-@click.option("--min-score", type=click.FloatRange(-1, 1), help="Only explanations with at least this score.")
+@click.option("--min-score", type=Number(-1, 1), help="Only explanations with at least this score.")
 @click.option("--scorer", default="detection", show_default=True, help="The scorer whose score --min-score bounds.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="Most hits to show.")
 @click.option(

@@ -23,7 +23,7 @@ from latentgloss.config.toml import Strict, read_toml, validated
 from latentgloss.errors import InputError, LatentglossError, RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -53,22 +53,27 @@ class Registry:
         problems: dict[Path, LatentglossError] = {}
         models = _read_folder(ModelSpec, root / "models", problems)
         saes: dict[str, SaeSpec] = {}
+        folded: dict[str, str] = {}
         for path in sorted((root / "saes").rglob("*.toml")):
             try:
                 sae = _read(SaeSpec, path)
-                _check_unique(sae.partition, saes, path)
                 if sae.model not in models:
                     raise RegistryError(
                         f"{path}: model {sae.model!r} is not declared",
                         expected=f"one of {sorted(models)}",
                         todo=f"add {root / 'models' / (sae.model + '.toml')} or correct `model`",
                     )
+                _check_unique(sae.partition, folded, path)
                 saes[sae.partition] = sae
             except LatentglossError as e:
                 problems[path] = e
+        builtin = {MINILM.name: MINILM}
         embedders = _read_folder(EmbedderSpec, root / "embedders", problems)
+        if any(path.parent == root / "embedders" and MINILM.name in _meant(path) for path in problems):
+            # The user's own entry has a mistake, and must not be replaced by the built-in one without a word.
+            builtin = {}
         language_models = _read_folder(LanguageModelSpec, root / "language_models", problems)
-        return cls(root, models, saes, problems, {MINILM.name: MINILM, **embedders}, language_models)
+        return cls(root, models, saes, problems, {**builtin, **embedders}, language_models)
 
     def model(self, name: str) -> ModelSpec:
         """A model by name. Raises InputError if it is not declared, or its file's error if that has a mistake."""
@@ -114,18 +119,37 @@ def _read(kind: type[Entry], path: Path) -> Entry:
 def _read_folder(kind: type[NamedEntry], folder: Path, problems: dict[Path, LatentglossError]) -> dict[str, NamedEntry]:
     """The entries of one folder by name; the error of each file with a mistake is added to `problems`."""
     found: dict[str, NamedEntry] = {}
+    folded: dict[str, str] = {}
     for path in sorted(folder.glob("*.toml")):
         try:
             entry = _read(kind, path)
-            _check_unique(entry.name, found, path)
+            _check_unique(entry.name, folded, path)
             found[entry.name] = entry
         except LatentglossError as e:
             problems[path] = e
     return found
 
 
-def _check_unique(name: str, known: Container[str], path: Path) -> None:
-    if name in known:
+def _meant(path: Path) -> set[str]:
+    """The names that a file with a mistake may declare: its own name, and the `name` in it if that can be read."""
+    try:
+        return {path.stem, str(read_toml(path, RegistryError).get("name"))}
+    except RegistryError:
+        return {path.stem}
+
+
+def _check_unique(name: str, folded: dict[str, str], path: Path) -> None:
+    """Adds a name to the known ones (by their lower case), or raises RegistryError if it is not distinct from them."""
+    same = folded.get(name.casefold())
+    if same is None:
+        folded[name.casefold()] = name
+        return
+    if same == name:
         raise RegistryError(
             f"{path}: {name!r} is declared twice", expected="one file for each name", todo="rename one of them"
         )
+    raise RegistryError(
+        f"{path}: {name!r} differs from {same!r} only in upper and lower case",
+        expected="names that are different folders on every file system",
+        todo="rename one of them",
+    )

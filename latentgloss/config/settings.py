@@ -315,13 +315,17 @@ class Settings(Strict):
     @classmethod
     def _apply_profile(cls, data: dict[str, Any]) -> dict[str, Any]:
         """Applies `PAPER` in profile `paper`; rejects the settings of `_PAPER_ONLY` in every other profile."""
+        # What is not a table is left to the validation of its field.
+        tables = {name: value for name, value in data.items() if isinstance(value, dict)}
         if data.get("profile") != "paper":
-            alone = [f"{t}.{k}" for (t, k), v in _PAPER_ONLY.items() if dict(data.get(t, {})).get(k, v) != v]
+            alone = [f"{t}.{k}" for (t, k), v in _PAPER_ONLY.items() if tables.get(t, {}).get(k, v) != v]
             if alone:
                 raise ValueError(f'{", ".join(alone)}: only profile = "paper" sets this')
             return data
         for table, values in PAPER.items():
-            given = dict(data.get(table, {}))
+            if table in data and table not in tables:
+                continue
+            given = tables.get(table, {})
             other = [f"{table}.{k} = {given[k]!r}" for k, v in values.items() if k in given and given[k] != v]
             if other:
                 raise ValueError(f'{", ".join(other)}: profile "paper" sets this itself, so remove the setting')

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from typing import TYPE_CHECKING
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+_UNSAFE = re.compile(r"/\.{0,2}/|[\x00-\x1f\x7f\\]")
+"""Finds in '/key/' what no key may contain."""
+
+
 class LocalFiles:
     """A folder on a local POSIX file system. Keys are paths relative to it, with '/' as separator."""
 
@@ -28,7 +33,13 @@ class LocalFiles:
         self.root = root
 
     def path(self, key: str) -> Path:
-        """Local path of a key, which need not exist."""
+        """Local path of a key, which need not exist. Raises StoreError for a key that could leave the folder."""
+        if _UNSAFE.search(f"/{key}/"):
+            raise StoreError(
+                f"{key[:200]!r} is not a key of the store",
+                expected="names separated by '/', none of them empty, '.' or '..', without control characters",
+                todo="correct the name of the partition; `latentgloss saes list` lists those that exist",
+            )
         return self.root / key
 
     def exists(self, key: str) -> bool:

@@ -28,7 +28,7 @@ def read_program(program: str, kind: str, version: int, build: Callable[[dict[st
         found = content["kind"], content["version"]
         if found == (kind, version):
             return build(content)
-    except (KeyError, TypeError, ValueError) as e:  # ValueError includes JSONDecodeError
+    except (KeyError, TypeError, ValueError, RecursionError) as e:  # ValueError includes JSONDecodeError
         raise ExplainerError(
             f"this is not a program of kind {kind!r} ({e})",
             expected="JSON as `to_json` writes it",

@@ -34,7 +34,7 @@ def load_program(program: str, vocabulary: Vocabulary) -> Predictor:
     try:
         kind = json.loads(program)["kind"]
         read = PROGRAMS[kind]
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise ExplainerError(
             f"a program of no known kind ({e})",
             expected=f"JSON with kind {' or '.join(sorted(PROGRAMS))}",

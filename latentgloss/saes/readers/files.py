@@ -25,7 +25,7 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except OSError as e:
         raise SaeError(f"{path} cannot be read ({e.strerror})", todo=_RESTORE) from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise SaeError(f"{path} is not valid JSON ({e})", todo=_RESTORE) from e
     if not isinstance(config, dict):
         raise SaeError(f"{path} holds a value of type {type(config).__name__}", expected="a JSON object", todo=_RESTORE)
