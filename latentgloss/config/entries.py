@@ -28,11 +28,22 @@ BASELINES: dict[str, tuple[str, ...]] = {
 _PARAMETERS = tuple(dict.fromkeys(name for names in BASELINES.values() for name in names))
 
 
+RESERVED = ("manifest.json", "current.json", "failed.json")
+"""Names that no part of a partition key may have, because the store finds versions and pointers by them."""
+LONGEST = 200
+"""Most characters of a name, because names are names of folders, of which file systems allow 255 bytes."""
+
+
 def _name(value: str) -> str:
-    if not _NAME.fullmatch(value) or ".." in value:
+    if not _NAME.fullmatch(value) or ".." in value or value.endswith("."):
         raise ValueError(
-            "a name consists of letters, digits, '.', '_' and '-', starts with a letter or digit, and has no '..' in it"
+            "a name consists of letters, digits, '.', '_' and '-', starts with a letter or digit, has no '..' in it, "
+            "and does not end with '.'"
         )
+    if len(value) > LONGEST:
+        raise ValueError(f"a name has at most {LONGEST} characters, and this one has {len(value):,}")
+    if value.casefold() in RESERVED:
+        raise ValueError("the store has files of this name; choose another")
     return value
 
 
@@ -55,7 +66,10 @@ class CorpusSpec(Strict):
     source: str = "python-docs"
     """`python-docs`, `path:FILE_OR_FOLDER` or `hf:ORG/NAME@REVISION` (`latentgloss.corpus.sources`)."""
     text_column: str = "text"
-    """Column or field that holds the text, in formats that have several."""
+    """Column or field that holds the text, in formats that have several. `doc.text` is entry `text` of `doc`."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What becomes of a row without a text that can be read: `stop` fails the corpus and names the row; `skip` leaves
+    it out with status `unreadable`, and it is counted."""
     tokens: int | None = Field(default=None, ge=1)
     """Maximum number of tokens kept; None means no limit."""
     sequence_length: int = Field(default=256, ge=32)
@@ -64,6 +78,11 @@ class CorpusSpec(Strict):
     """Whether each sequence starts with the tokenizer's beginning-of-sequence token."""
     separator: str | None = None
     """Token placed between documents; None means the tokenizer's end-of-sequence token."""
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that decide the corpus, without `source`, whose content decides. `on_error` only if it is set."""
+        values = self.model_dump(mode="json", exclude={"source"})
+        return {name: value for name, value in values.items() if (name, value) != ("on_error", "stop")}
 
 
 class MaskSpec(Strict):

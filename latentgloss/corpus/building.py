@@ -26,7 +26,7 @@ Method: docs/methods.md, Data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,7 @@ import polars as pl
 
 from latentgloss import schema
 from latentgloss.corpus.duplicates import Duplicates
+from latentgloss.corpus.formats import check_unicode
 from latentgloss.corpus.packing import CorpusPlan, Stream, mark_shared, pack, split_of
 from latentgloss.errors import CorpusError
 from latentgloss.schema import SPLITS
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from latentgloss.corpus.sources import Document
+    from latentgloss.corpus.formats import Document
 
     Encode = Callable[[list[str]], Sequence[Sequence[int]]]
     Progress = Callable[[int, int | None, str], None]
@@ -53,6 +54,8 @@ _BATCH_CHARACTERS = 1_000_000
 _BATCH_DOCUMENTS = 2048
 """A batch of documents ends once it has at least this many characters or documents."""
 _SCRATCH = "tokens.scratch"
+_SHOWN = 5
+"""Most reasons for skipped rows that are kept."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class CorpusSummary:
     """Document tokens at the end of a split's stream that fill no sequence, by split."""
     shared_positions: dict[str, int]
     """Positions at which a 13-gram begins that also occurs in an earlier split, by split."""
+    unreadable: list[str] = field(default_factory=list)
+    """Why the first rows that were skipped could not be read."""
 
 
 @dataclass
@@ -90,6 +95,8 @@ class _Read:
     """Tokens of each of them."""
     tokens: int = 0
     """Tokens in the scratch file."""
+    problems: list[str] = field(default_factory=list)
+    """Why the first rows that were skipped could not be read."""
 
 
 def build_corpus(
@@ -135,7 +142,7 @@ def build_corpus(
     )
     for stored_table, frame in ((schema.DOCUMENTS, table), (schema.SPANS, spans), (schema.SEQUENCES, sequences)):
         stored_table.conform(frame).write_parquet(folder / f"{stored_table.name}.parquet", compression="zstd")
-    return _summary(table, streams, counts, shared)
+    return replace(_summary(table, streams, counts, shared), unreadable=read.problems)
 
 
 def _summary(table: pl.DataFrame, streams: list[Stream], counts: list[int], shared: list[int]) -> CorpusSummary:
@@ -170,6 +177,9 @@ def _read(documents: Iterable[Document], encode: Encode, plan: CorpusPlan, scrat
                 ids = encoded.get(i, ())
                 if status == "ok" and not len(ids):
                     status = "empty"
+                if document.problem:
+                    status = "unreadable"
+                    read.problems += [document.problem] if len(read.problems) < _SHOWN else []
                 full = plan.max_tokens is not None and read.tokens + len(ids) > plan.max_tokens
                 for column, value in (
                     ("name", document.name),
@@ -207,14 +217,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def _hash(document: Document) -> str:
     """`content_sha256` of a document. Raises CorpusError if its text cannot be encoded in UTF-8."""
-    try:
-        document.text.encode("utf-8")
-    except UnicodeEncodeError as e:
-        raise CorpusError(
-            f"{document.name} holds half a surrogate pair at character {e.start}",
-            expected="text that UTF-8 can represent",
-            todo="repair the text where it was cut or escaped",
-        ) from e
+    check_unicode(document.text, document.name)
     return text_sha256(document.text)
 
 
@@ -224,6 +227,7 @@ def _table(read: _Read, plan: CorpusPlan) -> pl.DataFrame:
     if not read.tokens:
         raise CorpusError(
             f"the corpus is empty: {n} documents were read and none has tokens"
+            + (f"; {len(read.problems)} or more could not be read, first: {read.problems[0]}" if read.problems else "")
             + (f" within the limit of {plan.max_tokens}" if "over_limit" in read.rows["status"] else ""),
             expected="text",
             todo="check `corpus.source`, `corpus.text_column` and `corpus.tokens` of the model",
@@ -241,13 +245,31 @@ def _table(read: _Read, plan: CorpusPlan) -> pl.DataFrame:
     return table.with_columns(pl.Series("split", splits).gather(table["cluster"]))
 
 
+def _counted(table: pl.DataFrame) -> str:
+    """How many documents were read and how many of them were left out, in words."""
+    n = dict(table["status"].value_counts().iter_rows())
+    twins = n.get("duplicate_exact", 0) + n.get("duplicate_near", 0)
+    left_out = {
+        "duplicates of others": twins,
+        "empty": n.get("empty", 0),
+        "unreadable": n.get("unreadable", 0),
+        "over the limit of `corpus.tokens`": n.get("over_limit", 0),
+    }
+    found = [f"{count:,} are {what}" for what, count in left_out.items() if count]
+    return (
+        f"{table.height:,} documents were read"
+        + (f", of which {' and '.join(found)}" if found else "")
+        + (f"; there are {table['cluster'].n_unique()} clusters")
+    )
+
+
 def _check(table: pl.DataFrame, streams: list[Stream], counts: list[int], plan: CorpusPlan) -> None:
     """Raises CorpusError if a split with a share has no whole sequence, or if positions do not fit into 32 bits."""
     for split, share, stream, n in zip(SPLITS, plan.shares, streams, counts, strict=True):
         if share > 0 and not n:
             raise CorpusError(
                 f"split {split!r} got {stream.lengths.sum()} tokens in {len(stream.lengths)} documents, less "
-                f"than one sequence of {plan.sequence_length}; there are {table['cluster'].n_unique()} clusters",
+                f"than one sequence of {plan.sequence_length}; {_counted(table)}",
                 expected="at least one whole sequence in every split; a cluster of near-duplicates is never divided",
                 todo="give more documents (a .txt file is one document, however long; .jsonl holds one per line) or "
                 "set a shorter `corpus.sequence_length`",

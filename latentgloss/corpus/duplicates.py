@@ -3,8 +3,9 @@
 What belongs here: which documents have the same text or nearly the same. Works on text alone, so the same documents
 fall into the same clusters under every tokenizer. Reads and writes nothing.
 
-Method (docs/methods.md, Data). A text is lower-cased and every run of white space becomes one space. Every 12
-consecutive characters are one shingle; a shorter text is a single shingle. A MinHash sketch of 128 slots (Broder 1997)
+Method (docs/methods.md, Data). For the comparison alone, a text is brought into NFC and lower-cased, and every
+run of white space becomes one space. Every 12 consecutive characters are one shingle; a shorter text is a single
+shingle. A MinHash sketch of 128 slots (Broder 1997)
 estimates the Jaccard similarity of two texts' sets of shingles. Sketches are cut into bands. Two texts are *candidates*
 if they agree in a whole band:
 
@@ -24,6 +25,7 @@ in `corpus/packing.py` (`shared_13grams`).
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+COMPARISON = "2"
+"""Version of how texts are compared. 2: in NFC. It is in the recipe of a corpus whose texts are not all in NFC already
+(`sources.compared_as_before`), because for others version 1 gives the same."""
 SHINGLE = 12
 """Characters per shingle."""
 SLOTS = 128
@@ -69,8 +74,12 @@ def gram_hashes(values: UInt32[np.ndarray, "*shape length"], n: int) -> UInt64[n
 
 
 def normalised(text: str) -> str:
-    """The text with each run of white space as one space. Texts that are equal afterwards are exact duplicates."""
-    return " ".join(text.split())
+    """The text in Unicode's NFC with each run of white space as one space, only to be compared.
+
+    Texts that are equal afterwards are exact duplicates. In NFC an accented letter or a Hangul syllable is the same
+    whether it was written as one character or as several.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def sketches(texts: Sequence[str]) -> UInt32[np.ndarray, "texts 128"]:

@@ -2,8 +2,8 @@
 
 What belongs here: turning the `corpus.source` of a model's registry entry into a stream of named texts, in an order
 that does not depend on where the files are. Reads files only: docstrings of the standard library are parsed, its
-modules are not imported. In memory is one document at a time (one batch for Parquet). Writes nothing. What becomes of
-the texts is in `corpus/building.py`.
+modules are not imported. Writes nothing. How a file is read is in `corpus/formats.py`, what becomes of the texts in
+`corpus/building.py`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-import io
-import json
 import os
 import sys
 import sysconfig
+import unicodedata
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+from latentgloss.corpus import formats
+from latentgloss.corpus.formats import Document, Rows
 from latentgloss.errors import CorpusError
 from latentgloss.store.digests import file_sha256, json_sha256
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from latentgloss.store.digests import DigestCache
 
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.zst", ".parquet")
+SCANNED = 4 * 2**30
+"""Most bytes of files in which text outside Unicode's NFC is looked for."""
 SOURCES = "python-docs, path:FILE_OR_FOLDER or hf:ORG/NAME@REVISION"
 
 _TOPICS = "pydoc_data.topics"
@@ -40,37 +41,31 @@ _NOT_DOCUMENTATION = {"test", "tests", "idlelib", "site-packages", "dist-package
 """Folders that are left out: fixtures, the user interface of IDLE, and packages that are not Python's own."""
 
 
-@dataclass(frozen=True)
-class Document:
-    """One text of a corpus source."""
-
-    name: str
-    """Name within the source, free of the machine's paths: `json.decoder.JSONDecoder`, `a/b.jsonl:12`."""
-    text: str
-
-
-def iter_documents(source: str, text_column: str = "text", folder: Path = Path()) -> Iterator[Document]:
+def iter_documents(
+    source: str, text_column: str = "text", folder: Path = Path(), *, skip: bool = False
+) -> Iterator[Document]:
     """Yields every document of `source` in a fixed order.
 
     - `python-docs`: one document per topic of `help()`, then the docstring of every public module, class, function and
       method of the running interpreter's standard library (about 430k SmolLM2 tokens in 3.11).
-    - `path:X`: X is a file, or a folder that is searched for files with any of `SUFFIXES`, hidden files left out. A
-      relative path starts at `folder`. A .txt file is one document. Each line of .jsonl and each row of .parquet is one
-      document, with its text in `text_column`.
+    - `path:X`: X is a file, or a folder that is searched for files with any of the suffixes in `formats.py`, hidden
+      files left out. A relative path starts at `folder`. A .txt file is one document. Each row of the other formats is
+      one document, with its text in `text_column`.
     - `hf:org/name@revision`, optionally with `?config=…&split=…` (default split: `train`): streamed by the package
       `datasets`.
 
     A document with an empty text is yielded too, and the corpus records it. Raises CorpusError, which names the file
-    and the line, row or byte.
+    and the line, row or byte. `skip`: a row that has no text that can be read is yielded with the reason
+    (`Document.problem`) instead of raising; a file that cannot be read raises all the same.
     """
     if source == "python-docs":
         yield from _python_docs()
     elif source.startswith("path:"):
         root, files = _files(source, folder)
         for file in files:
-            yield from _file(file, file.relative_to(root).as_posix(), text_column)
+            yield from formats.documents(file, file.relative_to(root).as_posix(), Rows(text_column, skip))
     elif source.startswith("hf:"):
-        yield from _hub(source, text_column)
+        yield from _hub(source, Rows(text_column, skip))
     else:
         raise _unknown(source)
 
@@ -91,6 +86,32 @@ def source_identity(source: str, folder: Path, digests: DigestCache) -> dict[str
     else:
         raise _unknown(source)
     return {"kind": source.partition(":")[0], "sha256": sha256}
+
+
+def compared_as_before(source: str, folder: Path, text_column: str, digests: DigestCache) -> bool:
+    """Whether duplicates among the documents of `source` are the same as before texts were compared in Unicode's NFC.
+
+    True if every text is in NFC already, so that results from before stay fresh. All texts are read once, and the
+    answer is remembered by the files' content. False where that would take too long (an `hf:` source, or files of more
+    than `SCANNED` bytes): such a corpus is made again, and what is made from it stays fresh if its content is the same.
+    """
+    if source == "python-docs":
+        return True  # a test reads all of it
+    if not source.startswith("path:"):
+        return False
+    root, files = _files(source, folder)
+    if sum(file.stat().st_size for file in files) > SCANNED:
+        return False
+    key = f"nfc {text_column} {digests.tree_sha256(files, root)}"
+
+    def scan() -> bool:
+        try:
+            texts = (document.text for document in iter_documents(source, text_column, folder, skip=True))
+            return all(unicodedata.is_normalized("NFC", text) for text in texts)
+        except CorpusError:
+            return True  # what follows cannot be read, and never could
+
+    return digests.remember(key, scan)
 
 
 def _unknown(source: str) -> CorpusError:
@@ -179,143 +200,48 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 def _files(source: str, folder: Path) -> tuple[Path, list[Path]]:
     """(root, files by relative name) of a `path:` source. Raises CorpusError if there is no file to read."""
-    path = (folder / Path(source.removeprefix("path:")).expanduser()).resolve()
+    path = _local(source, folder)
     if path.is_file():
-        _suffix(path)
+        formats.suffix_of(path)
         return path.parent, [path]
     if not path.is_dir():
         raise CorpusError(f"corpus {source!r}: {path} does not exist", todo="correct `corpus.source`")
-    found = [
+    read, others = _in_folder(path)
+    if not read:
+        raise CorpusError(
+            f"corpus {source!r}: {path} has no file to read" + (f", only {_listed(path, others)}" if others else ""),
+            expected=f"files ending in {formats.suffixes()}; a .json file in a folder holds a list of rows",
+            todo="correct `corpus.source`, or convert the files",
+        )
+    return path, read
+
+
+def _local(source: str, folder: Path) -> Path:
+    return (folder / Path(source.removeprefix("path:")).expanduser()).resolve()
+
+
+def _in_folder(path: Path) -> tuple[list[Path], list[Path]]:
+    """(files that are read, files that are passed over), each by relative name; hidden files are in neither."""
+    visible = [
         file
         for file in path.rglob("*")
-        if file.name.lower().endswith(SUFFIXES)
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
-    if not found:
-        raise CorpusError(
-            f"corpus {source!r}: {path} has no file to read",
-            expected=f"files ending in {_suffixes()}",
-            todo="correct `corpus.source`",
-        )
-    return path, sorted(found, key=lambda file: file.relative_to(path).as_posix())
+    visible.sort(key=lambda file: file.relative_to(path).as_posix())
+    read = [file for file in visible if formats.readable(file)]
+    return read, [file for file in visible if file not in set(read)]
 
 
-def _suffixes() -> str:
-    return ", ".join(SUFFIXES)
+def passed_over(source: str, folder: Path = Path()) -> str:
+    """The files in the folder of a `path:` source that are not read, in words; empty if there are none."""
+    path = _local(source, folder) if source.startswith("path:") else None
+    others = _in_folder(path)[1] if path is not None and path.is_dir() else []
+    return _listed(path, others) if path is not None and others else ""
 
 
-def _suffix(path: Path) -> str:
-    """The suffix of a file, one of `SUFFIXES`. Raises CorpusError for any other file."""
-    for suffix in reversed(SUFFIXES):
-        if path.name.lower().endswith(suffix):
-            return suffix
-    raise CorpusError(
-        f"{path} is of a kind that cannot be read",
-        expected=f"a file ending in {_suffixes()}",
-        todo="convert the file or correct `corpus.source`",
-    )
-
-
-def _file(path: Path, name: str, text_column: str) -> Iterator[Document]:
-    """The documents of one file, whose name in the source is `name`."""
-    suffix = _suffix(path)
-    try:
-        if suffix == ".txt":
-            yield Document(name, _decode(path.read_bytes(), path, 0).removeprefix("\ufeff"))
-        elif suffix == ".parquet":
-            yield from _parquet(path, name, text_column)
-        else:
-            import pyarrow as pa
-
-            # Arrow detects a truncated zstd stream; the package zstandard reads it as a shorter file.
-            with pa.input_stream(path, compression="zstd" if suffix == ".jsonl.zst" else None) as stream:
-                yield from _json_lines(io.BufferedReader(stream), path, name, text_column)
-    except OSError as e:
-        raise CorpusError(f"{path} cannot be read ({e})", todo="check that the file is complete and readable") from e
-
-
-def _decode(data: bytes, path: Path, offset: int) -> str:
-    """UTF-8 text; `offset` is where the data begin in the file. Raises CorpusError, which names the bad byte."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise CorpusError(
-            f"{path} is not UTF-8: byte {data[e.start]:#04x} at offset {offset + e.start}",
-            expected="text in UTF-8",
-            todo="convert the file, for example with `iconv -f LATIN1 -t UTF-8`",
-        ) from e
-
-
-def _json_lines(lines: io.BufferedReader, path: Path, name: str, text_column: str) -> Iterator[Document]:
-    """One document per line of a .jsonl file; blank lines are skipped."""
-    offset = 0
-    for number, line in enumerate(lines, 1):
-        content = _decode(line, path, offset).removeprefix("\ufeff")
-        offset += len(line)
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except ValueError as e:
-            raise CorpusError(
-                f"{path}:{number} is not JSON ({e})",
-                expected="one JSON object per line",
-                todo="correct the line",
-            ) from e
-        if not isinstance(row, dict):
-            raise CorpusError(
-                f"{path}:{number} holds a value of type {type(row).__name__}",
-                expected="one JSON object per line",
-                todo="correct the line",
-            )
-        yield Document(f"{name}:{number}", _text(row, text_column, f"{path}:{number}"))
-
-
-def _parquet(path: Path, name: str, text_column: str) -> Iterator[Document]:
-    """One document per row of a Parquet file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            if text_column not in file.schema_arrow.names:
-                raise _no_column(text_column, file.schema_arrow.names, str(path))
-            for batch in file.iter_batches(batch_size=1024, columns=[text_column]):
-                for value in batch.column(0).to_pylist():
-                    number += 1
-                    yield Document(f"{name}:{number}", _text({text_column: value}, text_column, f"{path}:{number}"))
-    except (pa.ArrowInvalid, UnicodeDecodeError) as e:
-        raise CorpusError(
-            f"{path} cannot be read after row {number} ({e})",
-            expected="a Parquet file",
-            todo="write or download the file again",
-        ) from e
-
-
-def _no_column(text_column: str, found: list[str], where: str) -> CorpusError:
-    return CorpusError(
-        f"{where} has no column {text_column!r}",
-        expected=f"one of its columns: {', '.join(map(repr, sorted(found))) or 'none'}",
-        todo="set `corpus.text_column`",
-    )
-
-
-def _text(row: dict[str, Any], text_column: str, where: str) -> str:
-    """The text of a row; a null is an empty text. Raises CorpusError if the column is missing or not a string."""
-    if text_column not in row:
-        raise _no_column(text_column, list(row), where)
-    value = row[text_column]
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise CorpusError(
-            f"{where}: {text_column!r} holds a value of type {type(value).__name__}",
-            expected="a string",
-            todo="set `corpus.text_column` to the column with the text",
-        )
-    return value
+def _listed(root: Path, files: list[Path]) -> str:
+    names = ", ".join(file.relative_to(root).as_posix() for file in files[:5])
+    return f"{len(files)} files of other kinds ({names}{', …' if len(files) > 5 else ''})"
 
 
 def _hub_address(source: str) -> tuple[str, str, dict[str, str]]:
@@ -332,7 +258,7 @@ def _hub_address(source: str) -> tuple[str, str, dict[str, str]]:
     return dataset, revision, options
 
 
-def _hub(source: str, text_column: str) -> Iterator[Document]:
+def _hub(source: str, column: Rows) -> Iterator[Document]:
     """The documents of an `hf:` source, streamed."""
     dataset, revision, options = _hub_address(source)
     if importlib.util.find_spec("datasets") is None:
@@ -347,7 +273,7 @@ def _hub(source: str, text_column: str) -> Iterator[Document]:
     try:
         rows = load_dataset(dataset, options.get("config"), split=split, revision=revision, streaming=True)
         for number, row in enumerate(rows, 1):
-            yield Document(f"{dataset}/{split}:{number}", _text(row, text_column, f"{source}:{number}"))
+            yield column.document(f"{dataset}/{split}:{number}", lambda row=row: row, f"{source}:{number}")  # type: ignore[misc]
     except CorpusError:
         raise
     except Exception as e:  # `datasets` raises errors of many libraries; their messages are shown

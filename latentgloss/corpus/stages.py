@@ -6,13 +6,14 @@ What belongs here: turning a registry entry and the settings into a plan, and ru
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from latentgloss.corpus.building import build_corpus
 from latentgloss.corpus.packing import CorpusPlan
-from latentgloss.corpus.sources import iter_documents
+from latentgloss.corpus.sources import iter_documents, passed_over
 from latentgloss.errors import CorpusError
 from latentgloss.pipeline.stage_run import one_by_one
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from latentgloss.pipeline.stage_run import StageRun
+
+
+_log = logging.getLogger(__name__)
 
 
 class CorpusNeeds(Protocol):
@@ -47,9 +51,14 @@ def _tokenize(run: StageRun[CorpusNeeds]) -> None:
         near_duplicate=settings.near_duplicate,
     )
 
-    documents = iter_documents(spec.source, spec.text_column, run.model.folder)
+    documents = iter_documents(spec.source, spec.text_column, run.model.folder, skip=spec.on_error == "skip")
     with run.draft.folder() as folder:
-        run.facts = asdict(build_corpus(documents, partial(encode, tokenizer), plan, folder, run.progress))
+        summary = asdict(build_corpus(documents, partial(encode, tokenizer), plan, folder, run.progress))
+    run.facts = {name: value for name, value in summary.items() if value != []}
+    others = passed_over(spec.source, run.model.folder)
+    if others:
+        _log.warning("corpus of %s: %s are not read", run.model.name, others)
+        run.facts["not read"] = others
 
 
 def _separator(tokenizer: PreTrainedTokenizerBase, token: str | None) -> int:

@@ -72,8 +72,10 @@ def read_again(spec: ModelSpec, wanted: Iterable[int]) -> tuple[dict[int, tuple[
     found: dict[int, tuple[str, str]] = {}
     if spec.corpus.source.startswith("hf:"):
         return found, "documents on the Hugging Face Hub are not downloaded again"
+    corpus = spec.corpus
+    documents = iter_documents(corpus.source, corpus.text_column, spec.folder, skip=corpus.on_error == "skip")
     try:
-        for number, document in enumerate(iter_documents(spec.corpus.source, spec.corpus.text_column, spec.folder)):
+        for number, document in enumerate(documents):
             if number in missing:
                 found[number] = (document.name, document.text)
                 missing.discard(number)

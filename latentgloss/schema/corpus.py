@@ -18,8 +18,8 @@ DOCUMENTS = Table(
         Column(
             "status",
             pl.String,
-            "`ok`, or why the document was left out: `duplicate_exact`, `duplicate_near`, `empty`, or `over_limit` (it "
-            "would have exceeded the limit on tokens).",
+            "`ok`, or why the document was left out: `duplicate_exact`, `duplicate_near`, `empty`, `unreadable` (only "
+            'with `on_error = "skip"`), or `over_limit` (it would have exceeded the limit on tokens).',
         ),
         Column("duplicate_of", pl.UInt32, "Number of the document that was kept instead.", nullable=True),
         Column("n_tokens", pl.UInt32, "Tokens of the document in the corpus; 0 if it was left out.", "tokens"),

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 
 SHORT = 16
@@ -106,6 +106,14 @@ class DigestCache:
             if stamp.size >= LARGE:  # hashing a small file is cheaper than saving its digest
                 self._write()
         return digest
+
+    def remember(self, key: str, compute: Callable[[], bool]) -> bool:
+        """What `compute` returned when it was first called with this key, in this process or another."""
+        entry = self.known.get(key)
+        if not (isinstance(entry, list) and len(entry) == 1 and isinstance(entry[0], bool)):
+            self.known[key] = entry = [compute()]
+            self._write()
+        return bool(entry[0])
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -108,13 +108,18 @@ def external_of(resources: Resources, stage: Stage, partition: str) -> dict[str,
 
 
 def _of_corpus(resources: Resources, partition: str) -> dict[str, Any]:
-    from latentgloss.corpus.sources import source_identity
+    from latentgloss.corpus.duplicates import COMPARISON
+    from latentgloss.corpus.sources import compared_as_before, source_identity
     from latentgloss.models.identity import tokenizer_identity
 
     model = resources.registry.model(partition)
+    corpus = model.corpus
+    same = compared_as_before(corpus.source, model.folder, corpus.text_column, resources.digests)
     return {
-        "corpus": model.corpus.model_dump(mode="json", exclude={"source"}),  # the next line holds its identity
-        "source": source_identity(model.corpus.source, model.folder, resources.digests),
+        "corpus": corpus.deciding(),
+        "source": source_identity(corpus.source, model.folder, resources.digests),
+        # Only where it can matter, so that other corpora stay fresh.
+        **({} if same else {"comparison": COMPARISON}),
         "tokenizer": tokenizer_identity(model, resources.model_cache),
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,3 +107,32 @@ def test_documents_beyond_the_end_join_nothing() -> None:
     found.add(0, [a, b, a + b])
     assert len(set(found.clusters(3).tolist())) == 1
     assert found.clusters(2).tolist() == [0, 1]
+
+
+FRENCH = "L'été dernier, la forêt près de Besançon était déjà très sèche ; où êtes-vous allés, et à quelle heure ?"
+KOREAN = "어제 저녁에 우리는 한국 음식을 먹고 공원에서 산책했습니다. 날씨가 아주 좋았습니다."
+VIETNAMESE = "Tiếng Việt có nhiều dấu thanh, và mỗi chữ có thể được viết bằng nhiều cách khác nhau."
+
+
+def test_canonically_equal_texts_are_duplicates() -> None:
+    texts = [f"{base} {i} {base[i:]}" for base in (FRENCH, KOREAN, VIETNAMESE) for i in range(0, 60, 3)]
+    kept = Duplicates(0.8)
+    first = kept.add(0, [unicodedata.normalize("NFC", text) for text in texts])
+    again = kept.add(len(texts), [unicodedata.normalize("NFD", text) for text in texts])
+    for i, (before, after) in enumerate(zip(first, again, strict=True)):
+        assert after == ("duplicate_exact", i if before[0] == "ok" else before[1])
+    clusters = kept.clusters(2 * len(texts))
+    assert (clusters[: len(texts)] == clusters[len(texts) :]).all()
+
+
+@given(ANY_TEXT)
+def test_canonical_forms_have_one_sketch(text: str) -> None:
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
+    assert normalised(forms[0]) == normalised(forms[1])
+    one, two = sketches(forms)
+    assert (one == two).all()
+
+
+def test_compatible_characters_stay_apart() -> None:
+    """They differ in meaning: a superscript two is not a two."""
+    assert normalised("x\u00b2 \ufb01n") != normalised("x2 fin")

@@ -7,6 +7,7 @@ import inspect
 import json
 import shutil
 import sys
+import unicodedata
 from typing import TYPE_CHECKING
 
 import polars as pl
@@ -78,6 +79,11 @@ def test_python_docs_are_the_public_documentation_of_this_interpreter(python_doc
     assert not [name for name in names if any(part.startswith("_") for part in name.split("."))]
     assert not [name for name in names if name.startswith(("idlelib", "test.", "unittest.test", "site-packages"))]
     assert names[0] == "abc"
+
+
+def test_python_docs_are_in_nfc(python_docs: list[Document]) -> None:
+    """`compared_as_before` relies on it."""
+    assert [d.name for d in python_docs if not unicodedata.is_normalized("NFC", d.text)] == []
 
 
 def test_python_docs_do_not_depend_on_where_python_is(
