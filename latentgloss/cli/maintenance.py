@@ -99,8 +99,10 @@ def gc(ctx: click.Context, dry_run: bool, broken: tuple[str, str] | None, as_jso
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Check packages, settings, registry and store.
 
-    Use it after installing, or when something does not run. It shows versions, devices and paths, and what needs
-    attention; if something does, the exit code is 1.
+    Use it after installing, before a run, or when something does not run. It shows versions, devices and paths, and
+    what would stop a run: names in the settings that do not exist, sources that cannot be read, a key that is not set,
+    a paid model without a budget, a device that this machine does not have. If something needs attention, the exit code
+    is 1. It sends nothing and loads no model; `latentgloss saes check` reads models and SAEs.
 
     JSON: python, platform, packages, devices, settings, registry (with its language models), store and problems.
 
@@ -121,6 +123,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         workspace = open_workspace(ctx)
         report |= {"settings": _settings_file(ctx), "registry": None, "store": _store(workspace, problems)}
         report["registry"] = _registry(workspace, problems)
+        problems += _preflight(workspace, problems)
     except LatentglossError as e:
         problems.append(str(e))
     report["problems"] = problems
@@ -195,6 +198,13 @@ def _registry(workspace: Workspace, problems: list[str]) -> dict[str, Any]:
         "language_models": {name: _served(spec) for name, spec in sorted(registry.language_models.items())},
         "problems": [str(path) for path in registry.problems],
     }
+
+
+def _preflight(workspace: Workspace, known: list[str]) -> list[str]:
+    """What would stop a run, without the problems that are known already."""
+    from latentgloss.workspace.preflight import problems
+
+    return [str(error) for error in problems(workspace) if str(error) not in known]
 
 
 def _served(spec: LanguageModelSpec) -> str:

@@ -119,7 +119,7 @@ def readable(path: Path) -> bool:
 
 def _open(path: Path, compression: str | None) -> io.BufferedReader:
     if compression == "gzip":
-        return io.BufferedReader(gzip.open(path))  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.open(path))
     import pyarrow as pa
 
     # Arrow detects a truncated zstd stream; the package zstandard reads it as a shorter file.

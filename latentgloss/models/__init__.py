@@ -8,6 +8,7 @@
 - `tokenizer`      a subject model's tokenizer, loaded without weights
 - `vocabulary`     token ids as strings, bytes, words and classes
 - `embedder`       sentence-transformers models
+- `devices`        the device of the settings, refused if this machine has none such
 - `cpu_attention`  faster causal attention in bfloat16 on CPUs
 - `cpu_linear`     faster linear layers in bfloat16 on CPUs
 """

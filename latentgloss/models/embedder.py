@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentgloss.errors import EmbedderError, SubjectError
+from latentgloss.models.devices import chosen_device
 from latentgloss.store.digests import DigestCache, json_sha256
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class SentenceEmbedder:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = chosen_device(self.device)
         with quiet(), loading(self.spec, self.folder):
             model = SentenceTransformer(
                 str(self.folder),

@@ -29,6 +29,7 @@ from latentgloss.machine.memory import keep_freed_memory
 from latentgloss.models.causality import check_causal
 from latentgloss.models.cpu_attention import use_causal_attention
 from latentgloss.models.cpu_linear import order_weights
+from latentgloss.models.devices import chosen_device
 from latentgloss.models.files import loading, quiet, ready_folder
 from latentgloss.models.identity import subject_identity, tokenizer_identity
 from latentgloss.models.logit_lens import LogitLens
@@ -226,12 +227,13 @@ def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None)
     """The subject model, ready to run. The first load of a GGUF file converts it (about 25 s for 135M parameters).
 
     `device` defaults to CUDA if available, else the CPU. Raises SubjectError if files are missing or cannot be loaded,
-    and if the model does not run on token ids alone or reads later tokens (`causality.py`).
+    and if the model does not run on token ids alone or reads later tokens (`causality.py`); SettingsError for a device
+    that this machine does not have.
     """
     from transformers import AutoModelForCausalLM
 
     folder = ready_folder(spec, cache_dir)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(device)
     with quiet(), loading(spec, folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype), local_files_only=True)
         tokenizer = tokenizer_in(folder)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from latentgloss.errors import LanguageModelError, SubjectError
 from latentgloss.llm.engines.base import Failure
 from latentgloss.llm.engines.grammars import Grammars
+from latentgloss.models.devices import chosen_device
 from latentgloss.protocols import Capability, Reply, Request, TokenLogprobs
 from latentgloss.store.digests import text_sha256
 
@@ -101,7 +102,7 @@ class TransformersEngine:
                 )
         except SubjectError as e:
             raise LanguageModelError(e.found, expected=e.expected, todo=e.todo) from e
-        device: Any = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device: Any = chosen_device(self.device)
         model.to(device).eval().requires_grad_(False)
         if device == "cpu":
             with quiet(), torch.inference_mode():
