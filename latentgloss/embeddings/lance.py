@@ -192,13 +192,28 @@ class LanceTables:
             self.files.write(f".sound/{name}.json", json.dumps(stamps).encode())
 
 
+WORDS = "explanation_words_icu"
+"""Name of the full-text index. It says how words are found, so that an index made in another way is made anew."""
+
+
 def index_words(table: Any, column: str) -> None:
-    """Makes the full-text index of a column if there is none. Hold the table's lock."""
+    """Makes the full-text index of a column, unless there is one that finds words in the present way. Hold the lock.
+
+    Words are divided by ICU's dictionaries, because Chinese, Japanese and Thai are written without spaces. Other text
+    is divided at spaces and punctuation.
+    """
     from lancedb.index import FTS
 
-    if not any(index.columns == [column] for index in table.list_indices()):
-        # Stop words are indexed too, because some explanations are about them.
-        table.create_index(column, config=FTS(remove_stop_words=False))
+    present = [index.name for index in table.list_indices() if index.columns == [column]]
+    if present == [WORDS]:
+        return
+    for name in present:
+        table.drop_index(name)
+    # Stop words are indexed too, because some explanations are about them.
+    try:
+        table.create_index(column, config=FTS(base_tokenizer="icu/split", remove_stop_words=False), name=WORDS)
+    except (ValueError, RuntimeError):  # a version of LanceDB without ICU
+        table.create_index(column, config=FTS(remove_stop_words=False), name=WORDS)
 
 
 def words_query(table: Any, column: str, text: str) -> Any:
