@@ -231,7 +231,7 @@ class SearchSettings(Strict):
 class ReportSettings(Strict):
     """The report's bootstrap intervals."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     resamples: int = Field(default=2000, ge=200)
     """Number of bootstrap resamples."""
 

@@ -228,8 +228,8 @@ def _in_folder(path: Path) -> tuple[list[Path], list[Path]]:
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     visible.sort(key=lambda file: file.relative_to(path).as_posix())
-    read = [file for file in visible if formats.readable(file)]
-    return read, [file for file in visible if file not in set(read)]
+    read = {file: formats.readable(file) for file in visible}
+    return [file for file in visible if read[file]], [file for file in visible if not read[file]]
 
 
 def passed_over(source: str, folder: Path = Path()) -> str:

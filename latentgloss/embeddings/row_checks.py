@@ -57,10 +57,11 @@ def damaged_rows(rows: pa.Table) -> list[int]:
     """Numbers of the rows whose vector is not the one that was written. Columns: key, vector and, if any, check."""
     keys, vectors = rows["key"].to_pylist(), matrix(rows["vector"])
     stored = rows[CHECK].to_pylist() if CHECK in rows.schema.names else [None] * len(keys)
-    found = checksums(keys, vectors)
+    wrong = [i for i, found in enumerate(checksums(keys, vectors)) if stored[i] not in (None, found)]
+    bare = [i for i, check in enumerate(stored) if check is None]
     with np.errstate(over="ignore", invalid="ignore"):
-        unit = np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1) <= NORM
-    return [i for i, (a, b) in enumerate(zip(found, stored, strict=True)) if (not unit[i] if b is None else a != b)]
+        far = ~(np.abs(np.linalg.norm(vectors[bare].astype(np.float64), axis=1) - 1) <= NORM)
+    return sorted([*wrong, *np.array(bare, dtype=np.int64)[far].tolist()])
 
 
 def refuse(path: Path, rows: Sequence[str]) -> StoreError:

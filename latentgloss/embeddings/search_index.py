@@ -23,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from latentgloss.embeddings.lance import words_query
-from latentgloss.embeddings.row_checks import damaged_rows, refuse
+from latentgloss.embeddings.row_checks import damaged_rows, refuse, table_damage
 from latentgloss.errors import InputError, MissingInput
 
 if TYPE_CHECKING:
@@ -150,6 +150,10 @@ class SearchIndex:
         unknown column or scorer, and as `table` does.
         """
         table, where = self.table(None if vector is None else len(vector)), _where(filters or {}, at_least or {})
+        # A changed vector could hide the right hit. The table is read only if its files changed since the last time.
+        damage = table_damage(self.tables, NAME)
+        if damage is not None:
+            raise damage
         path = self.tables.path(NAME)
         deep = max(4 * limit, 100)  # more than `limit`, so that ties at the limit are ordered by key and not by chance
         rows: dict[str, dict[str, Any]] = {}
