@@ -7,13 +7,13 @@ them. The caller decides what a prompt says and how a reply is parsed. Nothing i
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from latentgloss.errors import LanguageModelError
+from latentgloss.llm.reply_text import only_thoughts, said, storable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -97,13 +97,14 @@ class _Pending(Generic[T]):
             return False
         try:
             if reply.status == "truncated":
-                raise UnparsableReply(f"it was cut off after {reply.completion_tokens} tokens")
+                raise UnparsableReply(_cut_off(reply))
             self._end(self.query.parse(reply), "ok", "")
         except UnparsableReply as e:
+            problem = f"{e} ({reply.reason})" if reply.reason else str(e)
             if len(self.replies) > 1:
-                self._end(None, "parse_failed", f"{e}, and not at the first attempt either")
+                self._end(None, "parse_failed", f"{problem}, and not at the first attempt either")
                 return False
-            messages = self.query.repair(self.request.messages, storable(reply.text), str(e))
+            messages = self.query.repair(self.request.messages, storable(reply.text), problem)
             self.request = replace(self.request, messages=messages)
             return True
         return False
@@ -169,14 +170,17 @@ def follow_up(query: Query[Any], reply: Reply) -> Request | None:
     return pending.request if pending.receive(reply) else None
 
 
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+def answer_in(reply: Reply) -> str:
+    """The answer in a reply (`reply_text.said`). Raises UnparsableReply if there is none."""
+    text = said(reply.text)
+    if not text:
+        thinking = only_thoughts(storable(reply.text))
+        raise UnparsableReply("it is all thinking, without an answer" if thinking else "the reply was empty")
+    return text
 
 
-def without_thoughts(text: str) -> str:
-    """A reply without the block of thinking that some models write first."""
-    return _THOUGHTS.sub("", text)
-
-
-def storable(text: str) -> str:
-    """Text that UTF-8 can encode: lone surrogates, which a reply may contain, become question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _cut_off(reply: Reply) -> str:
+    """What to say of a reply that reached its maximum length."""
+    after = f"after {reply.completion_tokens:,} tokens" if reply.completion_tokens else "at its maximum length"
+    thinking = only_thoughts(storable(reply.text))
+    return f"it was cut off {after}" + (", all of them thinking, before it gave an answer" if thinking else "")
