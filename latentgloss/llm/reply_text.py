@@ -50,13 +50,10 @@ _HEADER = re.compile(
     re.IGNORECASE,
 )
 """The beginning of the reply's own turn, which some servers return with it."""
-_ANSWER = re.compile(
-    r"<(answer|response|output|final)>(?P<tagged>.*)</\1>"
-    r"|<\|begin_of_(solution|box)\|>(?P<boxed>.*?)(?:<\|end_of_\3\|>)?"
-    r"|<\|start_(response|text)\|>(?P<text>.*?)(?:<\|end_\5\|>)?",
-    re.DOTALL | re.IGNORECASE,
-)
-"""Tags around the answer, after thinking."""
+_ANSWER_TOKEN = re.compile(r"\A\s*<\|(?:begin_of_(?:solution|box)|start_(?:response|text))\|>", re.IGNORECASE)
+"""Begins the answer after thinking, in models that have a control token for it."""
+_ANSWER_TAG = re.compile(r"<(answer|response|output|final)>(?P<inside>.*)</\1>", re.DOTALL | re.IGNORECASE)
+"""Tags around the answer."""
 
 _FENCE = re.compile(r"(`{3,}|~{3,})(?:[A-Za-z][\w+-]*(?=\s))?(?P<inside>.*?)\1", re.DOTALL)
 _EMPHASIS = re.compile(r"(\*{1,3}|_{1,3}|`{1,2})(?P<inside>.+?)\1", re.DOTALL)
@@ -70,11 +67,9 @@ def said(text: str) -> str:
     Empty if the reply is empty or holds nothing but thinking. Lone surrogates become question marks.
     """
     text = without_thoughts(_ended(_without_header(storable(text)), _TURN_END))
-    text = _ended(_without_header(text))
-    tagged = _ANSWER.fullmatch(text)
-    if tagged is None:
-        return text
-    return _ended(next(part for part in tagged.group("tagged", "boxed", "text") if part is not None))
+    text = _ended(_ANSWER_TOKEN.sub("", _without_header(text)))
+    tagged = _ANSWER_TAG.fullmatch(text)
+    return _ended(tagged["inside"]) if tagged else text
 
 
 def without_thoughts(text: str) -> str:

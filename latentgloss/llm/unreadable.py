@@ -32,7 +32,7 @@ FIRST = 20
 """Queries of a kind of which at least one must be read."""
 LATER = 100
 """Queries of a kind in a row of which at least one must be read, once one was read before."""
-UNUSABLE = frozenset({"parse_failed", "refused"})
+UNUSABLE = frozenset({"parse_failed", "prompt_truncated", "refused"})
 """Statuses of queries whose reply arrived and cannot be used."""
 QUOTED = 300
 """Most characters of a reply that a message quotes."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from latentgloss.store import Draft, Store, Version
 
 
-UNREAD = ("parse_failed", "refused")
+UNREAD = ("parse_failed", "prompt_truncated", "refused")
 """Statuses of rows for which a language model gave a reply that cannot be used."""
 UNUSABLE = ("llm_error", *UNREAD)
 """These, and the status of rows for which it gave no reply."""

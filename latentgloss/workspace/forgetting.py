@@ -18,6 +18,7 @@ from latentgloss import schema
 from latentgloss.errors import StoreError
 from latentgloss.llm.reply_text import said
 from latentgloss.pipeline.graph import STAGES
+from latentgloss.pipeline.stage_run import UNUSABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 
 NOTE = "ask_again.json"
-UNUSABLE = ("llm_error", "parse_failed", "refused")
-"""Statuses of rows for which there is no usable reply."""
 TABLES: tuple[tuple[Table, str], ...] = ((schema.EXPLANATIONS, "model"), (schema.JUDGEMENTS, "judge"))
 """Tables with such rows, each with the column that names the language model."""
 

@@ -1,22 +1,18 @@
 """Reads the answer of a chat completion in the forms in which servers write it.
 
-What belongs here: where servers put text, thinking, refusals, the reason for ending, log probabilities and errors in
-the body of an answer. What cannot be read becomes a `Failure` that quotes the server. `openai_compatible.py` sends the
-requests and makes the `Reply`.
+What belongs here: where servers put text, thinking, refusals, the reason for ending and log probabilities in the body
+of an answer. What cannot be read becomes a `Failure` that quotes the server. `openai_compatible.py` sends the requests
+and makes the `Reply`; errors in an answer are in `refusals.py`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from latentgloss.llm.engines.base import Failure
 from latentgloss.protocols import TokenLogprobs
-
-if TYPE_CHECKING:
-    from latentgloss.llm.engines.base import Kind
-
 
 IMPOSSIBLE = -9999.0
 """Written by servers instead of minus infinity, which JSON does not have."""
@@ -31,64 +27,18 @@ _BROKEN = frozenset({"error", "abort", "aborted", "cancelled", "canceled", "time
 """Reasons for ending, in lower case. All others, such as `stop`, `eos_token`, `end_turn` or none, end a whole reply."""
 _THINKING = ("reasoning_content", "reasoning", "thinking", "thoughts")
 """Fields of a message that hold thinking. Some servers put the whole reply there."""
-_QUOTA = ("insufficient_quota", "billing_hard_limit_reached", "insufficient_credits", "insufficient_balance")
-"""Error codes of a 429 that does not pass by waiting."""
-_WORDS: tuple[tuple[str, Kind], ...] = (
-    (r"quota|billing|credit|balance|payment", "forbidden"),
-    (r"auth|api.?key|permission|forbidden|model.?not.?found", "forbidden"),
-    (r"rate.?limit|too.?many|overloaded", "busy"),
-    (r"invalid|bad.?request|context.?length|unsupported|content.?filter", "rejected"),
-)
-"""Kinds of failure by what an error's code or type says, for errors without a status."""
 
 
-def kind_of(status: int, codes: set[str]) -> Kind:
-    """What a status of HTTP means, together with the codes in the body of the error."""
-    if status == 429:
-        return "forbidden" if codes.intersection(_QUOTA) else "busy"
-    if status >= 500 or status in (408, 409, 425):
-        return "failed"
-    return "forbidden" if status in (401, 402, 403, 404) else "rejected"
-
-
-def decoded(content: bytes) -> dict[str, Any]:
-    """The JSON object in the body of a 200.
-
-    Raises Failure if it is none (`malformed`), and if it is an error, of the kind that the error's code says.
-    """
+def decoded(content: bytes) -> Any:
+    """The JSON in the body of a 200. Raises Failure (`malformed`) with the beginning of a body that is not JSON."""
     try:
-        data = json.loads(content)
+        return json.loads(content, parse_int=_integer)
     except (ValueError, RecursionError):
-        raise Failure("malformed", f"an answer that is not JSON: {_quoted(content)}") from None
-    if not isinstance(data, dict):
-        raise Failure("malformed", f"an answer that is not an object: {_quoted(content)}")
-    error = data.get("error")
-    if not error and not data.get("choices"):  # how vLLM, FastAPI and others write an error
-        error = data if data.keys() & {"message", "detail", "msg"} else None
-    if error:
-        raise error_of(error)
-    return data
-
-
-def error_of(error: Any) -> Failure:
-    """The failure that an error in the body of a 200 describes."""
-    found = error if isinstance(error, dict) else {"message": error}
-    said = next((found[name] for name in ("message", "detail", "msg", "error") if found.get(name)), None)
-    words = said if isinstance(said, str) else json.dumps(error if said is None else said, ensure_ascii=False)
-    codes = {str(found[name]) for name in ("code", "status", "type") if found.get(name)}
-    statuses = [int(code) for code in codes if re.fullmatch(r"[45]\d\d", code)]
-    kind: Kind = kind_of(statuses[0], codes) if statuses else "failed"
-    if not statuses:
-        about = " ".join(sorted(codes)).lower()
-        kind = next((kind for pattern, kind in _WORDS if re.search(pattern, about)), kind)
-    named = f" {', '.join(sorted(codes))}" if codes else ""
-    return Failure(kind, f"HTTP 200 with the error{named}: {_quoted(words.encode('utf-8', 'replace'))}")
+        raise Failure("malformed", f"an answer that is not JSON: {quoted(content)}") from None
 
 
 def text_of(choice: dict[str, Any]) -> tuple[str, str, str]:
     """Text, thinking and refusal in a choice; empty where it has none. Raises TypeError for any other content."""
-    if choice.get("error"):
-        raise error_of(choice["error"])
     message = choice.get("message")
     if message is None and isinstance(choice.get("text"), str):
         return choice["text"], "", ""
@@ -172,10 +122,15 @@ def _words(value: Any) -> str:
     return ""
 
 
-def _quoted(content: bytes) -> str:
+def quoted(content: bytes) -> str:
     """The beginning of an answer in one line, without the tags of HTML."""
     text = content[: 20 * QUOTED].decode("utf-8", "replace")
     if "<html" in text[:QUOTED].lower() or "<!doctype" in text[:QUOTED].lower():
         text = "HTML: " + re.sub(r"<(style|script)\b.*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL | re.IGNORECASE)
     text = " ".join(text.split())
     return (text if len(text) <= QUOTED else text[:QUOTED] + "…") or "(nothing)"
+
+
+def _integer(digits: str) -> int | float:
+    """An integer in JSON. Python refuses to read one of thousands of digits, which is no number of anything here."""
+    return int(digits) if len(digits) < 400 else float("inf")

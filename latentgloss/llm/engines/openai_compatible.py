@@ -15,12 +15,15 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import LanguageModelError
-from latentgloss.llm.engines.answers import decoded, ended_of, kind_of, logprobs_of, text_of
+from latentgloss.llm.engines.answers import decoded, ended_of, logprobs_of, quoted, text_of
 from latentgloss.llm.engines.base import Failure
+from latentgloss.llm.engines.refusals import error_in, kind_of
 from latentgloss.llm.reply_text import said, unwrapped
 from latentgloss.protocols import Reply, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import openai
     from openai import AsyncOpenAI
 
@@ -66,7 +69,7 @@ class OpenAICompatible:
             failure = self._failure(e)
         else:
             try:
-                return _reply(response.content, request)
+                return _reply(response.content, request, response.headers)
             except Failure as e:  # it quotes the server, which may quote the key
                 failure = Failure(e.kind, self._clean(e.reason), wait_s=e.wait_s)
         raise failure  # outside the handler, because the client's exception carries a request with the key
@@ -126,7 +129,7 @@ class OpenAICompatible:
         if isinstance(error, openai.APIStatusError):
             status = error.status_code
             return Failure(
-                kind_of(status, {str(error.code), str(error.type)}),
+                kind_of(status, frozenset({str(error.code), str(error.type)})),
                 self._clean(f"HTTP {status}: {_message(error)}"),
                 wait_s=_retry_after(error.response.headers.get("retry-after")),
             )
@@ -161,9 +164,11 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _reply(content: bytes, request: Request) -> Reply:
+def _reply(content: bytes, request: Request, headers: Mapping[str, str]) -> Reply:
     """The reply in the body of an answer. Raises Failure."""
     data = decoded(content)
+    if (error := error_in(data, headers)) is not None:
+        raise error
     try:
         (choice,) = data["choices"]
         text, thinking, refusal = text_of(choice)
@@ -174,7 +179,8 @@ def _reply(content: bytes, request: Request) -> Reply:
             "completion_tokens": int(usage.get("completion_tokens") or 0),
         }
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise Failure("malformed", f"an answer that cannot be read ({type(e).__name__}: {e})") from None
+        why = f"{type(e).__name__}: {e}"
+        raise Failure("malformed", f"an answer that cannot be read ({why}): {quoted(content)}") from None
     ended = ended_of(choice, cut=counts["completion_tokens"] >= request.max_tokens)
     if refusal or ended == "refused":
         return Reply(
