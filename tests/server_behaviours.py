@@ -1,7 +1,7 @@
 """How servers behave, and what happens with each: one table, which the tests try and the documentation shows.
 
-What belongs here: the behaviours as data. `llm/test_servers.py` tries each against the real client over HTTP, so a row says
-what is true; `rows()` gives the rows of docs/compatibility.md.
+What belongs here: the behaviours as data. `llm/test_servers.py` tries each against the real client over HTTP, so a row
+says what is true; `rows()` gives the rows of docs/compatibility.md.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def forget(
     """Have the next run ask again where a language model gave no usable reply.
 
     Use it after a server was mended whose replies could not be read. It finds rows of the current versions whose reply
-    could not be read or was a refusal, rows without a reply, and explanations with a control token in them. The stages
-    that hold them become stale, and the next run asks again about these rows alone. PARTITION is the name of an SAE;
+    could not be read, rows without a reply, and explanations with a control token in them. The stages that hold them
+    become stale, and the next run asks again about these rows alone. A refusal is an answer and is not asked again. PARTITION is the name of an SAE;
     `*` matches anything; without one, all SAEs are meant. No reply is deleted, and all others are used again.
 
     JSON: found (stage, partition, model, rows, reason) and dry_run.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from latentgloss.errors import LanguageModelError
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.llm.reply_text import only_thoughts, said, storable
-from latentgloss.llm.unreadable import UNUSABLE, readings_of
+from latentgloss.llm.unreadable import UNREAD, readings_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -122,7 +122,7 @@ class _Pending(Generic[T]):
 
     def _failed(self, status: str, reason: str) -> bool:
         """Ends the query without a value, or begins the next attempt; returns whether there is one."""
-        if status in UNUSABLE and self.replies[-1].from_cache and self.again(self.query):
+        if status in UNREAD and self.replies[-1].from_cache and self.again(self.query):
             self.request = replace(self.query.request, attempt=self.request.attempt + 1)
             self.repairing = False
             return True
@@ -179,7 +179,7 @@ class _Asking(Generic[T]):
             return
         result = pending.result
         assert result is not None
-        if result.status in UNUSABLE and not pending.replies[-1].from_cache:
+        if result.status in UNREAD and not pending.replies[-1].from_cache:
             self.readings.unusable.add(request_key("", pending.query.request))
         self.open -= 1
         self.readings.finish(self.kind, result.status, result.reason, result.reply, counts=pending.first)

@@ -32,8 +32,10 @@ FIRST = 20
 """Queries of a kind of which at least one must be read."""
 LATER = 100
 """Queries of a kind in a row of which at least one must be read, once one was read before."""
-UNUSABLE = frozenset({"parse_failed", "prompt_truncated", "refused"})
-"""Statuses of queries whose reply arrived and cannot be used."""
+UNREAD = frozenset({"parse_failed", "prompt_truncated"})
+"""Statuses of queries whose reply cannot be read. If a run finds such a reply in the cache, it asks again."""
+UNUSABLE = UNREAD | {"refused"}
+"""Statuses of queries whose reply arrived and cannot be used. A refusal is an answer, and is not asked for again."""
 QUOTED = 300
 """Most characters of a reply that a message quotes."""
 
@@ -110,7 +112,9 @@ def none_could_be_read(name: str, queries: str, status: str, reason: str, reply:
     shown = " ".join(reply.split())
     shown = shown if len(shown) <= QUOTED else shown[:QUOTED] + "…"
     todo = "correct the registry entry or the server (`latentgloss try` shows one prompt and its reply)"
-    if "thinking" in reason:
+    if status == "refused":
+        todo = "use another model, or ask the vendor why it refuses"
+    elif "thinking" in reason:
         todo = "raise `reasoning_tokens` in the registry entry, or switch thinking off with its `parameters`"
     return LanguageModelError(
         f"{name}: none of {queries} could be read; the last one: {status} ({reason}), the reply: {shown or '(empty)'}",

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from latentgloss.store import Draft, Store, Version
 
 
-UNREAD = ("parse_failed", "prompt_truncated", "refused")
-"""Statuses of rows for which a language model gave a reply that cannot be used."""
+UNREAD = ("parse_failed", "prompt_truncated")
+"""Statuses of rows for which a language model gave a reply that cannot be read."""
 UNUSABLE = ("llm_error", *UNREAD)
 """These, and the status of rows for which it gave no reply."""
 FEWEST = 3
@@ -179,8 +179,8 @@ class StageRun(Generic[R_co]):
         if n:
             self.facts[UNANSWERED] = n
 
-    def check_usable(self, table: Table, by: str, query: str) -> None:
-        """Raises LanguageModelError if none of the replies to an explainer or judge could be used.
+    def check_readable(self, table: Table, by: str, query: str) -> None:
+        """Raises LanguageModelError if none of the replies to an explainer or judge could be read.
 
         `by`: the column that names the explainer or judge; `query`: the column that tells its queries apart. Fewer than
         `FEWEST` queries prove nothing: their rows say why there is no result.
@@ -199,7 +199,7 @@ class StageRun(Generic[R_co]):
             if row["unread"] and row["queries"] >= FEWEST:
                 raise LanguageModelError(
                     f"{row[by]}: none of the {row['queries']:,} replies for {self.stage.name} of {self.partition} could "
-                    f"be used; one of them: {row['reason']}",
+                    f"be read; one of them: {row['reason']}",
                     expected="replies in the form that the prompt asks for",
                     todo="correct the registry entry or the server (`latentgloss try` shows one prompt and its reply), "
                     "then run again: what could not be read is asked for again",

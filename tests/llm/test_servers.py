@@ -1,4 +1,4 @@
-"""Every behaviour of `server_behaviours.py`, tried against the real client over HTTP: what the table says is what happens."""
+"""Every behaviour of `server_behaviours.py`, tried over HTTP: what the table says is what happens."""
 
 from __future__ import annotations
 

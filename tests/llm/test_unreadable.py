@@ -82,9 +82,13 @@ def test_what_cannot_be_read_ends_the_run_for_all_that_belongs_to_it() -> None:
 def test_blocks_of_few_queries_add_up() -> None:
     """As judges ask: a call per block."""
     model = Scripted(lambda request: "bad")
-    with charged_to("detection_scores", "a", "run"), pytest.raises(LanguageModelError, match="none of the first"):
+
+    def judge() -> None:
         for block in range(100):
             list(ask_all(model, queries(range(3 * block, 3 * block + 3))))
+
+    with charged_to("detection_scores", "a", "run"), pytest.raises(LanguageModelError, match="none of the first"):
+        judge()
     assert len(model.seen) <= 2 * (FIRST + 3)
 
 
@@ -119,18 +123,16 @@ def test_a_mended_server_is_asked_again_about_what_could_not_be_read(tmp_path: P
         assert server.requests == {3: 2, 4: 2}
 
 
-def test_a_refusal_is_asked_again_in_the_next_run(tmp_path: Path) -> None:
-    refused = True
-
-    def answer(body: dict[str, Any]) -> Any:
-        return completion("", ended="content_filter") if refused else "good"
-
-    with Server(answer) as server, client_of(server, tmp_path) as client:
-        with charged_to("explanations", "a", 1):
-            assert [r.status for r in ask_all(client, queries(range(3)))] == ["refused"] * 3
-        refused = False
-        with charged_to("explanations", "a", 2):
-            assert [r.status for r in ask_all(client, queries(range(3)))] == ["ok"] * 3
+def test_a_refusal_is_an_answer_and_kept(tmp_path: Path) -> None:
+    """But a run in which everything is refused ends."""
+    with Server(lambda body: completion("", ended="content_filter")) as server, client_of(server, tmp_path) as client:
+        for run in range(2):
+            with charged_to("explanations", "a", run):
+                assert [r.status for r in ask_all(client, queries(range(3)))] == ["refused"] * 3
+        assert set(server.requests.values()) == {3}
+        with charged_to("explanations", "a", 2), pytest.raises(LanguageModelError, match="refused .content filter"):
+            list(ask_all(client, queries(range(100))))
+        assert server.requests.total() <= FIRST + 3
 
 
 def test_many_that_stay_unreadable_are_rows_and_do_not_end_a_later_run(tmp_path: Path) -> None:

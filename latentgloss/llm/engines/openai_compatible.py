@@ -178,7 +178,7 @@ def _reply(content: bytes, request: Request, headers: Mapping[str, str]) -> Repl
             "cached_prompt_tokens": int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
             "completion_tokens": int(usage.get("completion_tokens") or 0),
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         why = f"{type(e).__name__}: {e}"
         raise Failure("malformed", f"an answer that cannot be read ({why}): {quoted(content)}") from None
     ended = ended_of(choice, cut=counts["completion_tokens"] >= request.max_tokens)
