@@ -27,8 +27,9 @@ def forget(
 
     Use it after a server was mended whose replies could not be read. It finds rows of the current versions whose reply
     could not be read, rows without a reply, and explanations with a control token in them. The stages that hold them
-    become stale, and the next run asks again about these rows alone. A refusal is an answer and is not asked again. PARTITION is the name of an SAE;
-    `*` matches anything; without one, all SAEs are meant. No reply is deleted, and all others are used again.
+    become stale, and the next run asks again about these rows alone. No reply is deleted, and all others are used
+    again. A refusal is an answer and is not asked for again. PARTITION is the name of an SAE; `*` matches anything;
+    without one, all SAEs are meant.
 
     JSON: found (stage, partition, model, rows, reason) and dry_run.
 

@@ -242,7 +242,7 @@ def ask_all(model: LanguageModel, queries: Iterable[Query[T]]) -> Iterator[Query
 def to_send(query: Query[Any], known: Callable[[Request], Reply | None], *, repeats: bool = False) -> Request | None:
     """The request of a query that is still to be sent; None if the `known` replies answer the query.
 
-    `repeats`: whether asking again for a reply that could not be used is of no use, as in `LanguageModel.repeats`.
+    `repeats`: whether asking again for a reply that could not be used is of no use (`Client.repeats`).
     """
     pending = _Pending(query, lambda query: not repeats)
     while (reply := known(pending.request)) is not None:

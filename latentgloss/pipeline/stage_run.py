@@ -198,8 +198,8 @@ class StageRun(Generic[R_co]):
         for row in each.sort(by).collect().to_dicts():
             if row["unread"] and row["queries"] >= FEWEST:
                 raise LanguageModelError(
-                    f"{row[by]}: none of the {row['queries']:,} replies for {self.stage.name} of {self.partition} could "
-                    f"be read; one of them: {row['reason']}",
+                    f"{row[by]}: none of the {row['queries']:,} replies for {self.stage.name} of {self.partition} "
+                    f"could be read; one of them: {row['reason']}",
                     expected="replies in the form that the prompt asks for",
                     todo="correct the registry entry or the server (`latentgloss try` shows one prompt and its reply), "
                     "then run again: what could not be read is asked for again",

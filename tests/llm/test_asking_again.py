@@ -12,7 +12,7 @@ import tiny
 from click.testing import CliRunner
 from judged_world import number_of, request_of
 from llm_server import Server, completion
-from scripted_model import reader
+from scripted_model import asked_of, reader
 
 from latentgloss import schema
 from latentgloss.cli import cli
@@ -53,7 +53,7 @@ class Answers:
 
     def __call__(self, body: dict[str, Any]) -> Any:
         request = request_of(body)
-        return self.spoil(request.messages[3].content, reader(request))
+        return self.spoil(asked_of(request), reader(request))
 
 
 @pytest.fixture

@@ -130,14 +130,14 @@ def test_a_refusal_is_an_answer_and_kept(tmp_path: Path) -> None:
             with charged_to("explanations", "a", run):
                 assert [r.status for r in ask_all(client, queries(range(3)))] == ["refused"] * 3
         assert set(server.requests.values()) == {3}
-        with charged_to("explanations", "a", 2), pytest.raises(LanguageModelError, match="refused .content filter"):
+        with charged_to("explanations", "a", 2), pytest.raises(LanguageModelError, match=r"refused \(content filter"):
             list(ask_all(client, queries(range(100))))
         assert server.requests.total() <= FIRST + 3
 
 
 def test_many_that_stay_unreadable_are_rows_and_do_not_end_a_later_run(tmp_path: Path) -> None:
     """A run that asks again about these alone."""
-    hard = set(range(4, 5 * FIRST + 8, 4))
+    hard = set(range(4, 5 * FIRST + 1, 4))
     assert len(hard) > FIRST
 
     def answer(body: dict[str, Any]) -> str:
