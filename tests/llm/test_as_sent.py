@@ -137,7 +137,7 @@ def test_a_template_that_takes_no_messages_at_all_is_named(model: Path, tmp_path
 
     tokenizer = load_tokenizer(ModelSpec(name="m", source=f"path:{model}"), tmp_path)
     tokenizer.chat_template = "{{ raise_exception('no') if messages }}"
-    with pytest.raises(LanguageModelError, match="refuses the messages.*another chat template"):
+    with pytest.raises(LanguageModelError, match=r"refuses the messages.*another chat template"):
         chat_tokens(tokenizer, REQUEST)
     tokenizer.chat_template = "{{ messages[0].content + 1 }}"
     with pytest.raises(LanguageModelError, match="TypeError"):
