@@ -190,13 +190,11 @@ class StageRun(Generic[R_co]):
         if not self.settings.asks(self.stage.name):
             return
         asked = self.draft.scan(table).filter(pl.col("status").is_in(("ok", *UNUSABLE)), pl.col(query).is_not_null())
-        each = asked.group_by(by).agg(
-            unread=pl.col("status").is_in(UNREAD).all(),
-            queries=pl.col(query).n_unique(),
-            reason=pl.col("reason").first(),
-        )
-        for row in each.sort(by).collect().to_dicts():
-            if row["unread"] and row["queries"] >= FEWEST:
+        each = asked.group_by(by).agg(unread=pl.col("status").is_in(UNREAD).all())
+        names = each.filter("unread").collect()[by].to_list()
+        unread = asked.filter(pl.col(by).is_in(names)).group_by(by)
+        for row in unread.agg(queries=pl.col(query).n_unique(), reason=pl.col("reason").first()).collect().to_dicts():
+            if row["queries"] >= FEWEST:
                 raise LanguageModelError(
                     f"{row[by]}: none of the {row['queries']:,} replies for {self.stage.name} of {self.partition} "
                     f"could be read; one of them: {row['reason']}",

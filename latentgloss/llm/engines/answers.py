@@ -55,11 +55,13 @@ def text_of(choice: dict[str, Any]) -> tuple[str, str, str]:
     return found["text"], found["thinking"], found["refusal"] or _words(message.get("refusal"))
 
 
-def ended_of(choice: dict[str, Any], *, cut: bool) -> Literal["stop", "length", "refused"]:
-    """How a choice ended. `cut`: whether it has as many tokens as were allowed, which decides where no reason is given.
+def ended_of(choice: dict[str, Any], usage: Any, max_tokens: int) -> Literal["stop", "length", "refused"]:
+    """How a choice ended. Where no reason is given, it was cut if it has as many tokens as were allowed.
 
-    Raises Failure (`failed`) if the server broke off.
+    `usage`: that of the answer, if it has one. Raises Failure (`failed`) if the server broke off.
     """
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    cut = isinstance(tokens, int | float) and tokens >= max_tokens
     given = choice.get("finish_reason")
     name = "" if given is None else str(given).strip().lower()
     if name in _CUT or (name in ("", "none", "null") and cut):

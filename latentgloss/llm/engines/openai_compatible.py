@@ -149,7 +149,7 @@ def _message(error: openai.APIStatusError) -> str:
     body = error.body
     if isinstance(body, dict) and isinstance(body.get("message"), str):
         return str(body["message"])
-    return str(error.response.text)
+    return quoted(error.response.content)
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -181,7 +181,7 @@ def _reply(content: bytes, request: Request, headers: Mapping[str, str]) -> Repl
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         why = f"{type(e).__name__}: {e}"
         raise Failure("malformed", f"an answer that cannot be read ({why}): {quoted(content)}") from None
-    ended = ended_of(choice, cut=counts["completion_tokens"] >= request.max_tokens)
+    ended = ended_of(choice, data.get("usage"), request.max_tokens)
     if refusal or ended == "refused":
         return Reply(
             "refused", refusal or f"content filter (finish_reason {choice['finish_reason']!r})", text, **counts
