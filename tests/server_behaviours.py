@@ -275,6 +275,12 @@ BEHAVIOURS = (
         wanted={"logprobs": 5},
     ),
     Behaviour(
+        "400 to `max_tokens` above what it allows",
+        refusing(lambda b: b["max_tokens"] > 10, "max_tokens is too large"),
+        "ends",
+        "allow replies fewer than 40 tokens",
+    ),
+    Behaviour(
         "400 to every request", refusing(lambda b: True, "unknown parameter top_p"), "ends", "unknown parameter top_p"
     ),
     Behaviour(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ASKED = Message("user", "Reply with the word: yes")
 SYSTEM = Message("system", "You answer in one word.")
 MOST_TOKENS = 8
+"""Most tokens of a reply to the last of the plainer probes."""
 _SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "string", "enum": ["yes"]}},
@@ -42,12 +43,11 @@ def form(request: Request) -> Hashable:
 
 
 def probe(request: Request) -> Request:
-    """A short request in the same form."""
+    """A request in the same form, with the same maximum length, to which the answer is one word."""
     system = any(message.role == "system" for message in request.messages)
     return replace(
         request,
         messages=(SYSTEM, ASKED) if system else (ASKED,),
-        max_tokens=MOST_TOKENS,
         choice=None if request.choice is None else ("yes", "no"),
         regex=None if request.regex is None else "yes",
         json_schema=None if request.json_schema is None else _SCHEMA,
@@ -67,4 +67,7 @@ def plainer(request: Request) -> list[tuple[str, Request]]:
         if getattr(short, name) not in (None, 0):
             todo = f'take "{name}" out of `capabilities` in the registry entry: the server answers without it'
             found.append((todo, replace(short, **{name: nothing})))  # type: ignore[arg-type]
-    return found
+    todo = (
+        f"allow replies fewer than {short.max_tokens:,} tokens (`max_tokens` in the settings): the server answers then"
+    )
+    return [*found, (todo, replace(short, max_tokens=MOST_TOKENS))]

@@ -18,6 +18,7 @@ from latentgloss import schema
 from latentgloss.cli import cli
 from latentgloss.store.digests import text_sha256
 from latentgloss.workspace import Workspace
+from latentgloss.workspace.forgetting import _with_leaks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -183,3 +184,15 @@ def test_what_stays_unreadable_can_be_forgotten_any_number_of_times(
         (error,), (table,) = run(folder, "explanations")
         assert not error and table.filter(status="parse_failed").height == rows
         assert server.requests.total() == 2 * rows and state(folder, "explanations")[0] == "fresh"
+
+
+def test_explanations_with_a_control_token_of_an_earlier_release_are_found() -> None:
+    rows = pl.DataFrame(
+        {
+            "status": ["ok", "ok", "parse_failed", "ok"],
+            "explanation": ["The words nutoro.<|im_end|>", "Months.", "", "Fires on <|im_end|> between turns."],
+            "model": ["judge"] * 4,
+        }
+    )
+    assert _with_leaks(rows).height == 1
+    assert _with_leaks(rows.clear()).is_empty()

@@ -36,6 +36,7 @@ def refusing(part: Callable[[dict[str, Any]], bool]) -> Callable[[dict[str, Any]
 
 def fields(body: dict[str, Any]) -> set[str]:
     system = {"system"} if body["messages"][0]["role"] == "system" else set()
+    system |= {"long"} if body["max_tokens"] > 10 and "plain" not in body["messages"][-1]["content"] else set()
     return system | body.keys() | set(body.get("structured_outputs", ()))
 
 
@@ -43,9 +44,10 @@ def fields(body: dict[str, Any]) -> set[str]:
 def test_a_probe_has_the_form_of_the_request(wanted: dict[str, Any]) -> None:
     request = ask(1, **wanted, temperature=0.7, stop=("\n",))
     short = probe(request)
-    assert form(short) == form(request) and short.max_tokens == MOST_TOKENS and short.temperature == 0.7
-    assert all(form(less) != form(request) for _, less in plainer(request))
-    assert len(plainer(request)) == 1 + len(wanted)
+    assert form(short) == form(request) and short.max_tokens == 20 and short.temperature == 0.7
+    *parts, (_, shorter) = plainer(request)
+    assert all(form(less) != form(request) for _, less in parts) and len(parts) == 1 + len(wanted)
+    assert form(shorter) == form(request) and shorter.max_tokens == MOST_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_a_probe_has_the_form_of_the_request(wanted: dict[str, Any]) -> None:
         ("json_schema", "response_format", 'take "json_schema" out'),
         ("seed", "seed", 'take "seed" out'),
         ("", "system", "system_role = false"),
+        ("", "long", "allow replies fewer than 20 tokens"),
     ],
 )
 def test_the_refused_part_is_named_though_other_requests_are_answered(
@@ -90,4 +93,4 @@ def test_a_server_that_refuses_everything_is_asked_little(tmp_path: Path) -> Non
             LanguageModelError, match=r"refuses every request .*no such field.*correct the registry entry"
         ):
             list(client.complete(ask(i, seed=None) for i in range(500)))
-        assert server.requests.total() <= 4 + 2
+        assert server.requests.total() <= 4 + 3
