@@ -137,8 +137,8 @@ class Vectors(Protocol):
         """One unit-norm vector per item, in order. A vector that is missing is computed and stored."""
 
 
-Capability = Literal["choice", "json_schema", "regex", "logprobs", "prompt_logprobs", "seed"]
-"""What a language model can do beyond answering with text."""
+Capability = Literal["choice", "json_schema", "regex", "logprobs", "prompt_logprobs", "seed", "reasoning"]
+"""What a language model can do beyond answering with text. `reasoning`: it thinks before it answers."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,8 @@ class Request:
     """The whole reply must match this regular expression (capability `regex`)."""
     logprobs: int = 0
     """Number of alternatives per reply token whose log probability is returned (capability `logprobs`)."""
+    attempt: int = 0
+    """Distinguishes a request that is sent again because an earlier run could not use its reply. It is not sent."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ module that it calls. Stages are run by Dagster, never from here. Heavy imports 
 - `search`       `search`, `index rebuild`
 - `saes`         `saes list`, `saes check`
 - `estimate`     `estimate`, `spent`
+- `replies`      `replies forget`
 - `try_latent`   `try`
 - `lineage`      `lineage`
 - `maintenance`  `gc`, `doctor`
@@ -27,7 +28,7 @@ from typing import Any
 import click
 
 from latentgloss import __version__
-from latentgloss.cli import estimate, lineage, maintenance, report, saes, search, show, try_latent
+from latentgloss.cli import estimate, lineage, maintenance, replies, report, saes, search, show, try_latent
 from latentgloss.errors import LatentglossError
 
 __all__ = ["cli", "main"]
@@ -81,6 +82,7 @@ for command in (
     estimate.estimate,
     estimate.spent,
     lineage.lineage,
+    replies.replies,
     try_latent.try_,
     search.search,
     search.index,

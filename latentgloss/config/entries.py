@@ -141,6 +141,10 @@ class Prices(Strict):
     completion: float = Field(ge=0)
 
 
+REASONING_TOKENS = 4096
+"""Tokens for thinking of a model that declares `reasoning` without `reasoning_tokens`."""
+
+
 class LanguageModelSpec(Strict):
     """A language model that explains or judges (docs/language_models.md)."""
 
@@ -166,7 +170,13 @@ class LanguageModelSpec(Strict):
     """How a choice or a regular expression is requested: vLLM has `structured_outputs`; the OpenAI protocol itself has
     no way to request them."""
     capabilities: tuple[Capability, ...] = ()
-    """What the server can do. An engine in this process knows its own capabilities."""
+    """What the server can do. An engine in this process knows its own capabilities. `reasoning` is declared by
+    `reasoning_tokens` on every engine; without that field it allows `REASONING_TOKENS`."""
+    reasoning_tokens: int = Field(default=0, ge=0)
+    """Tokens that the model may use for thinking before it answers, in addition to those of the answer. They are a part
+    of the reply's maximum length and of its price."""
+    system_role: bool = True
+    """Whether the model takes a system message. If not, its text is put at the beginning of the first user message."""
     context_length: int | None = Field(default=None, ge=1)
     """Maximum number of tokens of prompt and reply together."""
     tokenizer: str | None = None
@@ -190,6 +200,16 @@ class LanguageModelSpec(Strict):
     folder: Path = Path()
     """Folder of the file that declares the entry; relative paths start there."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _allows_thinking(cls, given: Any) -> Any:
+        """An entry that declares `reasoning` without an allowance gets the usual one."""
+        if isinstance(given, dict) and "reasoning_tokens" not in given:
+            declared = given.get("capabilities")
+            if isinstance(declared, list | tuple) and "reasoning" in declared:
+                return {**given, "reasoning_tokens": REASONING_TOKENS}
+        return given
+
     @model_validator(mode="after")
     def _fits_the_engine(self) -> LanguageModelSpec:
         # These messages quote no values, because a key or a password may be in the wrong field.
@@ -201,6 +221,8 @@ class LanguageModelSpec(Strict):
             raise ValueError("a paid model needs [prices]")
         if self.prices is not None and not self.paid:
             raise ValueError("prices need paid = true, because otherwise nothing is charged and no budget is required")
+        if "reasoning" in self.capabilities and not self.reasoning_tokens:
+            raise ValueError('capability "reasoning" needs reasoning_tokens above 0')
         vllm_only = [name for name in ("choice", "regex") if name in self.capabilities]
         if vllm_only and self.dialect != "vllm":
             raise ValueError(f'capability "{vllm_only[0]}" needs dialect = "vllm"')
@@ -215,7 +237,13 @@ class LanguageModelSpec(Strict):
     def declared(self) -> dict[str, Any]:
         """The fields that decide replies: without addresses, keys, prices and concurrency."""
         fields = {"engine", "model", "revision", "quantisation", "dtype", "parameters", "leave_out"}
-        return {name: value for name, value in sorted(self.model_dump(mode="json", include=fields).items()) if value}
+        found = self.model_dump(mode="json", include=fields) | self.sent_otherwise()
+        return {name: value for name, value in sorted(found.items()) if value not in (None, "", {}, [])}
+
+    def sent_otherwise(self) -> dict[str, Any]:
+        """The fields that change every request (`llm/as_sent.py`), for an identity; empty where they change nothing."""
+        thinking = {"reasoning_tokens": self.reasoning_tokens} if self.reasoning_tokens else {}
+        return thinking if self.system_role else {**thinking, "system_role": False}
 
 
 class LatentSample(Strict):

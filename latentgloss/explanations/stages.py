@@ -76,6 +76,7 @@ def _explain(run: StageRun[ExplanationNeeds], pool: Executor | None) -> None:
     spent = sums.collect().row(0, named=True)
     if any(spent.values()):
         run.facts["spent"] = spent
+    run.check_readable(schema.EXPLANATIONS, "explainer", "prompt_sha256")
     run.note_unanswered(schema.EXPLANATIONS)
 
 

@@ -23,6 +23,7 @@ from concurrent.futures import wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from latentgloss.llm.as_sent import as_sent
 from latentgloss.llm.jobs import Job, Jobs
 from latentgloss.llm.payments import Payments
 from latentgloss.llm.reply_cache import request_key
@@ -101,7 +102,12 @@ class Client:
 
     def count_tokens(self, requests: Sequence[Request]) -> list[int] | None:
         """Prompt tokens of each request; None if the model's tokenizer is not available."""
-        return self._count(requests) if self._count else None
+        return self._count([as_sent(self.spec, request) for request in requests]) if self._count else None
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it gives the same reply whenever it gets the same request, so that asking again is of no use."""
+        return self.spec.engine != "openai_compatible"
 
     # -- in the caller's thread ------------------------------------------------------------------------------
 

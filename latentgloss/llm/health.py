@@ -1,7 +1,7 @@
 """Decides what a failed request means: that this request fails, or that the server answers nothing.
 
 What belongs here: what the server has shown in this run, and the consequence of one more failure. Where a failure
-leaves both possible (`Verdict.doubtful`), the sender sends a short request of another kind (`sending.Sender`). If the
+leaves both possible (`Verdict.doubtful`), the sender sends a short request in the same form (`probing.py`). If the
 server answers that one, it is available, and only the failing requests have no reply. Nothing is read or written here.
 """
 
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from latentgloss.errors import LanguageModelError
     from latentgloss.llm.engines.base import Failure
 
@@ -24,8 +26,6 @@ BUSY_TRIES = 60
 """Attempts answered by "busy" after which a request is given up."""
 WAIT_MOST_S = 900.0
 """Longest pause that a server may demand. A longer one means that a daily quota is spent, and the run ends."""
-ALL_REJECTED = 20
-"""This many refused requests without any answered one suggest a mistake in the registry entry."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Verdict:
     todo: str = ""
     """What the user should do about it."""
     doubtful: bool = False
-    """`ends` holds only if the server does not answer the short request of another kind either."""
+    """`ends` holds only if the server does not answer the short request in the same form either."""
     again: bool = False
     """If it does not answer that one, the failed request is tried again for now and the run does not end yet."""
 
@@ -80,8 +80,8 @@ class Health:
     """When the server last answered, or when the run began."""
     ever_good: bool = False
     """Whether the server has answered any request."""
-    rejected: int = 0
-    """Requests that the server refused."""
+    answered: dict[Hashable, float] = field(default_factory=dict)
+    """When the server last answered a request, by the form of the request (`probing.form`)."""
     not_before: float = 0.0
     """No request is sent before this time, because a busy server demands a pause."""
     stopped: LanguageModelError | None = None
@@ -90,11 +90,12 @@ class Health:
     def begin(self) -> None:
         """Forgets everything, for a new run."""
         self.stopped, self.not_before = None, 0.0
-        self.last_good, self.ever_good, self.rejected = time.monotonic(), False, 0
+        self.last_good, self.ever_good, self.answered = time.monotonic(), False, {}
 
-    def good(self) -> None:
-        """Records that the server has answered a request."""
+    def good(self, form: Hashable = None) -> None:
+        """Records that the server has answered a request of this form."""
         self.last_good, self.ever_good = time.monotonic(), True
+        self.answered[form] = self.last_good
 
     def pause(self, seconds: float) -> None:
         """Holds back all requests for some time from now."""
@@ -109,15 +110,17 @@ class Health:
         if self.stopped is not None:
             raise self.stopped
 
-    def verdict(self, failure: Failure, tries: Tries) -> Verdict | None:
-        """The consequence of a failure that is already counted in `tries`; None if the request is tried again."""
+    def verdict(self, failure: Failure, tries: Tries, form: Hashable = None) -> Verdict | None:
+        """The consequence of a failure that is already counted in `tries`; None if the request is tried again.
+
+        `form`: that of the request. A server may refuse every request of one form and answer all others.
+        """
         kind, why = failure.kind, failure.reason
         if kind in ("forbidden", "misdeclared"):
             todo = "correct the registry entry, the key or the account"
             return Verdict(why, f"refuses to answer ({why})", todo)
         if kind == "rejected":
-            self.rejected += 1
-            if self.ever_good or self.rejected < ALL_REJECTED:
+            if form in self.answered:
                 return Verdict(why)
             return Verdict(why, f"refuses every request ({why})", "correct the registry entry", doubtful=True)
         if (failure.wait_s or 0.0) > WAIT_MOST_S:

@@ -38,7 +38,8 @@ def open_model(
 
             return OpenAICompatible(spec)
 
-        return Client(spec, served, replies, ledger, count=_counter(spec, cache_dir) if spec.tokenizer else None)
+        count = _counter(spec, cache_dir) if spec.tokenizer else None
+        return Client(spec, served, replies, ledger, capabilities=capabilities_of(spec), count=count)
     from latentgloss.llm.engines.base import Batches
     from latentgloss.llm.engines.transformers import chat_tokens
 
@@ -48,23 +49,24 @@ def open_model(
         lambda: Batches(engine, spec.in_flight),
         replies,
         ledger,
-        identity=engine.identity(),
+        identity={**engine.identity(), **spec.sent_otherwise()},
         capabilities=capabilities_of(spec),
-        count=lambda requests: [len(chat_tokens(engine.tokenizer, request)) for request in requests],
+        count=lambda requests: [len(chat_tokens(engine.tokenizer, request, spec.name)) for request in requests],
     )
 
 
 def capabilities_of(spec: LanguageModelSpec) -> frozenset[Capability]:
     """What a model can do: for a server, what its entry declares; otherwise, what the engine supports."""
+    thinks: frozenset[Capability] = frozenset({"reasoning"} if spec.reasoning_tokens else ())
     if spec.engine == "vllm":
         from latentgloss.llm.engines.vllm import CAPABILITIES
 
-        return CAPABILITIES
+        return CAPABILITIES | thinks
     if spec.engine == "transformers":
         from latentgloss.llm.engines import transformers
 
-        return transformers.CAPABILITIES
-    return frozenset(spec.capabilities)
+        return transformers.CAPABILITIES | thinks
+    return frozenset(spec.capabilities) | thinks
 
 
 def _local(spec: LanguageModelSpec, cache_dir: Path, machine: MachineSettings) -> TransformersEngine | VllmEngine:
@@ -97,6 +99,6 @@ def _counter(spec: LanguageModelSpec, cache_dir: Path) -> Callable[[Sequence[Req
                 tokenizer.append(load_tokenizer(model_of(spec, spec.tokenizer or spec.model), cache_dir))
             except SubjectError as e:
                 raise LanguageModelError(e.found, expected=e.expected, todo=e.todo) from e
-        return [len(chat_tokens(tokenizer[0], request)) for request in requests]
+        return [len(chat_tokens(tokenizer[0], request, spec.name)) for request in requests]
 
     return count

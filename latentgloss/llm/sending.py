@@ -21,13 +21,15 @@ from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
 from latentgloss.errors import LanguageModelError, LatentglossError
+from latentgloss.llm import probing
+from latentgloss.llm.as_sent import as_sent
 from latentgloss.llm.claims import Claims
 from latentgloss.llm.engines.base import BILLED, Failure
 from latentgloss.llm.health import Health, Tries
 from latentgloss.llm.jobs import Job
 from latentgloss.llm.ledger import Cost
 from latentgloss.llm.reply_cache import request_key
-from latentgloss.protocols import Message, Reply, Request
+from latentgloss.protocols import Reply
 
 if TYPE_CHECKING:
     from latentgloss.config.entries import LanguageModelSpec
@@ -35,14 +37,13 @@ if TYPE_CHECKING:
     from latentgloss.llm.jobs import Jobs
     from latentgloss.llm.payments import Payments
     from latentgloss.llm.reply_cache import ReplyCache
+    from latentgloss.protocols import Request
 
 
 BACKOFF_S = 0.5
 BACKOFF_MOST_S = 30.0
 CLAIMED_S, CLAIMED_MOST_S = 0.02, 1.0
 """Pause between two looks at a request that another process has claimed: the first, and the longest."""
-PROBE = Request((Message("user", "Reply with the word: yes"),), max_tokens=8)
-"""Sent to a server at which a request has failed often, to find out whether it answers anything."""
 
 
 class Sender:
@@ -61,7 +62,7 @@ class Sender:
         self.spec, self.replies, self.health = spec, replies, Health(spec.patience_s)
         self._jobs, self._payments, self._backoff_s = jobs, payments, backoff_s
         self._claims = Claims(replies.database.path.parent)
-        self._probe_key = request_key(model_sha256, PROBE)
+        self._model_sha256 = model_sha256
 
     def begin(self, engine: Engine) -> None:
         """Prepares for a new event loop."""
@@ -131,7 +132,7 @@ class Sender:
                     self.health.pause(e.wait_s or 0.0)
                 await asyncio.sleep(max(pause, e.wait_s or 0.0))
             else:
-                self.health.good()
+                self.health.good(probing.form(job.request))
                 return reply
 
     async def _given_up(self, job: Job, failure: Failure, tries: Tries) -> Reply | None:
@@ -139,48 +140,63 @@ class Sender:
 
         Raises LanguageModelError if the run ends.
         """
-        found = self.health.verdict(failure, tries)
+        found = self.health.verdict(failure, tries, probing.form(job.request))
         if found is None:
             return None
-        if found.ends and not (found.doubtful and await self._answers(job)):
-            if found.again:
-                return None
-            raise LanguageModelError(
-                f"{self.spec.name} {found.ends}",
-                todo=f"{found.todo}, then run again: replies that arrived are kept and not requested again",
-            ) from None
-        return Reply("llm_error", found.reason)
+        if not found.ends:
+            return Reply("llm_error", found.reason)
+        todo = ""
+        if found.doubtful:
+            since = time.monotonic()
+            async with self._probing:  # several failing requests share one probe
+                if self.health.answered.get(probing.form(job.request), 0.0) > since or await self._answers(job):
+                    return Reply("llm_error", found.reason)
+                if failure.kind == "rejected":
+                    todo = await self._refused_part(job)
+        if found.again:
+            return None
+        raise LanguageModelError(
+            f"{self.spec.name} {found.ends}",
+            todo=f"{todo or found.todo}, then run again: replies that arrived are kept and not requested again",
+        ) from None
 
     async def _answers(self, job: Job) -> bool:
-        """Whether the server answers a short request that has nothing to do with the failing one.
+        """Whether the server answers a short request in the form of the failing one."""
+        self.health.raise_if_stopped()
+        if not await self._probed(job, probing.probe(job.request)):
+            return False
+        self.health.good(probing.form(job.request))
+        return True
 
-        Several failing requests share one such request.
-        """
-        since = time.monotonic()
-        async with self._probing:
-            if self.health.last_good > since:
-                return True
-            self.health.raise_if_stopped()
-            try:
-                await self._attempt(Job(self._probe_key, PROBE, job.charged))
-            except Failure:
-                return False
-            self.health.good()
-            return True
+    async def _refused_part(self, job: Job) -> str:
+        """What to do about the part of a request's form that the server refuses; empty if there is no such part."""
+        for todo, plainer in probing.plainer(job.request):
+            if await self._probed(job, plainer):
+                return todo
+        return ""
+
+    async def _probed(self, job: Job, request: Request) -> bool:
+        """Whether the server answers a short request, which is charged like the failing one."""
+        try:
+            await self._attempt(Job(request_key(self._model_sha256, request), request, job.charged))
+        except Failure:
+            return False
+        return True
 
     async def _attempt(self, job: Job) -> Reply:
         """Sends the request once. A reply is in the store, and paid, when this returns. Raises Failure."""
-        entry = await self._payments.reserve(job.request, job.charged, self.health.raise_if_stopped)
+        request = as_sent(self.spec, job.request)
+        entry = await self._payments.reserve(request, job.charged, self.health.raise_if_stopped)
         billed = True  # an attempt that is cancelled midway may be billed
         answered = False
         try:
             local = self.spec.engine != "openai_compatible"
             try:
                 async with asyncio.timeout(None if local else self.spec.timeout_s):
-                    reply = await self._engine.answer(job.request)
+                    reply = await self._engine.answer(request)
             except TimeoutError:
                 raise Failure("timeout", f"no whole answer in {self.spec.timeout_s:g} s") from None
-            reply = self._payments.priced(reply, job.request)
+            reply = self._payments.priced(reply, request)
             self._keep(job, reply, entry)
             answered = True
             return reply

@@ -6,7 +6,7 @@ when replies of a language model are missing. `workspace/recipes.py` collects th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.store import fingerprint
@@ -20,6 +20,9 @@ ATTEMPT, UNANSWERED = "attempt", "unanswered"
 which a language model gave no reply."""
 ATTEMPTS = 3
 """Most runs that ask for a missing reply, the first included; after that the row stays without a reply."""
+FORGOTTEN = "forgotten"
+"""Key in a recipe: how often `latentgloss replies forget` has had rows without a usable reply asked about again. It is
+present from the first time on."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Recipe:
     """JSON-compatible; its hash is the fingerprint."""
     inputs: dict[str, dict[str, Version]]
     """The pinned versions, by input stage and then by partition."""
+    again: frozenset[str] = field(default=frozenset(), compare=False)
+    """Blocks that are computed again although an earlier version has them, because of `latentgloss replies forget`."""
 
     @property
     def fingerprint(self) -> str:
@@ -37,22 +42,29 @@ class Recipe:
         return fingerprint(self.content)
 
 
-def asked_again(content: dict[str, Any], current: Version | None) -> dict[str, Any]:
+def asked_again(content: dict[str, Any], current: Version | None, *, forgotten: bool = False) -> dict[str, Any]:
     """The recipe content of the next attempt if the current version was made from `content` and lacks replies.
 
     Otherwise `content` as it is, or with the number of the attempt that made the current version. Whether a reply
     arrived is not part of a recipe, because a time-out says nothing about the request. Without an attempt number the
-    next run would take the incomplete version for fresh; with it, that run makes another version.
+    next run would take the incomplete version for fresh; with it, that run makes another version. `forgotten`: whether
+    rows of the current version are to be asked about again at the user's wish, which begins a new count of attempts.
     """
     if current is None:
         return content
     made = dict(current.manifest.recipe)
-    attempt = made.pop(ATTEMPT, 1)
+    attempt, times = made.pop(ATTEMPT, 1), made.pop(FORGOTTEN, 0)
     if fingerprint(made) != fingerprint(content):
         return content
-    if UNANSWERED in current.manifest.facts and attempt < ATTEMPTS:
+    if forgotten:
+        attempt, times = 1, times + 1
+    elif UNANSWERED in current.manifest.facts and attempt < ATTEMPTS:
         attempt += 1
-    return content if attempt == 1 else {**content, ATTEMPT: attempt}
+    return {
+        **content,
+        **({FORGOTTEN: times} if times else {}),
+        **({ATTEMPT: attempt} if attempt > 1 else {}),
+    }
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from latentgloss.errors import LatentglossError, MissingInput
+from latentgloss.errors import LanguageModelError, LatentglossError, MissingInput
 from latentgloss.pipeline.accounting import charged_to
 from latentgloss.pipeline.failures import as_error, attempt
 from latentgloss.pipeline.recipe import ATTEMPT, UNANSWERED
@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     from latentgloss.pipeline.stage import Stage
     from latentgloss.schema import Table
     from latentgloss.store import Draft, Store, Version
+
+
+UNREAD = ("parse_failed", "prompt_truncated")
+"""Statuses of rows for which a language model gave a reply that cannot be read."""
+UNUSABLE = ("llm_error", *UNREAD)
+"""These, and the status of rows for which it gave no reply."""
+FEWEST = 3
+"""Queries of which at least one must be read for a partition to have a result."""
 
 
 @dataclass
@@ -139,11 +147,25 @@ class StageRun(Generic[R_co]):
         }
 
     def reuse(self, name: str, recipe: dict[str, Any], tables: tuple[Table, ...]) -> bool:
-        """Like `Draft.reuse`, but drops a block with missing replies if this run asks for them again."""
+        """Like `Draft.reuse`, but drops a block with missing replies if this run asks for them again.
+
+        Of a version that a killed or failed run left unfinished, it drops every block without a usable reply: if the
+        run ended because no reply could be read, such blocks were finished before it ended.
+        """
         draft = self.draft
+        unfinished = all(self.store.files.exists(f"{draft.key}/{table.name}/{name}.parquet") for table in tables)
         if not draft.reuse(name, recipe, tables):
             return False
-        if ATTEMPT not in self.recipe.content or not any(_unanswered(draft.own.read(t, name).lazy()) for t in tables):
+        if not self.settings.asks(self.stage.name):
+            return True
+        if unfinished:
+            statuses: tuple[str, ...] = UNUSABLE
+        elif name not in self.recipe.again:
+            statuses = ("llm_error",) if ATTEMPT in self.recipe.content else ()
+        else:
+            draft.drop(name)
+            return False
+        if not any(_rows_with(draft.own.read(t, name).lazy(), statuses) for t in tables if statuses):
             return True
         draft.drop(name)
         return False
@@ -153,9 +175,33 @@ class StageRun(Generic[R_co]):
 
         The rows stay in the table; the next run asks for them again.
         """
-        n = _unanswered(self.draft.scan(table)) if self.settings.asks(self.stage.name) else 0
+        n = _rows_with(self.draft.scan(table), ("llm_error",)) if self.settings.asks(self.stage.name) else 0
         if n:
             self.facts[UNANSWERED] = n
+
+    def check_readable(self, table: Table, by: str, query: str) -> None:
+        """Raises LanguageModelError if none of the replies to an explainer or judge could be read.
+
+        `by`: the column that names the explainer or judge; `query`: the column that tells its queries apart. Fewer than
+        `FEWEST` queries prove nothing: their rows say why there is no result.
+        """
+        import polars as pl
+
+        if not self.settings.asks(self.stage.name):
+            return
+        asked = self.draft.scan(table).filter(pl.col("status").is_in(("ok", *UNUSABLE)), pl.col(query).is_not_null())
+        each = asked.group_by(by).agg(unread=pl.col("status").is_in(UNREAD).all())
+        names = each.filter("unread").collect()[by].to_list()
+        unread = asked.filter(pl.col(by).is_in(names)).group_by(by)
+        for row in unread.agg(queries=pl.col(query).n_unique(), reason=pl.col("reason").first()).collect().to_dicts():
+            if row["queries"] >= FEWEST:
+                raise LanguageModelError(
+                    f"{row[by]}: none of the {row['queries']:,} replies for {self.stage.name} of {self.partition} "
+                    f"could be read; one of them: {row['reason']}",
+                    expected="replies in the form that the prompt asks for",
+                    todo="correct the registry entry or the server (`latentgloss try` shows one prompt and its reply), "
+                    "then run again: what could not be read is asked for again",
+                )
 
     def attempt(self, action: Callable[[], None]) -> None:
         """Runs `action` for this partition. The first error is kept, whatever succeeds later in any thread."""
@@ -215,10 +261,10 @@ def one_by_one(compute: Callable[[StageRun[R]], None]) -> Runner[R]:
     return runner
 
 
-def _unanswered(frame: pl.LazyFrame) -> int:
-    """Number of rows for which the language model gave no reply."""
+def _rows_with(frame: pl.LazyFrame, statuses: tuple[str, ...]) -> int:
+    """Number of rows with one of these statuses; 0 for a table without statuses."""
     import polars as pl
 
     if "status" not in frame.collect_schema():
         return 0
-    return int(frame.filter(pl.col("status") == "llm_error").select(pl.len()).collect().item())
+    return int(frame.filter(pl.col("status").is_in(statuses)).select(pl.len()).collect().item())

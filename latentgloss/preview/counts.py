@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentgloss import schema
-from latentgloss.llm.asking import follow_up
+from latentgloss.llm.as_sent import as_sent
+from latentgloss.llm.asking import to_send
 from latentgloss.llm.payments import most_prompt_tokens
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.statistics.counter_rng import counter_hash
@@ -84,23 +85,31 @@ class Counter:
         for (request, item), tokens in zip(to_send, prompts, strict=True):
             prompt = tokens + item.unwritten
             sums[PROMPT] += prompt
-            sums[COMPLETION] += request.max_tokens
-            sums[AGAIN] += prompt + with_repair - without + request.max_tokens
+            reply = self._most_reply_tokens(model, request)
+            sums[COMPLETION] += reply
+            sums[AGAIN] += prompt + with_repair - without + reply
 
     def _to_send(self, planned: Planned) -> Request | None:
-        """The request of a query that is still to be sent: the first one, the repair, or None."""
-        reply = self.workspace.replies.get(self._key(planned.model, planned.query.request))
-        if reply is None:
-            return planned.query.request
-        repair = follow_up(planned.query, reply)
-        answered = repair is not None and self.workspace.replies.get(self._key(planned.model, repair)) is not None
-        return None if answered else repair
+        """The request of a query that is still to be sent: the first one, the repair, or None.
+
+        Where the replies in the cache cannot be used, it is the first request of another attempt.
+        """
+        return to_send(
+            planned.query,
+            lambda request: self.workspace.replies.get(self._key(planned.model, request)),
+            repeats=bool(getattr(planned.model, "repeats", False)),
+        )
 
     def _key(self, model: LanguageModel, request: Request) -> bytes:
         """The key of a request in the reply cache."""
         if model.name not in self._identities:
             self._identities[model.name] = json_sha256(model.identity())
         return request_key(self._identities[model.name], request)
+
+    def _most_reply_tokens(self, model: LanguageModel, request: Request) -> int:
+        """The most tokens of a reply, with what the registry entry allows for thinking."""
+        spec = self.workspace.registry.language_models.get(model.name)
+        return request.max_tokens if spec is None else as_sent(spec, request).max_tokens
 
     def _tokens(self, model: LanguageModel, requests: list[Request]) -> list[int]:
         """Prompt tokens of each request; an upper bound if the model has no tokenizer, and then `uncounted` says so."""

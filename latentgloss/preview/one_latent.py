@@ -18,6 +18,7 @@ from latentgloss.errors import InputError, LanguageModelError, MissingInput
 from latentgloss.explanations.evidence import BlockEvidence
 from latentgloss.explanations.explainers import EXPLAINERS, block_name, explainer_of
 from latentgloss.explanations.explainers.llm import LlmExplainer
+from latentgloss.llm.as_sent import as_sent
 from latentgloss.llm.asking import Query, ask_all
 from latentgloss.llm.opening import capabilities_of
 from latentgloss.llm.prompts.templates import messages_sha256
@@ -32,6 +33,7 @@ from latentgloss.scores.table import SCORERS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.config.settings import JudgedSettings
     from latentgloss.explanations.explainers.base import Evidence
     from latentgloss.protocols import Capability, LanguageModel, Message, Reply, Request
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """A prompt and, if it was sent, its result."""
+    """A prompt and, if it was sent, its result. `messages` are those that the model is sent."""
 
     about: dict[str, Any]
     """The latent, the explainer or scorer, the model, and what else identifies the prompt."""
@@ -66,8 +68,10 @@ class Trial:
 class SilentModel:
     """A language model that answers no request: it stands in for a model whose prompts are only to be shown."""
 
-    def __init__(self, name: str, capabilities: frozenset[Capability] = frozenset()) -> None:
-        self.name, self.capabilities = name, capabilities
+    def __init__(self, name: str, spec: LanguageModelSpec | None = None) -> None:
+        """`spec`: the model's registry entry, if it has one."""
+        self.name, self.spec = name, spec
+        self.capabilities: frozenset[Capability] = frozenset() if spec is None else capabilities_of(spec)
 
     def identity(self) -> dict[str, Any]:
         """Its name only."""
@@ -114,8 +118,7 @@ def _silent_model(workspace: Workspace, name: str) -> SilentModel:
 
     The model itself need not be reachable, nor in the registry.
     """
-    spec = workspace.registry.language_models.get(name)
-    return SilentModel(name) if spec is None else SilentModel(name, capabilities_of(spec))
+    return SilentModel(name, workspace.registry.language_models.get(name))
 
 
 def _evidence(workspace: Workspace, run: StageRun[Workspace], latent: int, explainer: LlmExplainer) -> Evidence:
@@ -309,8 +312,9 @@ def as_it_stands(
 
 def _trial(model: LanguageModel, query: Query[Any], about: dict[str, Any], *, dry: bool) -> Trial:
     """The trial of one query; `dry`: without sending it."""
-    messages = query.request.messages
-    prompt = Trial(about, messages, messages_sha256(messages))
+    spec = getattr(model, "spec", None)
+    shown = query.request if spec is None else as_sent(spec, query.request)
+    prompt = Trial(about, shown.messages, messages_sha256(query.request.messages))
     if dry:
         return prompt
     (result,) = ask_all(model, [query])

@@ -81,6 +81,7 @@ def ask_about_blocks(
     taken = _taken_by_blocks(run.draft.blocks.values())
     if taken:
         run.facts["spent"] = taken
+    run.check_readable(schema.JUDGEMENTS, "judge", "prompt")
     run.note_unanswered(schema.JUDGEMENTS)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from latentgloss.errors import MissingInput, StoreError
 from latentgloss.pipeline.graph import STAGES
 from latentgloss.pipeline.recipe import Recipe, asked_again, differences
+from latentgloss.workspace.forgetting import to_ask_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,7 +61,8 @@ def recipe_of(resources: Resources, stage: Stage, partition: str, external: Call
         current = resources.store.current(stage.name, partition) if asks else None
     except StoreError:  # damaged, so it is made again
         current = None
-    return Recipe(asked_again(content, current), inputs)
+    again = to_ask_again(resources.store, current)
+    return Recipe(asked_again(content, current, forgotten=bool(again)), inputs, again)
 
 
 def _current_inputs(resources: Resources, stage: Stage, upstream: Stage, partition: str) -> dict[str, Version]:

@@ -64,6 +64,8 @@ def state_of(
     if current is None:
         return state("missing", "never materialised")
     changes = differences(current.manifest.recipe, wanted.content)
+    if changes and wanted.again:
+        return state("stale", "rows without a usable reply are to be asked about again (`latentgloss replies forget`)")
     if changes and ATTEMPT in wanted.content:
         return state("stale", f"{current.manifest.facts[UNANSWERED]:,} rows without a reply of the language model")
     if changes:

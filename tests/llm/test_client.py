@@ -76,7 +76,7 @@ def test_faults_change_no_reply_and_lose_none(tmp_path: Path, seed: int) -> None
         Fault(raw=b""),
         Fault(raw=b'{"choices": [1, 2]}'),
         Fault(raw=b'{"choices": [{"finish_reason": "stop", "message": {"content": 3}}]}'),
-        Fault(raw=b'{"choices": [{"finish_reason": null, "message": {"content": "half"}}]}'),
+        Fault(raw=b'{"choices": [{"finish_reason": "abort", "message": {"content": "half"}}]}'),
     ]
 
     def answer(body: dict[str, Any]) -> str | Fault:

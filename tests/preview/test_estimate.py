@@ -194,6 +194,25 @@ def test_what_was_answered_is_free_and_what_could_not_be_read_is_asked_again(roo
     assert sums[2][counts.PROMPT] > fresh
 
 
+def test_thinking_and_a_template_without_a_system_role_are_counted(root, tmp_path):
+    folder = copied(root, tmp_path)
+    tiny.write_model(folder / "chat")
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    (folder / "chat" / "chat_template.jinja").write_text(refuses + "{% for m in messages %}{{ m.content }}{% endfor %}")
+    entry = folder / "registry" / "language_models" / "vendor.toml"
+
+    def row(more):
+        entry.write_text(VENDOR + f'tokenizer = "path:{folder / "chat"}"\n' + more)
+        (found,) = rows_of(opened(folder, ASKING_VENDOR), "explanations", most=4)
+        return found
+
+    assert "system_role = false" in row("").problem and "System role not supported" in row("").problem
+    plain, thinking = row("system_role = false\n"), row("system_role = false\nreasoning_tokens = 1000\n")
+    assert not plain.problem and plain.prompt_tokens > 0
+    assert thinking.prompt_tokens == plain.prompt_tokens
+    assert thinking.completion_tokens_most == plain.completion_tokens_most + 1000 * plain.requests
+
+
 def test_a_paid_model_is_priced_and_refuses_without_a_budget(root, vendor):
     rows = rows_of(vendor, "explanations")
     (row,) = rows

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import ExplainerError, SettingsError
 from latentgloss.explanations.explainers.base import Explained
-from latentgloss.llm.asking import storable
+from latentgloss.llm.reply_text import storable
 from latentgloss.store.digests import file_sha256
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from latentgloss.llm.asking import UnparsableReply, storable, without_thoughts
+from latentgloss.llm.asking import UnparsableReply, answer_in
+from latentgloss.llm.reply_text import storable, unwrapped
 
 if TYPE_CHECKING:
     from latentgloss.protocols import Reply
@@ -28,7 +29,6 @@ LINE = rf"EXPLANATION: [^\s][^\n]{{9,{LONGEST_LINE - 2}}}\."
 """The regular expression of a reply that is constrained to a line."""
 
 _MARKER = re.compile(r"^[\s*_#>`-]*EXPLANATION[\s*_`]*:[\s*_`]*", re.MULTILINE)
-_FENCE = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
 _CLOSING, _ENDS = "'\")]*_`’”» ", (".", "!", "?", "…", "。")
 _NOTHING = frozenset({"", "none", "null", "nan", "na", "unknown", "unclear", "nothing", "undefined"})
 
@@ -50,7 +50,7 @@ def reply_schema(steps: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def read_explanation(reply: Reply) -> str:
     """The sentence after the marker. Raises UnparsableReply unless there is exactly one, alone on the last line."""
-    text = _said(reply)
+    text = answer_in(reply)
     found = list(_MARKER.finditer(text))
     if len(found) != 1:
         raise UnparsableReply(f"it has {len(found) or 'no'} lines that begin with EXPLANATION:")
@@ -63,7 +63,7 @@ def read_explanation(reply: Reply) -> str:
 def read_line(reply: Reply) -> str:
     """The explanation in a reply that `LINE` demands. If only the length limit ended it, it ends in an ellipsis."""
     sentence = read_explanation(reply)
-    whole = len(_said(reply).strip()) < len("EXPLANATION: ") + LONGEST_LINE
+    whole = len(answer_in(reply)) < len("EXPLANATION: ") + LONGEST_LINE
     return sentence if whole else f"{sentence.rstrip('.')}…"
 
 
@@ -72,12 +72,11 @@ def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:
 
     Raises UnparsableReply for anything else, including an object with further entries.
     """
-    text = _said(reply).strip()
-    fenced = _FENCE.match(text)
+    text = unwrapped(answer_in(reply))
     names = [*steps, EXPLANATION]
     try:
         # An object becomes a tuple of its pairs, so that an entry that occurs twice is noticed.
-        found = json.loads(fenced[1] if fenced else text, object_pairs_hook=tuple)
+        found = json.loads(text, object_pairs_hook=tuple)
     except (ValueError, RecursionError):
         raise UnparsableReply("it is not a JSON object, and that alone") from None
     pairs = found if isinstance(found, tuple) else ()
@@ -94,14 +93,6 @@ def read_object(reply: Reply, steps: tuple[str, ...] = ()) -> str:
     if not sentence.rstrip(_CLOSING).endswith(_ENDS):
         raise UnparsableReply("the explanation does not end in a full stop")
     return sentence
-
-
-def _said(reply: Reply) -> str:
-    """The text of a reply without thoughts. Raises UnparsableReply if it is empty."""
-    text = without_thoughts(storable(reply.text))
-    if not text.strip():
-        raise UnparsableReply("the reply was empty")
-    return text
 
 
 def _sentence(text: str) -> str:

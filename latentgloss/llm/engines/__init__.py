@@ -2,6 +2,8 @@
 
 - `base`               the interface of an engine, the kinds of failure, batches of single requests
 - `openai_compatible`  a server over HTTP
+- `answers`            the forms in which servers write an answer
+- `refusals`           what a server's errors mean
 - `vllm`               vLLM in this process
 - `transformers`       transformers in this process
 - `grammars`           replies held to a regular expression or a JSON schema

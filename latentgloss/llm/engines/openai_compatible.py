@@ -8,7 +8,6 @@ text that leaves this module.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -16,26 +15,25 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import LanguageModelError
+from latentgloss.llm.engines.answers import decoded, ended_of, logprobs_of, quoted, text_of
 from latentgloss.llm.engines.base import Failure
-from latentgloss.protocols import Reply, Request, TokenLogprobs
+from latentgloss.llm.engines.refusals import error_in, kind_of
+from latentgloss.llm.reply_text import said, unwrapped
+from latentgloss.protocols import Reply, Request
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import openai
     from openai import AsyncOpenAI
 
     from latentgloss.config.entries import LanguageModelSpec
-    from latentgloss.llm.engines.base import Kind
-
 
 PER_CLIENT = 32
 """Connections per HTTP client. A client's work per request grows with them, so more requests use more clients."""
 
 CONNECT_S = 10.0
 """Longest time to wait for a connection."""
-IMPOSSIBLE = -9999.0
-"""Written by servers instead of minus infinity, which JSON does not have."""
-_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-"""Error codes of a 429 that does not pass by waiting."""
 
 
 class OpenAICompatible:
@@ -70,7 +68,10 @@ class OpenAICompatible:
         except (openai.APIError, httpx2.HTTPError) as e:
             failure = self._failure(e)
         else:
-            return _reply(response.content, request)
+            try:
+                return _reply(response.content, request, response.headers)
+            except Failure as e:  # it quotes the server, which may quote the key
+                failure = Failure(e.kind, self._clean(e.reason), wait_s=e.wait_s)
         raise failure  # outside the handler, because the client's exception carries a request with the key
 
     async def close(self) -> None:
@@ -126,16 +127,9 @@ class OpenAICompatible:
         import openai
 
         if isinstance(error, openai.APIStatusError):
-            status, code = error.status_code, {str(error.code), str(error.type)}
-            kind: Kind = "rejected"
-            if status == 429:
-                kind = "forbidden" if code & _QUOTA else "busy"
-            elif status >= 500 or status in (408, 409, 425):
-                kind = "failed"
-            elif status in (401, 402, 403, 404):
-                kind = "forbidden"
+            status = error.status_code
             return Failure(
-                kind,
+                kind_of(status, frozenset({str(error.code), str(error.type)})),
                 self._clean(f"HTTP {status}: {_message(error)}"),
                 wait_s=_retry_after(error.response.headers.get("retry-after")),
             )
@@ -155,7 +149,7 @@ def _message(error: openai.APIStatusError) -> str:
     body = error.body
     if isinstance(body, dict) and isinstance(body.get("message"), str):
         return str(body["message"])
-    return str(error.response.text)
+    return quoted(error.response.content)
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -170,38 +164,40 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _reply(content: bytes, request: Request) -> Reply:
-    """The reply in the body of an answer. Raises Failure (`malformed`, `misdeclared`)."""
+def _reply(content: bytes, request: Request, headers: Mapping[str, str]) -> Reply:
+    """The reply in the body of an answer. Raises Failure."""
+    data = decoded(content)
+    if (error := error_in(data, headers)) is not None:
+        raise error
     try:
-        data = json.loads(content)
         (choice,) = data["choices"]
-        message = choice["message"]
-        text, refusal = message.get("content"), message.get("refusal")
-        ended = choice["finish_reason"]
+        text, thinking, refusal = text_of(choice)
         usage = data.get("usage") or {}
         counts: dict[str, Any] = {
             "prompt_tokens": int(usage.get("prompt_tokens") or 0),
             "cached_prompt_tokens": int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
             "completion_tokens": int(usage.get("completion_tokens") or 0),
         }
-        if not isinstance(text, str | None):
-            raise TypeError(f"content is {type(text).__name__}")
-        logprobs = tuple(_token(item) for item in ((choice.get("logprobs") or {}).get("content") or ()))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise Failure("malformed", f"an answer that cannot be read ({type(e).__name__}: {e})") from None
-    if refusal or ended == "content_filter":
-        return Reply("refused", str(refusal or "content filter"), text or "", **counts)
-    if ended not in ("stop", "length", "tool_calls", "eos"):
-        raise Failure("malformed", f"an answer that ended with {ended!r}")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
+        why = f"{type(e).__name__}: {e}"
+        raise Failure("malformed", f"an answer that cannot be read ({why}): {quoted(content)}") from None
+    ended = ended_of(choice, data.get("usage"), request.max_tokens)
+    if refusal or ended == "refused":
+        return Reply(
+            "refused", refusal or f"content filter (finish_reason {choice['finish_reason']!r})", text, **counts
+        )
+    if not text.strip() and not thinking.strip() and not choice.get("finish_reason"):
+        raise Failure("malformed", "an answer without text and without a reason for its end")
+    where = ""
+    if not text.strip() and thinking.strip():
+        where = "" if ended == "length" else "the message had no content, only thinking"
+        text = f"<think>{thinking}" if ended == "length" else thinking  # the whole reply may be there
+    logprobs = logprobs_of(choice)
     if request.logprobs and not logprobs and text:
-        raise Failure("misdeclared", "no log probabilities in the answer, which the registry says it can give")
-    if request.choice is not None and ended == "stop" and (text or "").strip() not in request.choice:
+        form = "no log probabilities" if logprobs == () else "log probabilities without their tokens"
+        raise Failure("misdeclared", f"{form} in the answer, which the registry says it can give")
+    if request.choice is not None and ended == "stop" and (answer := unwrapped(said(text))) not in request.choice:
         # A server that lacks this parameter ignores it silently, and every reply would have to be requested twice.
-        raise Failure("misdeclared", "an answer outside the choice it was given, which the registry says it keeps to")
-    return Reply("truncated" if ended == "length" else "ok", "", text or "", logprobs, **counts)
-
-
-def _token(item: Any) -> TokenLogprobs:
-    found = ((str(t["token"]), float(t["logprob"])) for t in item.get("top_logprobs") or ())
-    top = sorted((t for t in found if t[1] > IMPOSSIBLE), key=lambda t: -t[1])
-    return TokenLogprobs(str(item["token"]), float(item["logprob"]), tuple(top))
+        wrong = f"an answer outside the choice it was given, which the registry says it keeps to: {answer[:100]!r}"
+        raise Failure("misdeclared", wrong)
+    return Reply("truncated" if ended == "length" else "ok", where, text, logprobs or (), **counts)

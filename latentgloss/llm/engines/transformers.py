@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import LanguageModelError, SubjectError
+from latentgloss.llm.as_sent import in_user_turn
 from latentgloss.llm.engines.base import Failure
 from latentgloss.llm.engines.grammars import Grammars
 from latentgloss.models.devices import chosen_device
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from latentgloss.config.entries import ModelSpec
+    from latentgloss.protocols import Message
 
 
 VERSION = "2"
@@ -123,7 +125,7 @@ class TransformersEngine:
 
     def answer_all(self, requests: Sequence[Request]) -> Iterator[tuple[int, Reply | Failure]]:
         """Yields the index of each request with its reply or failure, tile by tile, the shortest prompts first."""
-        prompts = [chat_tokens(self.tokenizer, request) for request in requests]
+        prompts = [chat_tokens(self.tokenizer, request, self.spec.name) for request in requests]
         most = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         by_length: dict[int, list[tuple[int, _Decoding]]] = {}
         for place, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
@@ -328,14 +330,36 @@ class _Decoding:
         return TokenLogprobs(str(decode([token])), float(logprobs[token]), top)
 
 
-def chat_tokens(tokenizer: Any, request: Request) -> list[int]:
+def chat_tokens(tokenizer: Any, request: Request, name: str = "the language model") -> list[int]:
     """Token ids of the prompt: the messages in the tokenizer's chat template, with the header of the reply.
 
-    Raises LanguageModelError if the tokenizer has no chat template, which means that the model is not made for chat.
+    `name`: of the registry entry, for messages. Raises LanguageModelError if the tokenizer has no chat template, which
+    means that the model is not made for chat, or if the template refuses the messages.
     """
     if not tokenizer.chat_template:
         raise LanguageModelError("the tokenizer has no chat template", expected="an instruction-tuned model")
-    messages = [{"role": m.role, "content": m.content} for m in request.messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text = _in_template(tokenizer, request.messages)
+    except Exception as e:  # a template is a program of the model's authors and may raise anything
+        system = any(message.role == "system" for message in request.messages)
+        try:
+            _in_template(tokenizer, in_user_turn(request.messages))
+        except Exception:
+            system = False
+        raise LanguageModelError(
+            f"the chat template of {name} refuses the {'system message' if system else 'messages'} of a prompt "
+            f"({type(e).__name__}: {e})",
+            expected="a chat template for system, user and assistant messages",
+            todo="declare `system_role = false` in the registry entry: the system text is then put into the first user "
+            "message, which the template takes"
+            if system
+            else "use another model or another chat template",
+        ) from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _in_template(tokenizer: Any, messages: Sequence[Message]) -> str:
+    shown = [{"role": m.role, "content": m.content} for m in messages]
+    text: str = tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
+    return text

@@ -86,7 +86,7 @@ class VllmEngine:
         places: dict[str, int] = {}
         for place, request in enumerate(requests):
             number = str(next(self._numbers))
-            prompt = {"prompt_token_ids": chat_tokens(self.tokenizer, request)}
+            prompt = {"prompt_token_ids": chat_tokens(self.tokenizer, request, self.spec.name)}
             try:
                 engine.add_request(number, prompt, self._parameters(request))
                 places[number] = place

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentgloss.errors import ScorerError
-from latentgloss.llm.asking import Planned, Query, QueryResult, UnparsableReply, ask_all, storable, without_thoughts
+from latentgloss.llm.asking import Planned, Query, QueryResult, UnparsableReply, answer_in, ask_all
 from latentgloss.llm.prompts.quoting import quoted_tokens
 from latentgloss.llm.prompts.templates import prompt
+from latentgloss.llm.reply_text import unwrapped
 from latentgloss.protocols import Answer, Request
 from latentgloss.scores.judges.language_model import ALTERNATIVES, language_model_identity, prompt_number
 from latentgloss.scores.scorers.trials import ARM, PASSAGES
@@ -200,7 +201,7 @@ def read_choice(reply: Reply, *, schema: bool = False) -> Choice:
 
     With `schema`, the reply may be the object that `SCHEMA` demands. Raises UnparsableReply for any other reply.
     """
-    text = without_thoughts(storable(reply.text)).strip()
+    text = unwrapped(answer_in(reply))
     if schema and (inside := _OBJECT.fullmatch(text)):
         text = inside[1]
     if not re.fullmatch(rf"[1-{PASSAGES}]\.?", text):

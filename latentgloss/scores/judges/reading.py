@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from latentgloss.llm.asking import Planned, Query, QueryResult, UnparsableReply, ask_all, storable, without_thoughts
+from latentgloss.llm.asking import Planned, Query, QueryResult, UnparsableReply, answer_in, ask_all
 from latentgloss.llm.prompts.quoting import quoted_tokens, readable
 from latentgloss.llm.prompts.templates import prompt
+from latentgloss.llm.reply_text import unwrapped
 from latentgloss.protocols import Answer, Request
 from latentgloss.scores.judges.language_model import ALTERNATIVES, language_model_identity, prompt_number
 
@@ -184,7 +185,6 @@ def _schema(n: int) -> dict[str, Any]:
     }
 
 
-_FENCE = re.compile(r"\A```\w*\n(.*?)\n?```\Z", re.DOTALL)
 _LIST = re.compile(r"\[\s*([01](?:\s*,\s*[01])*)\s*,?\s*\]")
 _OBJECT = re.compile(r'\{\s*"active"\s*:\s*(\[[^\]]*\])\s*\}')
 
@@ -195,11 +195,7 @@ def read_verdicts(reply: Reply, n: int, *, schema: bool = False) -> Verdicts:
     With `schema`, the reply may be the object that the schema demands. Nothing is guessed: raises UnparsableReply for
     any other reply.
     """
-    text = without_thoughts(storable(reply.text)).strip()
-    fenced = _FENCE.match(text)
-    text = fenced[1].strip() if fenced else text
-    if not text:
-        raise UnparsableReply("the reply was empty")
+    text = unwrapped(answer_in(reply))
     if schema and (inside := _OBJECT.fullmatch(text)):
         text = inside[1]
     if not text.isascii() or not (found := _LIST.fullmatch(text)):
