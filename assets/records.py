@@ -25,6 +25,7 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 from dagster._core.events import DagsterEvent
+from dagster._core.execution.plan.objects import TypeCheckData
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 
 from latentgloss.pipeline.graph import STAGES
@@ -107,6 +108,9 @@ def step_done(context: dg.AssetExecutionContext) -> Iterator[DagsterEvent | dg.O
 
     Yielding the `Output` of an asset would also do so, but would record every partition of the range once more and
     without versions. The outputs of checks record nothing.
+
+    Each event says that its output passed its type check, as every event that Dagster writes itself does. Without
+    that, the UI cannot read the event, and shows no log of the run at all.
     """
     step = context.get_step_execution_context()
     for output in step.step.step_outputs:
@@ -115,7 +119,9 @@ def step_done(context: dg.AssetExecutionContext) -> Iterator[DagsterEvent | dg.O
         if output.properties.asset_check_key is not None:
             yield dg.Output(None, output_name=output.name)
         else:
-            yield DagsterEvent.step_output_event(step, StepOutputData(StepOutputHandle(step.step.key, output.name)))
+            passed = TypeCheckData(success=True, label=output.name)
+            done = StepOutputData(StepOutputHandle(step.step.key, output.name), type_check_data=passed)
+            yield DagsterEvent.step_output_event(step, done)
 
 
 def recorded(instance: dg.DagsterInstance, asset: str, partition: str) -> str | None:
