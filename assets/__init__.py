@@ -6,6 +6,7 @@
 - `partitions`   partitions for the models and SAEs of the registry
 - `automation`   the conditions under which Dagster runs an asset by itself
 - `checks`       asset checks
+- `configuration`  the checks of the registry and the settings
 - `pictures`     charts and tables that the Dagster UI shows for each partition
 - `records`      the events that Dagster stores for each finished partition
 """

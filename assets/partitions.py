@@ -31,19 +31,38 @@ class Change:
 def changes(instance: dg.DagsterInstance, registry: Registry) -> list[Change]:
     """The changes that make the instance's partitions equal to the registry's entries; none for a grain that is equal.
 
-    While a registry file cannot be read, no key is removed, because that file may be the one that declares it.
+    While a file of a model or an SAE cannot be read, no key is removed, because that file may be the one that declares
+    it (`held_back`).
     """
-    wanted: dict[Grain, Sequence[str]] = {"model": sorted(registry.models), "sae": sorted(registry.saes)}
+    wanted = _wanted(registry)
     for key in wanted["sae"]:
         split_partition(key)
     found = []
     for grain, keys in wanted.items():
         known = instance.get_dynamic_partitions(grain)
         add = [key for key in keys if key not in set(known)]
-        remove = [] if registry.problems else [key for key in known if key not in set(keys)]
+        remove = [] if _may_declare(registry) else [key for key in known if key not in set(keys)]
         if add or remove:
             found.append(Change(grain, add, remove))
     return found
+
+
+def held_back(instance: dg.DagsterInstance, registry: Registry) -> list[str]:
+    """Keys that no readable file declares, and that stay because a file which cannot be read may declare them."""
+    if not _may_declare(registry):
+        return []
+    wanted = _wanted(registry)
+    return [key for grain in wanted for key in instance.get_dynamic_partitions(grain) if key not in wanted[grain]]
+
+
+def _wanted(registry: Registry) -> dict[Grain, Sequence[str]]:
+    return {"model": sorted(registry.models), "sae": sorted(registry.saes)}
+
+
+def _may_declare(registry: Registry) -> bool:
+    """Whether a file that cannot be read may declare a model or an SAE."""
+    folders = [registry.root / "models", registry.root / "saes"]
+    return any(path.is_relative_to(folder) for path in registry.problems for folder in folders)
 
 
 def apply(instance: dg.DagsterInstance, found: Sequence[Change]) -> None:

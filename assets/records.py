@@ -25,6 +25,7 @@ from dagster._core.definitions.data_version import (
     get_input_event_pointer_tag,
 )
 from dagster._core.events import DagsterEvent
+from dagster._core.execution.plan.objects import TypeCheckData
 from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandle
 
 from latentgloss.pipeline.graph import STAGES
@@ -107,6 +108,9 @@ def step_done(context: dg.AssetExecutionContext) -> Iterator[DagsterEvent | dg.O
 
     Yielding the `Output` of an asset would also do so, but would record every partition of the range once more and
     without versions. The outputs of checks record nothing.
+
+    Each event says that its output passed its type check, as every event that Dagster writes itself does. Without
+    that, the UI cannot read the event, and shows no log of the run at all.
     """
     step = context.get_step_execution_context()
     for output in step.step.step_outputs:
@@ -115,7 +119,9 @@ def step_done(context: dg.AssetExecutionContext) -> Iterator[DagsterEvent | dg.O
         if output.properties.asset_check_key is not None:
             yield dg.Output(None, output_name=output.name)
         else:
-            yield DagsterEvent.step_output_event(step, StepOutputData(StepOutputHandle(step.step.key, output.name)))
+            passed = TypeCheckData(success=True, label=output.name)
+            done = StepOutputData(StepOutputHandle(step.step.key, output.name), type_check_data=passed)
+            yield DagsterEvent.step_output_event(step, done)
 
 
 def recorded(instance: dg.DagsterInstance, asset: str, partition: str) -> str | None:
@@ -140,6 +146,35 @@ def report(asset: str, partition: str, data_version: str, metadata: Mapping[str,
     )
 
 
+def report_problems(instance: dg.DagsterInstance, asset: str, name: str, problems: Sequence[str]) -> None:
+    """Records a result of a check outside of any run. The check fails if there are problems."""
+    instance.report_runless_asset_event(
+        AssetCheckEvaluation(
+            asset_key=dg.AssetKey(asset),
+            check_name=name,
+            passed=not problems,
+            severity=dg.AssetCheckSeverity.ERROR,
+            metadata=problems_metadata(problems),
+        )
+    )
+
+
+def problems_metadata(problems: Sequence[str]) -> dict[str, Any]:
+    """The metadata of a check that found these problems."""
+    return {"problems": dg.MetadataValue.json(list(problems))}
+
+
+def latest_problems(instance: dg.DagsterInstance, asset: str, name: str) -> list[str] | None:
+    """The problems that the latest result of a check found, or None if there is no result."""
+    key = dg.AssetCheckKey(dg.AssetKey(asset), name)
+    record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+    event = record.event.dagster_event if record and record.event else None
+    if event is None or event.event_type_value != "ASSET_CHECK_EVALUATION":
+        return None
+    found: Any = event.asset_check_evaluation_data.metadata["problems"].value
+    return list(found)
+
+
 def _pins(version: Version, stage: str) -> list[dict[str, str]]:
     return sorted((p for p in version.manifest.inputs if p["stage"] == stage), key=lambda p: p["partition"])
 
@@ -149,4 +184,14 @@ def _combined(data_versions: list[str]) -> str:
     return sha256("".join(data_versions).encode()).hexdigest()
 
 
-__all__ = ["Inputs", "check", "materialisation", "recorded", "report", "step_done"]
+__all__ = [
+    "Inputs",
+    "check",
+    "latest_problems",
+    "materialisation",
+    "problems_metadata",
+    "recorded",
+    "report",
+    "report_problems",
+    "step_done",
+]

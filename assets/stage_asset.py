@@ -23,7 +23,7 @@ from latentgloss.pipeline.stage_run import Outcome, Runner
 from latentgloss.schema import DEFAULT_PROFILE
 from latentgloss.store import Version
 from latentgloss.workspace import Workspace
-from resources import Progress, WorkspaceResource
+from resources import Progress, WorkspaceResource, processes
 from resources.workspace import code_version, loaded_settings
 
 Picture = Callable[[Version], str]
@@ -85,6 +85,7 @@ def one_step(name: str, *stages: Wired) -> dg.AssetsDefinition:
 
     def step(context: dg.AssetExecutionContext, workspace: WorkspaceResource, progress: Progress) -> Iterator[Any]:
 
+        context.instance.add_run_tags(context.run.run_id, {processes.TAG: processes.written()})
         chosen = [stage for stage in members if dg.AssetKey(stage) in context.selected_asset_keys]
         inputs = {stage: records.Inputs.now(context.instance, _upstream(members[stage].stage)) for stage in chosen}
         failed: list[Outcome] = []

@@ -1,25 +1,28 @@
 """The registry sensor. It makes registry entries partitions and reports changed weights of SAEs as new versions.
 
-It also says when the settings file has changed since this code location was loaded. It requests no runs; automation
-does.
+It also says what the sensor `configuration` fails for. It requests runs only when an SAE is removed, which no condition
+of automation sees; automation requests all others.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
 from assets import partitions, records
+from assets.configuration import problems
 from assets.stage_asset import SAE_FILES
-from latentgloss.config.entries import SaeSpec
-from latentgloss.config.registry import Registry
+from jobs.jobs import JOBS
+from jobs.refresh import runs
+from latentgloss.config.entries import SaeSpec, split_partition
 from latentgloss.errors import LatentglossError
 from latentgloss.store.digests import json_sha256
 from latentgloss.workspace import Workspace
 from resources import WorkspaceResource
-from resources.workspace import changed_since_loaded
 
+OVER_SAES = ("reports", "search")
+"""The jobs whose stages read all SAEs of a model."""
 CURSOR_VERSION = 1
 """Version of the cursor's layout."""
 
@@ -40,6 +43,7 @@ def write_cursor(reported: dict[str, str]) -> str:
 
 @dg.sensor(
     name="registry",
+    jobs=[job for job in JOBS if job.name in OVER_SAES],
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Keeps partitions equal to the registry's entries and reports the versions of SAE files.",
@@ -47,9 +51,8 @@ def write_cursor(reported: dict[str, str]) -> str:
 def registry_sensor(context: dg.SensorEvaluationContext, workspace: WorkspaceResource) -> dg.SensorResult:
     """One tick: changes of partitions, new versions of SAE files, and a message for each problem."""
     opened = workspace.opened()
-    registry = opened.registry
-    notes = [*_problems(registry), *_reload()]
-    changes = partitions.changes(context.instance, registry)
+    notes = [note for found in problems(context.instance, workspace).values() for note in found]
+    changes = partitions.changes(context.instance, opened.registry)
     requests: list[dg.AddDynamicPartitionsRequest | dg.DeleteDynamicPartitionsRequest] = []
     for change in changes:
         definition = partitions.GRAINS[change.grain]
@@ -63,13 +66,26 @@ def registry_sensor(context: dg.SensorEvaluationContext, workspace: WorkspaceRes
     notes += unreadable
     for note in notes:
         context.log.info(note)
+    removed = [key for change in changes if change.grain == "sae" for key in change.remove]
     quiet = not requests and not found
     return dg.SensorResult(
         dynamic_partitions_requests=requests,
         asset_events=found,
+        run_requests=list(without(context.instance, opened, removed)),
         skip_reason=("; ".join(notes) or "nothing changed") if quiet else None,
         cursor=write_cursor(reported),
     )
+
+
+def without(instance: dg.DagsterInstance, workspace: Workspace, removed: Sequence[str]) -> Iterator[dg.RunRequest]:
+    """The runs after which reports and search indexes no longer hold the removed SAEs. None for what was never made."""
+    models = {split_partition(key)[0] for key in removed} & set(workspace.registry.models)
+    states = [s for s in workspace.states() if s.partition in models and s.state == "stale"] if models else []
+    for job in OVER_SAES:
+        for stages, keys in runs(instance, job, states):
+            yield dg.RunRequest(
+                job_name=job, asset_selection=[dg.AssetKey(s) for s in stages], tags=partitions.range_tags(keys)
+            )
 
 
 def versions(
@@ -100,21 +116,3 @@ def _version(workspace: Workspace, sae: SaeSpec) -> str:
 
     identity = sae_digest(sae, workspace.digests.sha256)
     return json_sha256({"declared": sae.declared(), "weights": identity})
-
-
-def _problems(registry: Registry) -> Iterator[str]:
-    for path, error in registry.problems.items():
-        yield f"left out: {path.name}: {error}"
-
-
-def _reload() -> Iterator[str]:
-    try:
-        changed = changed_since_loaded()
-    except LatentglossError as e:
-        yield f"the settings file cannot be read, so the loaded settings stay in use: {e}"
-        return
-    if changed:
-        yield (
-            f"settings of {', '.join(changed)} have changed since this code location was loaded; reload it "
-            "(Deployment > Code locations > Reload), so that Dagster shows what became stale"
-        )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from tiny_dagster import SAES, Tiny, TinyResource
 
 from latentgloss.workspace import Workspace
 from resources import WorkspaceResource
@@ -92,6 +93,40 @@ def test_a_removed_file_removes_its_partition(tiny_workspace: Workspace) -> None
         left = sorted(Workspace.open(tiny_workspace.settings.folder / "latentgloss.toml").registry.saes)
         assert instance.get_dynamic_partitions("sae") == left
         assert sorted(read_cursor(second.cursor)) == left
+
+
+def test_a_removed_sae_leaves_report_and_index(tmp_path: Path) -> None:
+    """Only those of its model, and only what was made; what automation sees by itself is not asked for here."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        world = Tiny(tmp_path, instance)
+        first, second, other = SAES
+        world.everything()
+        world.declare(first).unlink()
+        found = [tick_of(world) for _ in range(2)]
+        assert found == [[("reports", ["score_report"], "m1"), ("search", ["search_index"], "m1")], []]
+        assert instance.get_dynamic_partitions("sae") == [second, other]
+        for job in ("score_report", "search_index"):
+            assert world.run(job, "m1").success
+        report = world.workspace.store.current("score_report", "m1")
+        assert report is not None and {pin["partition"] for pin in report.manifest.inputs} == {second}
+        assert all(s.state == "fresh" for s in world.workspace.states() if s.asset in ("score_report", "search_index"))
+
+
+def tick_of(world: Tiny) -> list[tuple[str | None, list[str], str]]:
+    """A tick over a tiny world: the requested (job, stages, first partition)."""
+    resource = TinyResource(config=str(world.folder / "latentgloss.toml"))
+    with dg.build_sensor_context(instance=world.instance, resources={"workspace": resource}) as context:
+        result = registry_sensor(context)
+    assert isinstance(result, dg.SensorResult)
+    world.sync()
+    return [
+        (
+            r.job_name,
+            [key.to_user_string() for key in r.asset_selection or ()],
+            r.tags["dagster/asset_partition_range_start"],
+        )
+        for r in result.run_requests or ()
+    ]
 
 
 def test_a_cursor_of_another_layout_starts_over() -> None:
