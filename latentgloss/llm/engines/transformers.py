@@ -89,6 +89,7 @@ class TransformersEngine:
         from transformers import AutoModelForCausalLM
 
         from latentgloss.models.cpu_linear import order_weights
+        from latentgloss.models.devices import usable_device
         from latentgloss.models.files import loading, quiet, ready_folder
 
         if self.threads is not None:
@@ -97,11 +98,11 @@ class TransformersEngine:
             folder = ready_folder(self.spec, self.cache_dir)
             with quiet(), loading(self.spec, folder):
                 model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=getattr(torch, self.spec.dtype), local_files_only=True
+                    folder, dtype=getattr(torch, self.spec.dtype), local_files_only=True, trust_remote_code=False
                 )
         except SubjectError as e:
             raise LanguageModelError(e.found, expected=e.expected, todo=e.todo) from e
-        device: Any = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device: Any = usable_device(self.device)
         model.to(device).eval().requires_grad_(False)
         if device == "cpu":
             with quiet(), torch.inference_mode():
