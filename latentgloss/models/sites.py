@@ -91,7 +91,9 @@ class Places:
         """
         path, suffix = name.removesuffix(INPUT), INPUT if name.endswith(INPUT) else ""
         ends = [f"{self.layers}.{i}" for i in (0, 1, self.n_layers - 1) if 0 <= i < self.n_layers]
-        some = [end + suffix for end in dict.fromkeys(ends)]
+        match = _IN_LAYER.fullmatch(path)  # of a layer that does not exist: the same part of layers that do
+        parts = [end + match[2] for end in ends if end + match[2] in self.modules] if match else []
+        some = [end + suffix for end in dict.fromkeys(parts or ends)]
         if path in self.modules:  # a list of layers, or a module that yields no activations
             return some
         if found := self.hookpoints(name):

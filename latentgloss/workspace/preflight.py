@@ -2,8 +2,8 @@
 
 What belongs here: one check per kind of mistake (`CHECKS`). A check calls what the stages themselves call, so that both
 refuse the same things with the same words. `latentgloss doctor` prints what is found. Computes nothing, sends nothing
-and loads no model; digests of files are remembered (`DigestCache`). Whether models, tokenizers and SAEs can be read and
-fit each other is checked by `latentgloss saes check`.
+and loads no weights; digests of files are remembered (`DigestCache`). Whether SAEs can be read and fit their models is
+checked by `latentgloss saes check`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,15 @@ def _device(workspace: Workspace) -> Iterator[Callable[[], object]]:
         yield lambda: chosen_device(name)
 
 
-CHECKS: tuple[Check, ...] = (_names, _outside, _language_models, _device)
+def _models(workspace: Workspace) -> Iterator[Callable[[], object]]:
+    """Whether each model can read its corpus, as far as its configuration and its tokenizer show."""
+    from latentgloss.models.readiness import check_model_ready
+
+    for spec in workspace.registry.models.values():
+        yield lambda spec=spec: check_model_ready(spec, workspace.model_cache)  # type: ignore[misc]
+
+
+CHECKS: tuple[Check, ...] = (_names, _outside, _language_models, _device, _models)
 """Each yields actions that raise if something is wrong. A new kind of mistake is one more function."""
 
 

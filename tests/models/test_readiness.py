@@ -167,7 +167,7 @@ def test_check_names_the_device_once_and_reads_the_saes(folder):
     assert [row["n_latents"] for row in found["saes"]] == [tiny.N_LATENTS, 64]
     for row in found["saes"]:
         assert [p["where"] for p in row["problems"]] == ["tiny"]
-        assert "device 'gpu'" in row["problems"][0]["message"]
+        assert "`machine.device` is 'gpu'" in row["problems"][0]["message"]
     workspace = Workspace.open(path)
     with pytest.raises(SettingsError, match="'gpu'"):
         workspace.subject("tiny")

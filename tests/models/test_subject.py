@@ -124,7 +124,11 @@ def test_later_tokens_do_not_change_earlier_activations_and_rows_are_independent
 def test_what_a_layer_changes_in_place_later_is_kept_as_it_was(subject: Subject, reference: LlamaForCausalLM) -> None:
     """Falcon adds the attention's output to the tensor that its MLP returned."""
     alone = subject.activations(TOKENS, ["layers.1.mlp", "layers.1.mlp@input"])
-    later = subject._modules["layers.1.mlp"].register_forward_hook(lambda _m, args, out: args[0].mul_(3))
+
+    def change(_module: Any, args: Any, _out: Any) -> None:
+        args[0].mul_(3)
+
+    later = subject._modules["layers.1.mlp"].register_forward_hook(change)
     after = subject._modules["layers.1"].register_forward_hook(lambda _m, _args, out: out.add_(1))
     together = subject.activations(TOKENS, ["layers.1.mlp", "layers.1.mlp@input", "layers.1.mlp.down_proj", "layers.3"])
     for handle in (later, after):
