@@ -192,8 +192,9 @@ class TokenLogprobs:
 class Reply:
     """A model's answer to one request, or the reason why there is none."""
 
-    status: Literal["ok", "truncated", "refused", "llm_error", "unsupported", "over_budget"]
-    """`truncated` means that the reply was cut at `max_tokens`; `text` holds the part before the cut."""
+    status: Literal["ok", "truncated", "prompt_truncated", "refused", "llm_error", "unsupported", "over_budget"]
+    """`truncated` means that the reply was cut at `max_tokens`; `text` holds the part before the cut.
+    `prompt_truncated` means that the model read only a part of the prompt, so that `text` answers something else."""
     reason: str = ""
     """Explains a status other than `ok` in words."""
     text: str = ""
@@ -204,6 +205,12 @@ class Reply:
     completion_tokens: int = 0
     cost_usd: float = 0.0
     """Price in USD at the time of payment; a reply from the reply cache keeps it."""
+    note: str = ""
+    """What the server's report of these tokens could not mean, and so was not charged as it stands; usually empty."""
+    model: str = ""
+    """The model that answered, in the server's words; empty if it does not say."""
+    counted_prompt_tokens: int = 0
+    """Tokens of the prompt as counted with the model's tokenizer; 0 if they were not counted."""
     from_cache: bool = False
     """Whether the reply came from the reply cache, so that nothing was paid for it this time."""
 

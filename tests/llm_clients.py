@@ -16,7 +16,7 @@ from latentgloss.llm.reply_cache import ReplyCache
 from latentgloss.protocols import Message, Reply, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -35,11 +35,17 @@ def spec_of(server: Server | str, **given: Any) -> LanguageModelSpec:
 
 @contextlib.contextmanager
 def client_of(
-    server: Server | str, store: Path, *, tokens: int | None = None, usd: float | None = None, **given: Any
+    server: Server | str,
+    store: Path,
+    *,
+    tokens: int | None = None,
+    usd: float | None = None,
+    count: Callable[[Sequence[Request]], list[int]] | None = None,
+    **given: Any,
 ) -> Iterator[Client]:
     spec, database = spec_of(server, **given), Database(store)
     ledger = Ledger(database, tokens=tokens, usd=usd)
-    client = Client(spec, lambda: OpenAICompatible(spec), ReplyCache(database), ledger, backoff_s=0.01)
+    client = Client(spec, lambda: OpenAICompatible(spec), ReplyCache(database), ledger, count=count, backoff_s=0.01)
     try:
         yield client
     finally:

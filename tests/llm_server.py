@@ -68,6 +68,8 @@ class Server:
     """Of those, the ones whose answer was sent whole."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keep_bodies: bool = False
+    headers: list[dict[str, str]] = field(default_factory=list)
+    """Of every request, with `keep_bodies`."""
     keys: set[str] = field(default_factory=set)
     """What came as `Authorization`."""
     most: int = 0
@@ -137,6 +139,7 @@ class Server:
         self.requests[name] += 1
         if self.keep_bodies:
             self.bodies.append(body)
+            self.headers.append(headers)
         self._now += 1
         self.most = max(self.most, self._now)
         began = time.monotonic()
@@ -205,7 +208,11 @@ class Server:
         length: int | None = None,
     ) -> None:
         size = len(data) if length is None else length
-        lines = [f"HTTP/1.1 {status} {WORDS[status]}", "content-type: application/json", f"content-length: {size}"]
+        lines = [
+            f"HTTP/1.1 {status} {WORDS.get(status, 'Other')}",
+            "content-type: application/json",
+            f"content-length: {size}",
+        ]
         lines += [f"{name}: {value}" for name, value in headers]
         writer.write("\r\n".join([*lines, "", ""]).encode() + data)
 

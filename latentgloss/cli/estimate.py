@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from latentgloss.cli.output import Number, json_option, open_workspace, print_json, print_table, unknown
+from latentgloss.cli.output import Number, json_option, open_workspace, plain, print_json, print_table, unknown
 
 if TYPE_CHECKING:
     from latentgloss.preview.estimate import Estimate
@@ -176,12 +176,14 @@ def spent(ctx: click.Context, by: tuple[str, ...], as_json: bool) -> None:
     JSON: an object with rows, total and budget. A row has model, stage, partition (those of --by), paid, answered,
     unanswered, prompt_tokens, cached_prompt_tokens, completion_tokens and usd; total has the last six. budget has
     tokens and usd, each with limit (null: none), spent and left (null: no limit); these count paid models only.
+    remarks are what was odd about replies: model, kind, replies (how many), example (of the last one) and says.
 
     \b
     Example:
       latentgloss spent --by model
     """
     from latentgloss.llm.ledger import GROUPS
+    from latentgloss.llm.remarks import all_remarks
 
     ledger = open_workspace(ctx).ledger
     rows = ledger.totals(by or GROUPS)
@@ -191,8 +193,9 @@ def spent(ctx: click.Context, by: tuple[str, ...], as_json: bool) -> None:
         unit: {"limit": limit, "spent": spent, "left": None if limit is None else max(limit - spent, 0)}
         for unit, limit, spent in (("tokens", ledger.tokens, already.tokens), ("usd", ledger.usd, already.usd))
     }
+    remarks = all_remarks(ledger.database)
     if as_json:
-        print_json({"rows": rows, "total": total, "budget": budget})
+        print_json({"rows": rows, "total": total, "budget": budget, "remarks": remarks})
         return
     if not rows:
         click.echo("No language model was asked in this store.")
@@ -202,6 +205,11 @@ def spent(ctx: click.Context, by: tuple[str, ...], as_json: bool) -> None:
         cells = [[*(row[name] for name in groups), *_taken(row)] for row in rows]
         print_table([name.upper() for name in header], [*cells, ["total", *[""] * (len(groups) - 1), *_taken(total)]])
         click.echo("")
+    for remark in remarks:
+        click.echo(
+            f"{remark['model']} {remark['says']} (replies: {remark['replies']:,}; the last: "
+            f"{plain(remark['example'])})."
+        )
     _print_budget(budget)
 
 

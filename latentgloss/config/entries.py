@@ -220,6 +220,8 @@ class LanguageModelSpec(Strict):
             raise ValueError("base_url has the form http://host:8000/v1, without user or password")
         if self.paid and self.prices is None:
             raise ValueError("a paid model needs [prices]")
+        if own := sorted({"messages", "stream"} & self.parameters.keys()):
+            raise ValueError(f"parameters: {', '.join(own)} cannot be set, because it is part of how requests are sent")
         if self.prices is not None and not self.paid:
             raise ValueError("prices need paid = true, because otherwise nothing is charged and no budget is required")
         if "reasoning" in self.capabilities and not self.reasoning_tokens:

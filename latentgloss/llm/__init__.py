@@ -13,9 +13,11 @@ belongs to explainers and judges.
 - `as_sent`      what a registry entry changes in every request: the system message, an allowance for thinking
 - `health`       decides whether a request failed or the server is gone
 - `probing`      short requests that find out what a server refuses
+- `prompt_length`  whether a model can read a whole prompt, and whether it did
 - `payments`     what a request may cost, and what it did cost
 - `reply_cache`  replies by request
 - `ledger`       what was spent, and the budget
+- `remarks`      what was odd about replies, such as bills beyond what a request allowed
 - `claims`       equal requests of several processes are sent once
 - `database`     the SQLite file of replies and ledger
 - `engines/`     how a request reaches a model

@@ -61,7 +61,7 @@ class QueryResult(Generic[T]):
     value: T | None
     """The parsed reply; None unless `status` is `ok`."""
     status: str
-    """`ok`, `parse_failed`, `refused`, `llm_error` or `unsupported`."""
+    """`ok`, `parse_failed`, `prompt_truncated`, `refused`, `llm_error` or `unsupported`."""
     reason: str
     """Why there is no value; empty if there is one."""
     reply: str
@@ -100,7 +100,7 @@ class _Pending(Generic[T]):
                 expected="a budget that covers the remaining requests",
                 todo="raise the budget and run again: replies that arrived are kept",
             )
-        if reply.status in ("refused", "llm_error", "unsupported"):
+        if reply.status in ("prompt_truncated", "refused", "llm_error", "unsupported"):
             return self._failed(reply.status, reply.reason or f"the model's reply was {reply.status}")
         try:
             if reply.status == "truncated":

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import itertools
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,9 +24,11 @@ from concurrent.futures import wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from latentgloss.errors import without_secrets
 from latentgloss.llm.as_sent import as_sent
 from latentgloss.llm.jobs import Job, Jobs
 from latentgloss.llm.payments import Payments
+from latentgloss.llm.prompt_length import checked, too_long
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.llm.sending import BACKOFF_S, Sender
 from latentgloss.machine.concurrency import check_abandoned
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from latentgloss.llm.ledger import Ledger
     from latentgloss.llm.reply_cache import ReplyCache
 
+
+_log = logging.getLogger(__name__)
 
 AHEAD = 4
 """Requests that are read ahead, in multiples of `in_flight`."""
@@ -70,6 +75,7 @@ class Client:
         self._identity = spec.declared() if identity is None else identity
         self._capabilities = frozenset(spec.capabilities if capabilities is None else capabilities)
         self._make_engine, self._count = make_engine, count
+        self._served = spec.engine == "openai_compatible"
         self._engine: Engine | None = None
         self._model_sha256 = json_sha256(self._identity)
         self._jobs = Jobs()
@@ -165,6 +171,12 @@ class Client:
         if missing := _needed(request) - self.capabilities:
             return Reply("unsupported", f"{self.name} has no {', '.join(sorted(missing))}")
         key = request_key(self._model_sha256, request)
+        reply = self.replies.get(key)
+        if reply is not None:
+            return self._read_whole(request, reply)
+        counted = self._counted(request)
+        if reason := too_long(self.spec, as_sent(self.spec, request), counted):
+            return Reply("llm_error", reason)
         with self._jobs.lock:
             job = self._jobs.join(key)
             if job is not None:
@@ -174,10 +186,35 @@ class Client:
             if reply is not None:
                 return reply
             loop = self._running_loop()
-            job = Job(key, request, purpose())
+            job = Job(key, request, purpose(), prompt_tokens=counted)
             self._jobs.add(job)
             loop.call_soon_threadsafe(self._launch, job)
         return job
+
+    def _read_whole(self, request: Request, reply: Reply) -> Reply:
+        """A kept reply, as `prompt_truncated` if the server did not read the whole prompt.
+
+        Replies that were kept before prompts were counted are checked now.
+        """
+        return reply if reply.counted_prompt_tokens or not self._served else checked(reply, self._counted(request))
+
+    def _counted(self, request: Request) -> int | None:
+        """Tokens of a prompt, if a check needs them and they can be counted. Raises LanguageModelError."""
+        if self._count is None or not (self._served or self.spec.context_length):
+            return None
+        try:
+            (counted,) = self._count([as_sent(self.spec, request)])
+        except Exception as e:
+            if self.spec.paid or not self._served:  # which need the count elsewhere, too
+                raise
+            self._count = None
+            _log.warning(
+                "%s: prompts cannot be counted, so whether they are read whole is not checked (%s)",
+                self,
+                without_secrets(str(e)),
+            )
+            return None
+        return counted
 
     def _leave(self, item: Job | Reply) -> None:
         if isinstance(item, Job):

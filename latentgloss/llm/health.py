@@ -64,6 +64,8 @@ class Verdict:
     """If not empty, the run ends; the text says what the server does."""
     todo: str = ""
     """What the user should do about it."""
+    expected: str = ""
+    """What was expected instead, if the failure says so."""
     doubtful: bool = False
     """`ends` holds only if the server does not answer the short request in the same form either."""
     again: bool = False
@@ -117,8 +119,8 @@ class Health:
         """
         kind, why = failure.kind, failure.reason
         if kind in ("forbidden", "misdeclared"):
-            todo = "correct the registry entry, the key or the account"
-            return Verdict(why, f"refuses to answer ({why})", todo)
+            todo = failure.todo or "correct the registry entry, the key or the account"
+            return Verdict(why, f"refuses to answer ({why})", todo, failure.expected)
         if kind == "rejected":
             if form in self.answered:
                 return Verdict(why)

@@ -29,6 +29,8 @@ class Job:
     """Stage and partition under which the ledger enters the request."""
     waiting: int = 1
     """Callers that wait for the reply."""
+    prompt_tokens: int | None = None
+    """Tokens of the prompt as counted before it is sent; None if they were not counted."""
     sent: bool = False
     """Whether an attempt is in progress."""
     future: Future[Reply] = field(default_factory=Future)

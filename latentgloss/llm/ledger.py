@@ -43,8 +43,10 @@ class Cost:
     def of(cls, prices: Prices, prompt: int, cached: int, completion: int) -> Cost:
         """The cost of `prompt` tokens, `cached` of them from the server's prefix cache, and `completion` tokens.
 
-        Prices are in USD per million tokens.
+        Prices are in USD per million tokens. No cost is negative: what cannot be counts as 0, or as not cached.
         """
+        prompt, completion = max(prompt, 0), max(completion, 0)
+        cached = cached if 0 <= cached <= prompt else 0
         again = prices.prompt if prices.cached_prompt is None else prices.cached_prompt
         usd = (prompt - cached) * prices.prompt + cached * again + completion * prices.completion
         return cls(prompt, cached, completion, usd / 1e6)

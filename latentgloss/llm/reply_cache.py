@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from latentgloss.llm.database import Database
 
 
-KEPT = frozenset({"ok", "truncated", "refused"})
+KEPT = frozenset({"ok", "truncated", "prompt_truncated", "refused"})
 """Statuses of replies that come from the model itself."""
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Request)}
-_COUNTS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "cost_usd")
+_COUNTS = ("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "counted_prompt_tokens", "cost_usd")
 
 
 def request_key(identity_sha256: str, request: Request) -> bytes:
@@ -75,7 +75,7 @@ class ReplyCache:
 def _encoded(reply: Reply) -> bytes:
     """Deflated JSON, which is small and whose checksum reveals a damaged record."""
     content: dict[str, Any] = {"status": reply.status, "text": reply.text}
-    content |= {name: value for name in ("reason", *_COUNTS) if (value := getattr(reply, name))}
+    content |= {name: value for name in ("reason", "note", "model", *_COUNTS) if (value := getattr(reply, name))}
     if reply.logprobs:
         content["logprobs"] = [[t.token, t.logprob, t.top] for t in reply.logprobs]
     return zlib.compress(json.dumps(content, separators=(",", ":")).encode(), 1)

@@ -24,10 +24,11 @@ from latentgloss.errors import LanguageModelError, LatentglossError
 from latentgloss.llm import probing
 from latentgloss.llm.as_sent import as_sent
 from latentgloss.llm.claims import Claims
-from latentgloss.llm.engines.base import BILLED, Failure
+from latentgloss.llm.engines.base import Failure
 from latentgloss.llm.health import Health, Tries
 from latentgloss.llm.jobs import Job
 from latentgloss.llm.ledger import Cost
+from latentgloss.llm.prompt_length import checked
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.protocols import Reply
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from latentgloss.config.entries import LanguageModelSpec
     from latentgloss.llm.engines.base import Engine
     from latentgloss.llm.jobs import Jobs
-    from latentgloss.llm.payments import Payments
+    from latentgloss.llm.payments import Payments, Reservation
     from latentgloss.llm.reply_cache import ReplyCache
     from latentgloss.protocols import Request
 
@@ -61,6 +62,7 @@ class Sender:
     ) -> None:
         self.spec, self.replies, self.health = spec, replies, Health(spec.patience_s)
         self._jobs, self._payments, self._backoff_s = jobs, payments, backoff_s
+        self._remarks = payments.remarks
         self._claims = Claims(replies.database.path.parent)
         self._model_sha256 = model_sha256
 
@@ -157,6 +159,7 @@ class Sender:
             return None
         raise LanguageModelError(
             f"{self.spec.name} {found.ends}",
+            expected=found.expected,
             todo=f"{todo or found.todo}, then run again: replies that arrived are kept and not requested again",
         ) from None
 
@@ -186,7 +189,7 @@ class Sender:
     async def _attempt(self, job: Job) -> Reply:
         """Sends the request once. A reply is in the store, and paid, when this returns. Raises Failure."""
         request = as_sent(self.spec, job.request)
-        entry = await self._payments.reserve(request, job.charged, self.health.raise_if_stopped)
+        reserved = await self._payments.reserve(request, job.charged, self.health.raise_if_stopped)
         billed = True  # an attempt that is cancelled midway may be billed
         answered = False
         try:
@@ -196,18 +199,20 @@ class Sender:
                     reply = await self._engine.answer(request)
             except TimeoutError:
                 raise Failure("timeout", f"no whole answer in {self.spec.timeout_s:g} s") from None
-            reply = self._payments.priced(reply, request)
-            self._keep(job, reply, entry)
+            reply = self._payments.priced(checked(reply, job.prompt_tokens), reserved)
+            self._keep(job, reply, reserved)
             answered = True
             return reply
         except Failure as e:
-            billed = e.kind in BILLED
+            billed = e.billed
             raise
         finally:
-            self._payments.settle(entry, answered=answered, billed=billed)
+            self._payments.settle(reserved, answered=answered, billed=billed)
 
-    def _keep(self, job: Job, reply: Reply, entry: int | None) -> None:
-        """Writes a reply and its cost in one transaction."""
+    def _keep(self, job: Job, reply: Reply, reserved: Reservation | None) -> None:
+        """Writes a reply, its cost, and what is odd about it, in one transaction."""
         with self.replies.database.transaction() as transaction:
             self.replies.put(transaction, job.key, reply)
+            entry = None if reserved is None else reserved.entry
             self._payments.ledger.answered(transaction, entry, self.spec.name, job.charged, Cost.paid(reply))
+            self._remarks.of_reply(transaction, reply, None if reserved is None else reserved.most)

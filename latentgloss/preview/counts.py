@@ -15,7 +15,8 @@ import numpy as np
 from latentgloss import schema
 from latentgloss.llm.as_sent import as_sent
 from latentgloss.llm.asking import to_send
-from latentgloss.llm.payments import most_prompt_tokens
+from latentgloss.llm.engines.bounds import more_prompt_tokens
+from latentgloss.llm.payments import allowed_reply_tokens, most_prompt_tokens
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.statistics.counter_rng import counter_hash
 from latentgloss.store.digests import json_sha256
@@ -82,10 +83,12 @@ class Counter:
         first = to_send[0][1].query
         repaired = replace(first.request, messages=first.repair(first.request.messages, "", "x" * 100))
         with_repair, without = self._tokens(model, [repaired, first.request])
+        spec = self.workspace.registry.language_models.get(model.name)
+        more = more_prompt_tokens(spec.parameters) if spec is not None else 0
         for (request, item), tokens in zip(to_send, prompts, strict=True):
-            prompt = tokens + item.unwritten
+            prompt = tokens + item.unwritten + more
+            reply = request.max_tokens if spec is None else allowed_reply_tokens(spec, as_sent(spec, request))
             sums[PROMPT] += prompt
-            reply = self._most_reply_tokens(model, request)
             sums[COMPLETION] += reply
             sums[AGAIN] += prompt + with_repair - without + reply
 
@@ -105,11 +108,6 @@ class Counter:
         if model.name not in self._identities:
             self._identities[model.name] = json_sha256(model.identity())
         return request_key(self._identities[model.name], request)
-
-    def _most_reply_tokens(self, model: LanguageModel, request: Request) -> int:
-        """The most tokens of a reply, with what the registry entry allows for thinking."""
-        spec = self.workspace.registry.language_models.get(model.name)
-        return request.max_tokens if spec is None else as_sent(spec, request).max_tokens
 
     def _tokens(self, model: LanguageModel, requests: list[Request]) -> list[int]:
         """Prompt tokens of each request; an upper bound if the model has no tokenizer, and then `uncounted` says so."""

@@ -7,7 +7,8 @@ import polars as pl
 from latentgloss.schema.table import EXPLAINER, LATENT, Column, Table
 
 STATUS_EXPLANATION = (
-    "`ok`, `failed`, `no_partner`, `parse_failed`, `refused`, `llm_error`, `unsupported`, `not_imported`, `not_sampled`"
+    "`ok`, `failed`, `no_partner`, `parse_failed`, `prompt_truncated`, `refused`, `llm_error`, `unsupported`, "
+    "`not_imported`, `not_sampled`"
 )
 """The values of `status`, other than the reasons for which a latent is not eligible."""
 

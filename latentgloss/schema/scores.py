@@ -68,8 +68,8 @@ JUDGEMENTS = Table(
         Column(
             "status",
             pl.String,
-            "`ok`, or why the judgement is unscored: `parse_failed`, `refused`, `llm_error`, `no_donor` or "
-            "`unsupported`.",
+            "`ok`, or why the judgement is unscored: `parse_failed`, `prompt_truncated`, `refused`, `llm_error`, "
+            "`no_donor` or `unsupported`.",
         ),
         Column("reason", pl.String, "Why the judgement is unscored, in words; empty if it is scored."),
     ),

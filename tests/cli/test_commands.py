@@ -21,8 +21,10 @@ from latentgloss.cli import cli
 from latentgloss.cli.output import clean, plain, print_table
 from latentgloss.cli.show import EXPLANATION_KEYS, SCORE_KEYS
 from latentgloss.llm.ledger import Cost
+from latentgloss.llm.remarks import Remarks
 from latentgloss.pipeline.gc import reachable
 from latentgloss.pipeline.graph import STAGES
+from latentgloss.protocols import Reply
 from latentgloss.store.version import MANIFEST
 from latentgloss.workspace import Workspace
 
@@ -536,9 +538,17 @@ def test_spent_adds_up_what_was_asked_and_says_what_is_left(tmp_path: Path) -> N
     with ledger.database.transaction() as transaction:
         ledger.answered(transaction, entry, "vendor", ("explanations", P), Cost(900, 500, 60, 3.25))
         ledger.answered(transaction, None, "own", ("detection_scores", P), Cost(50_000, 0, 700, 0.0))
+        remarks = Remarks("vendor", "gpt-x", ledger.database)
+        remarks.of_reply(transaction, Reply("ok", model="gpt-y", note="completion_tokens = -7"), None)
     ledger.database.close()
 
     found = json.loads(run("--json").output)
+    assert [(r["model"], r["kind"], r["replies"]) for r in found["remarks"]] == [
+        ("vendor", "another_model", 1),
+        ("vendor", "usage", 1),
+    ]
+    assert "vendor was not answered by the model that was asked for" in run().output
+    assert "the last: completion_tokens = -7)." in run().output
     assert [(row["model"], row["stage"], row["partition"], row["paid"]) for row in found["rows"]] == [
         ("own", "detection_scores", P, False),
         ("vendor", "explanations", P, True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import random
 import threading
 import time
@@ -385,6 +386,73 @@ def test_the_key_is_sent_and_written_nowhere(
         said += [repr(client), repr(client.spec), repr(client.identity()), repr(client._engine), caplog.text]
         assert server.keys == {f"Bearer {KEY}"}
     assert len(said) > 8 and not any(KEY in text for text in said)
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", "  {}\t", "\ufeff{}\n", "\n\n{}\x00\n"])
+def test_what_stands_around_a_key_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, around: str) -> None:
+    monkeypatch.setattr("os.environ", {"SOME_KEY": around.format(KEY)})  # the real one takes no NUL
+    with Server(echo) as server, client_of(server, tmp_path, api_key_env="SOME_KEY") as client:
+        assert texts(client.complete([ask(1)])) == ["reply to 1"]
+        assert server.keys == {f"Bearer {KEY}"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ("sk-first-part\nsecond-part", "a line break"),
+        ("Bearer sk-first-part", "white space"),
+        ("sk-first\x1bpart", "a control character"),
+        ("sk-first-pärt", "not ASCII"),
+        (" \n", "empty"),
+    ],
+)
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, named: str
+) -> None:
+    monkeypatch.setenv("SOME_KEY", wrong)
+    with Server(echo) as server, client_of(server, tmp_path, api_key_env="SOME_KEY") as client:
+        with pytest.raises(LanguageModelError, match=rf"SOME_KEY.*{named}.*Expected.*What to do") as caught:
+            list(client.complete([ask(1)]))
+        assert not server.requests
+    assert not any(part in repr(caught.value) for part in ("first", "second"))
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+def test_no_redirect_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-ours")
+    with Server(echo, keep_bodies=True) as elsewhere:
+        place = f"{elsewhere.base_url}/chat/completions".replace("://", f"://user:{KEY[:9]}@") + f"?key={KEY}"
+        moved = Fault(status=status, headers=(("location", place),))
+        with (
+            Server(lambda _: moved) as server,
+            client_of(server, tmp_path, api_key_env="SOME_KEY", in_flight=1) as client,
+            pytest.raises(
+                LanguageModelError, match=r"redirects to http.*Expected: .*What to do: set base_url"
+            ) as caught,
+        ):
+            list(client.complete([ask(i) for i in range(5)]))
+        assert str(elsewhere.port) in str(caught.value) and server.base_url in str(caught.value)
+        assert KEY[:9] not in str(caught.value)
+        assert sum(server.requests.values()) == 1 and not elsewhere.requests and not elsewhere.keys
+        assert not client.replies
+
+
+def test_errors_inside_an_answer_do_not_show_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY + "\n")
+    refusal = completion(None, refusal=f"not for {KEY}") | {"model": KEY, "usage": {"prompt_tokens": KEY}}
+    echoed = completion(f"who is {KEY}?")
+    said = {"error": {"code": 400, "message": f"header Authorization: Bearer {KEY}"}}
+    answers = {"1": refusal, "2": Fault(raw=json.dumps(said).encode()), "3": echoed}
+    with (
+        Server(lambda body: answers[body["messages"][-1]["content"]]) as server,
+        client_of(server, tmp_path, api_key_env="SOME_KEY") as client,
+    ):
+        got = list(client.complete([ask(1), ask(2), ask(3)]))
+    assert [reply.status for reply in got] == ["refused", "llm_error", "ok"] and "header" in got[1].reason
+    assert got[2].text == "who is [key]?"
+    assert not any(KEY in repr(reply) for reply in got)
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 

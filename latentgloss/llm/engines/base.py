@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from latentgloss.errors import LatentglossError
+from latentgloss.errors import LatentglossError, without_secrets
 from latentgloss.protocols import Reply, Request
 
 if TYPE_CHECKING:
@@ -41,19 +41,37 @@ BILLED: frozenset[Kind] = frozenset({"dropped", "timeout", "malformed", "misdecl
 class Failure(Exception):
     """An attempt without a reply."""
 
-    def __init__(self, kind: Kind, reason: str, *, wait_s: float | None = None) -> None:
-        super().__init__(reason)
+    def __init__(
+        self,
+        kind: Kind,
+        reason: str,
+        *,
+        wait_s: float | None = None,
+        expected: str = "",
+        todo: str = "",
+        billed: bool = False,
+    ) -> None:
+        """`billed`: whether the vendor bills the attempt although `kind` is not in `BILLED`.
+
+        `expected` and `todo` say more than the error that ends the run for all failures of this kind.
+        """
+        self.reason = without_secrets(reason)
+        super().__init__(self.reason)
         self.kind: Kind = kind
-        self.reason = reason
         self.wait_s = wait_s
         """The pause that the server demands; None if it demands none."""
+        self.expected, self.todo = expected, todo
+        self.billed = billed or kind in BILLED
 
 
 class Engine(Protocol):
     """Answers requests, many at a time. All calls come from one event loop."""
 
     async def answer(self, request: Request) -> Reply:
-        """A reply with status `ok`, `truncated` or `refused`, with its tokens but without a price. Raises Failure."""
+        """A reply with status `ok`, `truncated` or `refused`, with its tokens but without a price. Raises Failure.
+
+        0 tokens of prompt or reply mean that the server reports none that can be true.
+        """
         ...
 
     async def close(self) -> None:

@@ -1,23 +1,22 @@
 """An engine for any server with OpenAI's chat completions API, such as vLLM's server or a vendor's.
 
 What belongs here: one attempt at one request through the `openai` client, and reading the answer. The client's own
-retries are disabled. The key is read from the environment when the first request is sent, and is removed from every
-text that leaves this module.
+retries are disabled, and redirects are refused. The key is read from the environment when the first request is sent
+(`keys.py`), and is removed from every text that leaves this module.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from latentgloss.errors import LanguageModelError
+from latentgloss.errors import without_secrets
 from latentgloss.llm.engines.answers import decoded, ended_of, logprobs_of, quoted, text_of
 from latentgloss.llm.engines.base import Failure
-from latentgloss.llm.engines.refusals import error_in, kind_of
+from latentgloss.llm.engines.keys import read_key
+from latentgloss.llm.engines.refusals import error_in, kind_of, redirected, retry_after
+from latentgloss.llm.engines.usage import read_usage
 from latentgloss.llm.reply_text import said, unwrapped
 from latentgloss.protocols import Reply, Request
 
@@ -34,22 +33,17 @@ PER_CLIENT = 32
 
 CONNECT_S = 10.0
 """Longest time to wait for a connection."""
+LONG_KEY = 16
+"""A key of so many characters is in no text by chance, so that it is removed from replies as well as from errors."""
 
 
 class OpenAICompatible:
-    """An `Engine` over HTTP. The constructor raises LanguageModelError if the key's variable is not set."""
+    """An `Engine` over HTTP. The constructor raises LanguageModelError if the variable of the key holds none."""
 
-    def __init__(self, spec: LanguageModelSpec) -> None:
+    def __init__(self, spec: LanguageModelSpec, *, key: str | None = None) -> None:
+        """Without `key`, it is read from the environment; `body` needs none."""
         self.spec = spec
-        self._key = "none"  # the client requires a key; a server without keys ignores it
-        if spec.api_key_env:
-            self._key = os.environ.get(spec.api_key_env, "")
-            if not self._key:
-                raise LanguageModelError(
-                    f"{spec.name}: the environment variable {spec.api_key_env} is not set",
-                    expected="a variable that holds the key of this server",
-                    todo=f"export {spec.api_key_env}=… in the environment of the run",
-                )
+        self._key = read_key(spec) if key is None else key
         self._clients: list[AsyncOpenAI] = []
         self._turn = 0
 
@@ -68,10 +62,10 @@ class OpenAICompatible:
         except (openai.APIError, httpx2.HTTPError) as e:
             failure = self._failure(e)
         else:
-            try:
-                return _reply(response.content, request, response.headers)
-            except Failure as e:  # it quotes the server, which may quote the key
-                failure = Failure(e.kind, self._clean(e.reason), wait_s=e.wait_s)
+            content = response.content
+            if len(self._key) >= LONG_KEY:
+                content = content.replace(self._key.encode(), b"[key]")
+            return _reply(content, request, response.headers)
         raise failure  # outside the handler, because the client's exception carries a request with the key
 
     async def close(self) -> None:
@@ -114,7 +108,9 @@ class OpenAICompatible:
             limits = httpx2.Limits(max_connections=PER_CLIENT, max_keepalive_connections=PER_CLIENT)
             timeout = httpx2.Timeout(self.spec.timeout_s, connect=min(CONNECT_S, self.spec.timeout_s))
             for _ in range(-(-self.spec.in_flight // PER_CLIENT)):
-                http = DefaultAsyncHttpxClient(limits=limits, timeout=timeout, base_url=self.spec.base_url or "")
+                http = DefaultAsyncHttpxClient(
+                    limits=limits, timeout=timeout, base_url=self.spec.base_url or "", follow_redirects=False
+                )
                 client = AsyncOpenAI(
                     api_key=self._key, base_url=self.spec.base_url, max_retries=0, timeout=timeout, http_client=http
                 )
@@ -127,11 +123,13 @@ class OpenAICompatible:
         import openai
 
         if isinstance(error, openai.APIStatusError):
-            status = error.status_code
+            status, headers = error.status_code, error.response.headers
+            if 300 <= status < 400:
+                return redirected(status, headers.get("location"), self.spec.base_url or "")
             return Failure(
                 kind_of(status, frozenset({str(error.code), str(error.type)})),
                 self._clean(f"HTTP {status}: {_message(error)}"),
-                wait_s=_retry_after(error.response.headers.get("retry-after")),
+                wait_s=retry_after(headers.get("retry-after")),
             )
         if isinstance(error, openai.APITimeoutError) and not isinstance(error.__cause__, httpx2.ConnectTimeout):
             return Failure("timeout", f"no answer in {self.spec.timeout_s:g} s")
@@ -141,7 +139,7 @@ class OpenAICompatible:
 
     def _clean(self, text: str) -> str:
         """A text without the key, which servers quote in errors, cut to 500 characters."""
-        text = text.replace(self._key, "[key]") if len(self._key) > 4 else text
+        text = without_secrets(text)
         return text if len(text) <= 500 else text[:500] + "…"
 
 
@@ -152,39 +150,25 @@ def _message(error: openai.APIStatusError) -> str:
     return quoted(error.response.content)
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait, from a header that holds a number or a date; None if it is absent or holds neither."""
-    try:
-        return None if value is None else max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value or "").timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
-
-
 def _reply(content: bytes, request: Request, headers: Mapping[str, str]) -> Reply:
-    """The reply in the body of an answer. Raises Failure."""
+    """The reply in the body of an answer, the first if there are several. Raises Failure."""
     data = decoded(content)
     if (error := error_in(data, headers)) is not None:
         raise error
     try:
-        (choice,) = data["choices"]
+        choice = data["choices"][0]
         text, thinking, refusal = text_of(choice)
-        usage = data.get("usage") or {}
-        counts: dict[str, Any] = {
-            "prompt_tokens": int(usage.get("prompt_tokens") or 0),
-            "cached_prompt_tokens": int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-            "completion_tokens": int(usage.get("completion_tokens") or 0),
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
+        counts: dict[str, Any] = {**vars(read_usage(data.get("usage"))), "model": _name(data.get("model"))}
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as e:
         why = f"{type(e).__name__}: {e}"
         raise Failure("malformed", f"an answer that cannot be read ({why}): {quoted(content)}") from None
     ended = ended_of(choice, data.get("usage"), request.max_tokens)
     if refusal or ended == "refused":
         return Reply(
-            "refused", refusal or f"content filter (finish_reason {choice['finish_reason']!r})", text, **counts
+            "refused",
+            without_secrets(refusal) or f"content filter (finish_reason {choice['finish_reason']!r})",
+            text,
+            **counts,
         )
     if not text.strip() and not thinking.strip() and not choice.get("finish_reason"):
         raise Failure("malformed", "an answer without text and without a reason for its end")
@@ -201,3 +185,8 @@ def _reply(content: bytes, request: Request, headers: Mapping[str, str]) -> Repl
         wrong = f"an answer outside the choice it was given, which the registry says it keeps to: {answer[:100]!r}"
         raise Failure("misdeclared", wrong)
     return Reply("truncated" if ended == "length" else "ok", where, text, logprobs or (), **counts)
+
+
+def _name(model: Any) -> str:
+    """The name of the model that answered; empty if the server gives none."""
+    return without_secrets(model)[:200] if isinstance(model, str) else ""
