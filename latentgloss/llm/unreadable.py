@@ -125,7 +125,7 @@ def none_could_be_read(name: str, queries: str, status: str, reason: str, reply:
 
 
 class ReadingsByRun:
-    """The readings of one model in the run that the calling thread belongs to; outside of runs, each call has its own."""
+    """The readings of a model in the run that the calling thread belongs to; outside of runs, each call has its own."""
 
     def __init__(self, name: str) -> None:
         self.name = name
