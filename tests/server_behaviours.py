@@ -223,14 +223,13 @@ BEHAVIOURS = (
     Behaviour("the header of the turn before the answer", around("<|start_header_id|>assistant<|end_header_id|>\n\n")),
     Behaviour("bold around the answer", around("**", "**"), asks=("list", "sentence")),
     Behaviour("a code fence around the answer", around("```text\n", "\n```")),
-    Behaviour("`\\boxed{…}` around the answer", around("$\\boxed{", "}$"), asks=("list",)),
+    Behaviour("`\\boxed{…}` around the answer", around("$\\boxed{", "}$")),
     # What cannot be read
     Behaviour(
         "prose around every answer",
         around("I would say: ", " That is all."),
         "ends",
         "none of the first 20",
-        asks=("list",),
     ),
     Behaviour("every reply empty", lambda body, good: completion(""), "ends", "the reply was empty"),
     Behaviour(
@@ -244,7 +243,6 @@ BEHAVIOURS = (
         one_in_three(around("Well: ", " Or not.")),
         "row",
         status="parse_failed",
-        asks=("list",),
         note="it is asked for a second time first",
     ),
     # Refusals and errors
@@ -257,7 +255,6 @@ BEHAVIOURS = (
         refusing(lambda b: "structured_outputs" in b, "unknown field"),
         "ends",
         'take "choice" out',
-        asks=("list",),
         entry={"capabilities": ("choice",), **VLLM},
         wanted=CHOICES,
     ),
@@ -266,7 +263,6 @@ BEHAVIOURS = (
         refusing(lambda b: "response_format" in b, "unknown field"),
         "ends",
         'take "json_schema" out',
-        asks=("list",),
         entry={"capabilities": ("json_schema",)},
         wanted={"json_schema": SCHEMA},
     ),
@@ -299,7 +295,6 @@ BEHAVIOURS = (
         around("I say "),
         "ends",
         "outside the choice",
-        asks=("list",),
         entry={"capabilities": ("choice",), **VLLM},
         wanted=CHOICES,
     ),
