@@ -32,7 +32,7 @@ class Behaviour:
     again: bool = False
     """Whether requests are sent more than once before they are answered."""
     asks: tuple[str, ...] = ()
-    """The forms of query with which it is tried; without any, `list`, and `sentence` too if it is read."""
+    """The forms of query with which it is tried; without any, `list`."""
     entry: dict[str, Any] = field(default_factory=dict)
     """Fields of the registry entry."""
     wanted: dict[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Behaviour:
 
     @property
     def forms(self) -> tuple[str, ...]:
-        return self.asks or (("list", "sentence") if self.happens == "read" else ("list",))
+        return self.asks or ("list",)
 
 
 def around(before: str, after: str = "", **message: Any) -> Says:
@@ -129,10 +129,14 @@ CHOICES = {"choice": ("[1, 0, 0, 1, 1]", "[0, 0, 0, 0, 0]")}
 HARMONY = "<|channel|>analysis<|message|>[1] or [0]?<|end|><|start|>assistant<|channel|>final<|message|>"
 
 BEHAVIOURS = (
-    Behaviour("the answer alone", around("")),
+    Behaviour("the answer alone", around(""), asks=("list", "sentence")),
     # Thinking
     Behaviour("`<think>…</think>` before the answer", around("<think>[0]? EXPLANATION: no\n</think>\n\n")),
-    Behaviour("thinking without an opening tag", around("so [0, 0] … the answer is</think>\n")),
+    Behaviour(
+        "thinking without an opening tag",
+        around("so [0, 0] … the answer is</think>\n"),
+        asks=("list", "sentence"),
+    ),
     Behaviour("`<thought>`, `<seed:think>`, `<reasoning>` …", around("<seed:think>a\nb</seed:think>")),
     Behaviour("`[THINK]…[/THINK]`", around("[THINK]hm, [1]\n[/THINK]")),
     Behaviour(
@@ -212,21 +216,20 @@ BEHAVIOURS = (
     ),
     # What is left around an answer
     *(
-        Behaviour(f"`{token}` at the end", around("", token))
+        Behaviour(f"`{token}` at the end", around("", token), asks=("list", "sentence"))
         for token in ("<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>", "<|endoftext|>", "<｜end▁of▁sentence｜>")
     ),
     Behaviour("text after the end of the turn", around("", "<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n[0, 0]")),
     Behaviour("the header of the turn before the answer", around("<|start_header_id|>assistant<|end_header_id|>\n\n")),
-    Behaviour("bold around the answer", around("**", "**")),
+    Behaviour("bold around the answer", around("**", "**"), asks=("list", "sentence")),
     Behaviour("a code fence around the answer", around("```text\n", "\n```")),
-    Behaviour("`\\boxed{…}` around the answer", around("$\\boxed{", "}$"), asks=("list",)),
+    Behaviour("`\\boxed{…}` around the answer", around("$\\boxed{", "}$")),
     # What cannot be read
     Behaviour(
         "prose around every answer",
         around("I would say: ", " That is all."),
         "ends",
         "none of the first 20",
-        asks=("list",),
     ),
     Behaviour("every reply empty", lambda body, good: completion(""), "ends", "the reply was empty"),
     Behaviour(
@@ -240,7 +243,6 @@ BEHAVIOURS = (
         one_in_three(around("Well: ", " Or not.")),
         "row",
         status="parse_failed",
-        asks=("list",),
         note="it is asked for a second time first",
     ),
     # Refusals and errors
@@ -253,7 +255,6 @@ BEHAVIOURS = (
         refusing(lambda b: "structured_outputs" in b, "unknown field"),
         "ends",
         'take "choice" out',
-        asks=("list",),
         entry={"capabilities": ("choice",), **VLLM},
         wanted=CHOICES,
     ),
@@ -262,7 +263,6 @@ BEHAVIOURS = (
         refusing(lambda b: "response_format" in b, "unknown field"),
         "ends",
         'take "json_schema" out',
-        asks=("list",),
         entry={"capabilities": ("json_schema",)},
         wanted={"json_schema": SCHEMA},
     ),
@@ -295,7 +295,6 @@ BEHAVIOURS = (
         around("I say "),
         "ends",
         "outside the choice",
-        asks=("list",),
         entry={"capabilities": ("choice",), **VLLM},
         wanted=CHOICES,
     ),

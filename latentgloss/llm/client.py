@@ -31,6 +31,7 @@ from latentgloss.llm.payments import Payments
 from latentgloss.llm.prompt_length import checked, too_long
 from latentgloss.llm.reply_cache import request_key
 from latentgloss.llm.sending import BACKOFF_S, Sender
+from latentgloss.llm.unreadable import ReadingsByRun
 from latentgloss.machine.concurrency import check_abandoned
 from latentgloss.pipeline.accounting import purpose, run_of_now
 from latentgloss.protocols import Capability, Reply, Request
@@ -83,6 +84,8 @@ class Client:
         self._sender = Sender(
             spec, self._jobs, replies, self._payments, model_sha256=self._model_sha256, backoff_s=backoff_s
         )
+        self.readings = ReadingsByRun(spec.name)
+        """What each run has read of the replies (`asking.py`)."""
         self._calls = 0
         self._run: Hashable = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -17,7 +17,6 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from latentgloss.errors import LanguageModelError
 from latentgloss.pipeline.accounting import run_of_now
@@ -58,6 +57,8 @@ class Readings:
 
     name: str
     """Name of the language model."""
+    ends: bool = True
+    """Whether the run ends if nothing can be read."""
     stopped: LanguageModelError | None = None
     """The error that ended the run."""
     unusable: set[bytes] = field(default_factory=set)
@@ -77,7 +78,7 @@ class Readings:
         """
         with self._lock:
             known = self._kinds.setdefault(kind, _Kind())
-            return known.read or not mine or known.open + known.unread < FIRST
+            return not self.ends or known.read or not mine or known.open + known.unread < FIRST
 
     def take(self, kind: Hashable) -> None:
         """One more query of this kind is under way."""
@@ -99,7 +100,7 @@ class Readings:
             known.open -= 1
             if status == "ok":
                 known.read, known.unread = True, 0
-            elif status in UNUSABLE and counts:
+            elif self.ends and status in UNUSABLE and counts:
                 known.unread += 1
                 if known.unread >= (LATER if known.read else FIRST) and self.stopped is None:
                     queries = f"{known.unread} queries in a row" if known.read else f"the first {known.unread} queries"
@@ -123,17 +124,27 @@ def none_could_be_read(name: str, queries: str, status: str, reason: str, reply:
     )
 
 
-_readings: WeakKeyDictionary[LanguageModel, tuple[Hashable, Readings]] = WeakKeyDictionary()
-_lock = threading.Lock()
+class ReadingsByRun:
+    """The readings of a model in the run that the calling thread belongs to; outside of runs, each call has its own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._run: Hashable = None
+        self._readings = Readings(name)
+        self._lock = threading.Lock()
+
+    def __call__(self) -> Readings:
+        """The readings of this run. They begin anew with another run."""
+        run = run_of_now()
+        if run is None:
+            return Readings(self.name)
+        with self._lock:
+            if run != self._run:
+                self._run, self._readings = run, Readings(self.name)
+            return self._readings
 
 
 def readings_of(model: LanguageModel) -> Readings:
-    """What this run has read of the model's replies; outside of runs, each call is a run of its own."""
-    run = run_of_now()
-    if run is None:
-        return Readings(model.name)
-    with _lock:
-        known = _readings.get(model)
-        if known is None or known[0] != run:
-            known = _readings[model] = (run, Readings(model.name))
-        return known[1]
+    """What this run has read of the model's replies. A model that keeps no `readings` never ends a run."""
+    keeps = getattr(model, "readings", None)
+    return Readings(model.name, ends=False) if keeps is None else keeps()

@@ -12,7 +12,7 @@ from scripted_model import Scripted
 from latentgloss.errors import LanguageModelError
 from latentgloss.llm.asking import Query, UnparsableReply, ask_all, to_send
 from latentgloss.llm.reply_cache import request_key
-from latentgloss.llm.unreadable import FIRST, LATER
+from latentgloss.llm.unreadable import FIRST, LATER, ReadingsByRun
 from latentgloss.pipeline.accounting import charged_to
 from latentgloss.protocols import Message, Reply, Request
 
@@ -56,6 +56,7 @@ def test_fewer_queries_are_rows(tmp_path: Path) -> None:
 
 def test_one_that_is_read_keeps_the_run_going_until_many_in_a_row_are_not() -> None:
     model = Scripted(lambda request: "good" if request.messages[1].content == f"{FIRST - 1}" else "bad")
+    model.readings = ReadingsByRun("scripted")
     found = list(ask_all(model, queries(range(LATER))))
     assert [result.status for result in found].count("ok") == 1
     model.seen.clear()
@@ -67,6 +68,7 @@ def test_one_that_is_read_keeps_the_run_going_until_many_in_a_row_are_not() -> N
 def test_what_cannot_be_read_ends_the_run_for_all_that_belongs_to_it() -> None:
     """For queries with the same instructions; others are read."""
     model = Scripted(lambda request: "bad" if request.messages[0].content == "instructions" else "good")
+    model.readings = ReadingsByRun("scripted")
     with charged_to("detection_scores", "a", "run"):
         assert next(ask_all(model, [query(0, "other")])).status == "ok"
         with pytest.raises(LanguageModelError) as first:
@@ -82,6 +84,7 @@ def test_what_cannot_be_read_ends_the_run_for_all_that_belongs_to_it() -> None:
 def test_blocks_of_few_queries_add_up() -> None:
     """As judges ask: a call per block."""
     model = Scripted(lambda request: "bad")
+    model.readings = ReadingsByRun("scripted")
 
     def judge() -> None:
         for block in range(100):
