@@ -8,6 +8,7 @@ checked by `latentgloss saes check`.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from latentgloss.config.settings import LLM
@@ -77,12 +78,17 @@ def _language_models(workspace: Workspace) -> Iterator[Callable[[], object]]:
 
 
 def _device(workspace: Workspace) -> Iterator[Callable[[], object]]:
-    """The device of the settings."""
+    """The device of the settings. Where torch cannot be used, `doctor` says that by itself."""
     from latentgloss.models.devices import chosen_device
 
     name = workspace.settings.machine.device
+
+    def check() -> None:
+        with contextlib.suppress(ImportError):
+            chosen_device(name)
+
     if name is not None:
-        yield lambda: chosen_device(name)
+        yield check
 
 
 def _models(workspace: Workspace) -> Iterator[Callable[[], object]]:
