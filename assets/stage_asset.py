@@ -139,7 +139,7 @@ def one_step(name: str, *stages: Wired) -> dg.AssetsDefinition:
 def _is_skipped(context: dg.AssetExecutionContext, stage: Stage, partition: str) -> bool:
     """Whether a partition whose input is missing is skipped on purpose, and is no failure.
 
-    A bridge's inputs of another grain may be missing. What reads a partition that is recorded as skipped is skipped too.
+    A bridge's inputs of another grain may be missing. What reads a partition that was recorded as skipped is skipped.
     """
     above = [i.stage for i in stage.inputs]
     return is_bridge(stage) or any(
