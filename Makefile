@@ -3,6 +3,7 @@
 #   make PYTHON=python3.12 …          another Python (3.11 or newer) for the virtual environment
 #   make CONSTRAINTS=FILE …           other versions than the tested ones; if empty, pip chooses them
 #   make PYTEST_ARGS="-k store" test  further arguments for pytest
+#   make PORT=3001 ui                 another port for the Dagster UI
 #   make TEST_PROCESSES=8 test        eight processes instead of two (about 1 GB each); 0 uses the current process
 
 PYTHON ?= python3
@@ -10,6 +11,7 @@ VENV ?= .venv
 CONSTRAINTS ?= constraints/tested.txt
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
+PORT ?= 3000
 
 BIN := $(VENV)/bin
 PY := $(BIN)/python
@@ -49,8 +51,12 @@ demo: $(READY) $(HOME_READY) ## explain and score latents of the demo's SAEs, an
 demo-full: $(READY) $(HOME_READY) ## run the demo with everything that takes longer, including search
 	@$(PY) demo/run.py --full
 
-ui: $(READY) $(HOME_READY) ## start the Dagster UI on the demo's store, http://127.0.0.1:3000
-	@$(BIN)/dagster dev -w workspace.yaml
+# It starts in DAGSTER_HOME, because Dagster warns about a second dagster.yaml in the folder where it starts. `dg dev`, which
+# it recommends in place of `dagster dev`, is another program with another layout of projects.
+ui: $(READY) $(HOME_READY) ## start the Dagster UI on the demo's store, http://127.0.0.1:3000 (make ui PORT=3001)
+	@cd $(DAGSTER_HOME) && LATENTGLOSS_CONFIG='$(abspath $(or $(LATENTGLOSS_CONFIG),latentgloss.toml))' \
+		PYTHONWARNINGS='ignore:Function `dev_command` is superseded' \
+		$(abspath $(BIN))/dagster dev -w $(CURDIR)/workspace.yaml -p $(PORT)
 
 test: $(READY) ## run the tests that need no model and no server
 	@OMP_NUM_THREADS=1 $(PYTEST) -n $(TEST_PROCESSES) --dist loadfile -m "not ($(REAL))"

@@ -8,5 +8,6 @@
 - `checks`       asset checks
 - `configuration`  the checks of the registry and the settings
 - `pictures`     charts and tables that the Dagster UI shows for each partition
+- `drawing`      bars and lines as SVG, for the charts
 - `records`      the events that Dagster stores for each finished partition
 """

@@ -1,10 +1,10 @@
 """Charts and tables of each asset for the Dagster UI, as Markdown with inline SVG.
 
-What belongs here: drawing bars and step lines from the tables in the store. Nothing is measured here.
+What belongs here: choosing from the tables in the store what is shown. `drawing.py` draws it; nothing is measured.
+Dagster keeps a picture in every event and loads many events at once, so a picture has a bounded size.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -12,12 +12,13 @@ import numpy as np
 import polars as pl
 
 from assets.checks import counts, documents, tokens_of
+from assets.drawing import bars, steps
 from latentgloss import schema
 from latentgloss.machine.printable import printable
 from latentgloss.store import Version
 
-COLOURS = ("#3b6ea5", "#d1733b", "#7a7a7a", "#4f9d69", "#8a5a9e", "#b3a02c")
-WIDTH, HEIGHT = 560, 200
+TABLE_ROWS, TABLE_BYTES = 100, 30_000
+"""Most rows of the report's table, and the bytes that it takes at most."""
 
 
 def tokens_per_split(version: Version) -> str:
@@ -107,79 +108,47 @@ def indexed(version: Version) -> str:
 
 
 def report(version: Version) -> str:
-    """The report as a table."""
+    """The report as a table. If it is long, the rows with the highest medians, and where the others are."""
     frame = version.read(schema.REPORT).sort("partition", "scorer", "explainer", "negatives", "metric")
-    profile = ["profile"] if set(frame["profile"]) - {schema.DEFAULT_PROFILE} else []
-    head = (
-        "SAE",
-        "scorer",
-        "explainer",
-        "negatives",
-        *profile,
-        "alive",
-        "eligible",
-        "explained",
-        "scored",
-        "metric",
-        "median",
-        "95 %",
-    )
-    rows = [
-        f"| {_cell(r['partition'])}{' (control)' if r['control'] else ''} "
-        f"| {_cell(r['scorer'])} | {_cell(r['explainer'])} | {_cell(r['negatives'])} "
-        f"{''.join(f'| {_cell(r[name])} ' for name in profile)}"
-        f"| {r['n_alive']} | {r['n_eligible']} | {r['n_explained']} | {r['n_scored']} "
-        f"| {_cell(r['metric'])} | {_number(r['median'])} | {_number(r['median_low'])} to {_number(r['median_high'])} |"
-        for r in frame.iter_rows(named=True)
+    others = bool(set(frame["profile"]) - {schema.DEFAULT_PROFILE})
+    best = frame.sort("median", descending=True, nulls_last=True, maintain_order=True)
+    shown: list[str] = []
+    for chosen in (frame, best):
+        shown = _fitting([_report_row(row, others) for row in chosen.head(TABLE_ROWS + 1).iter_rows(named=True)])
+        if len(shown) == len(frame):
+            break
+    profile = ["profile"] if others else []
+    counted = ("alive", "eligible", "explained", "scored")
+    head = ("SAE", "scorer", "explainer", "negatives", *profile, *counted, "metric", "median", "95 %")
+    table = "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *shown])
+    if len(shown) == len(frame):
+        return table
+    where = _cell(version.files.path(f"{version.key}/report.parquet"))
+    return f"{table}\n\nThe {len(shown):,} rows with the highest medians, of {len(frame):,}. All rows: {where}"
+
+
+def _report_row(row: dict[str, Any], profile: bool) -> str:
+    cells = [
+        f"{_cell(row['partition'])}{' (control)' if row['control'] else ''}",
+        *(_cell(row[name]) for name in ("scorer", "explainer", "negatives", *(["profile"] if profile else []))),
+        *(str(row[name]) for name in ("n_alive", "n_eligible", "n_explained", "n_scored")),
+        _cell(row["metric"]),
+        _number(row["median"]),
+        f"{_number(row['median_low'])} to {_number(row['median_high'])}",
     ]
-    return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows])
+    return f"| {' | '.join(cells)} |"
 
 
-# -- drawing ---------------------------------------------------------------------------------------------------
-
-
-def bars(values: Mapping[Any, float], unit: str) -> str:
-    """Horizontal bars as SVG, one per entry, each with its number. `unit` labels the axis."""
-    largest = max([*values.values(), 1])
-    left, row = 190, 22
-    body = []
-    for i, (label, value) in enumerate(values.items()):
-        y, width = 8 + i * row, (WIDTH - left - 90) * value / largest
-        body.append(_text(left - 8, y + 12, str(label), "end"))
-        body.append(f'<rect x="{left}" y="{y}" width="{width:.1f}" height="14" fill="{COLOURS[0]}"/>')
-        body.append(_text(left + width + 6, y + 12, f"{value:,.0f}", "start"))
-    height = 8 + len(values) * row + 20
-    return _svg([*body, _text(left, height - 6, unit, "start")], height)
-
-
-def steps(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -> str:
-    """Histograms over the same edges as step lines in an SVG, one colour each. Heights are shares of each series."""
-    left, right, top, bottom = 20, WIDTH - 20, 26, HEIGHT - 34
-    shares = {name: n / max(n.sum(), 1) for name, n in series.items()}
-    highest = max([float(share.max()) for share in shares.values()] + [1e-9])
-    xs = left + (right - left) * (edges - edges[0]) / (edges[-1] - edges[0])
-    body = [f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="#888"/>']
-    at = left
-    for colour, (name, share) in zip(COLOURS * 4, shares.items(), strict=False):
-        ys = bottom - (bottom - top) * share / highest
-        points = " ".join(f"{x:.1f},{y:.1f}" for i, y in enumerate(ys) for x in (xs[i], xs[i + 1]))
-        body.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        body.append(_text(at, 16, name, "start", colour))
-        at += 12 + 7 * len(name)
-    for i in np.linspace(0, len(edges) - 1, 5).astype(int):
-        body.append(_text(xs[i], bottom + 14, f"{edges[i]:.3g}", "middle"))
-    return _svg([*body, _text((left + right) / 2, HEIGHT - 4, label, "middle")], HEIGHT)
-
-
-def _svg(body: Sequence[str], height: float) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0f}" font-family="sans-serif" '
-        f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{"".join(body)}</svg>'
-    )
-
-
-def _text(x: float, y: float, text: str, anchor: str, colour: str = "#222") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(printable(text))}</text>'
+def _fitting(rows: list[str]) -> list[str]:
+    """The first rows, as many as `TABLE_ROWS` and `TABLE_BYTES` allow."""
+    fitting: list[str] = []
+    size = 0
+    for row in rows[:TABLE_ROWS]:
+        size += len(row.encode()) + 1
+        if size > TABLE_BYTES:
+            break
+        fitting.append(row)
+    return fitting
 
 
 def _image(title: str, svg: str) -> str:

@@ -5,6 +5,7 @@ later one. Dagster writes no versions for such records; the tags below are those
 (`dagster._core.execution.plan.execute_step._build_data_version_tags`). No other module uses Dagster's private API.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -30,6 +31,11 @@ from dagster._core.execution.plan.outputs import StepOutputData, StepOutputHandl
 
 from latentgloss.pipeline.graph import STAGES
 from latentgloss.store import Version
+
+JSON_BYTES = 5_000
+"""The longest JSON that an event holds in full."""
+SKIPPED = "skipped"
+"""The data version of a partition that a backfill has skipped on purpose."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +80,35 @@ def materialisation(
         dg.AssetMaterialization(
             asset_key=manifest.stage,
             partition=manifest.partition,
-            metadata={**metadata, "upstream partitions": dg.MetadataValue.json(manifest.inputs)},
+            metadata={**metadata, "upstream partitions": bounded(list(manifest.inputs), version)},
             tags=tags,
+        )
+    )
+
+
+def bounded(value: Any, version: Version) -> dg.MetadataValue:
+    """JSON for an event. If it is large, how many entries it has and which file holds them.
+
+    Dagster loads many events at once, and a report over hundreds of SAEs has thousands of inputs.
+    """
+    if len(json.dumps(value)) <= JSON_BYTES:
+        return dg.MetadataValue.json(value)
+    manifest = str(version.files.path(f"{version.key}/manifest.json"))
+    return dg.MetadataValue.json({"entries": len(value), "file": manifest})
+
+
+def skipped(context: dg.AssetExecutionContext, stage: str, partition: str, why: str) -> None:
+    """Records that a backfill has skipped a partition on purpose, because an input of another grain is missing.
+
+    A backfill ends as failed if a partition of it has no record. The record holds no content; the first real one is a
+    change for everything that depends on it.
+    """
+    context.log_event(
+        dg.AssetMaterialization(
+            asset_key=stage,
+            partition=partition,
+            metadata={"status": "skipped", "reason": why},
+            tags={DATA_VERSION_TAG: SKIPPED, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"},
         )
     )
 
@@ -119,7 +152,7 @@ def step_done(context: dg.AssetExecutionContext) -> Iterator[DagsterEvent | dg.O
         if output.properties.asset_check_key is not None:
             yield dg.Output(None, output_name=output.name)
         else:
-            passed = TypeCheckData(success=True, label=output.name)
+            passed = TypeCheckData(success=True, label=output.name)  # type: ignore[no-untyped-call]
             done = StepOutputData(StepOutputHandle(step.step.key, output.name), type_check_data=passed)
             yield DagsterEvent.step_output_event(step, done)
 
@@ -185,7 +218,9 @@ def _combined(data_versions: list[str]) -> str:
 
 
 __all__ = [
+    "SKIPPED",
     "Inputs",
+    "bounded",
     "check",
     "latest_problems",
     "materialisation",
@@ -193,5 +228,6 @@ __all__ = [
     "recorded",
     "report",
     "report_problems",
+    "skipped",
     "step_done",
 ]

@@ -32,6 +32,8 @@ Picture = Callable[[Version], str]
 Check = Callable[[Version], tuple[bool, dict[str, Any]]]
 """Returns (passed, counts)."""
 
+BACKFILL = "dagster/backfill"
+"""The tag of a run that belongs to a backfill."""
 OWNERS = ["team:interpretability"]
 SAE_FILES = "sae_files"
 """The asset for the files of each SAE. They are not made here; the registry sensor reports their versions."""
@@ -101,8 +103,10 @@ def one_step(name: str, *stages: Wired) -> dg.AssetsDefinition:
             if outcome.version is not None:
                 _record(context, outcome, member, versions[outcome.stage], inputs[outcome.stage])
                 context.log.info(f"{label}: {outcome.status} in {outcome.seconds:.1f} s, version {outcome.version.key}")
-            elif is_bridge(member.stage) and isinstance(outcome.error, MissingInput):
+            elif isinstance(outcome.error, MissingInput) and _is_skipped(context, member.stage, outcome.partition):
                 context.log.warning(f"{label}: skipped. {outcome.error}")
+                if BACKFILL in context.run.tags or not is_bridge(member.stage):
+                    records.skipped(context, outcome.stage, outcome.partition, str(outcome.error))
             else:
                 context.log.error(f"{label}: {outcome.error}")
                 failed.append(outcome)
@@ -131,6 +135,17 @@ def one_step(name: str, *stages: Wired) -> dg.AssetsDefinition:
             pool=_pool([member.stage for member in stages]),
             can_subset=len(members) > 1,
         )(step)
+
+
+def _is_skipped(context: dg.AssetExecutionContext, stage: Stage, partition: str) -> bool:
+    """Whether a partition whose input is missing is skipped on purpose, and is no failure.
+
+    A bridge's inputs of another grain may be missing. What reads a partition that was recorded as skipped is skipped.
+    """
+    above = [i.stage for i in stage.inputs]
+    return is_bridge(stage) or any(
+        records.recorded(context.instance, name, partition) == records.SKIPPED for name in above
+    )
 
 
 def _spec(member: Wired, version: str) -> dg.AssetSpec:
@@ -267,7 +282,7 @@ def _metadata(outcome: Outcome, version: Version) -> dict[str, Any]:
         "blocks reused": outcome.blocks_reused,
         "bytes": sum(int(entry["bytes"]) for entry in version.manifest.files.values()),
         "folder": dg.MetadataValue.path(str(version.files.path(version.key))),
-        "facts": dg.MetadataValue.json(dict(version.manifest.facts)),
+        "facts": records.bounded(dict(version.manifest.facts), version),
         **({} if profile == DEFAULT_PROFILE else {"profile": profile}),
         **rows,
     }

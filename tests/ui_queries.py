@@ -6,9 +6,11 @@ against an instance and a `Definitions` object as the webserver does. No server 
 
 import asyncio
 import json
+import logging
 import re
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +20,7 @@ from unittest.mock import create_autospec
 
 import dagster as dg
 import dagster_webserver
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.instance import InstanceType
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.launcher.sync_in_memory_run_launcher import SyncInMemoryRunLauncher
@@ -32,6 +35,7 @@ from dagster._core.storage.schedules import SqliteScheduleStorage
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
+from dagster._daemon.backfill import execute_backfill_iteration
 from dagster_graphql.schema import create_schema
 from graphql import FieldNode, NameNode, SelectionSetNode, Visitor, parse, print_ast, visit
 from graphql.language import ast
@@ -232,4 +236,39 @@ def ui(used: dg.DagsterInstance, module: str) -> Iterator[Ui]:
         warnings.simplefilter("ignore")  # as in `Ui.ask`
         target = InProcessWorkspaceLoadTarget(origin)
         with WorkspaceProcessContext(used, target, grpc_server_registry=no_servers) as process:
+            broken = process.create_request_context().code_location_errors()
+            assert not broken, broken[0].to_string()
             yield Ui(process, create_schema())
+
+
+def requested(ui: Ui, used: dg.DagsterInstance, backfill_id: str, assets: Sequence[str], keys: Sequence[str]) -> None:
+    """Asks for a backfill, as the UI's dialog does."""
+    with ui.process.create_request_context() as context:
+        used.add_backfill(
+            PartitionBackfill.from_asset_partitions(
+                backfill_id=backfill_id,
+                asset_graph=context.asset_graph,
+                partition_names=list(keys),
+                asset_selection=[dg.AssetKey(name) for name in assets],
+                backfill_timestamp=time.time(),
+                tags={},
+                dynamic_partitions_store=used,
+                all_partitions=False,
+                title=None,
+                description=None,
+                run_config=None,
+            )
+        )
+
+
+def backfill(ui: Ui, used: dg.DagsterInstance, assets: Sequence[str], keys: Sequence[str]) -> PartitionBackfill:
+    """Asks for a backfill and does what the daemon does until it has ended."""
+    requested(ui, used, "backfill", assets, keys)
+    for _ in range(10):
+        errors = [e for e in execute_backfill_iteration(ui.process, logging.getLogger("backfill")) if e is not None]
+        assert not errors, errors[0].to_string()
+        found = used.get_backfill("backfill")
+        assert found is not None
+        if found.status != BulkActionStatus.REQUESTED:
+            return found
+    raise AssertionError("the backfill has not ended")

@@ -1,16 +1,21 @@
 """assets/: one run for many SAEs, what survives a failure, what is skipped, and what automation asks for."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 import dagster as dg
 import pytest
+import ui_queries
+from dagster._core.execution.backfill import BulkActionStatus
 from tiny_dagster import JUDGED, SAES, Tiny, tiny
 
 from assets import pictures
 from assets.partitions import changes, range_tags, ranges
-from assets.records import recorded, report
+from assets.records import SKIPPED, recorded, report
 from assets.stage_asset import SAE_FILES
 from latentgloss.pipeline.graph import STAGES, downstream
 
@@ -99,6 +104,34 @@ def test_a_bridge_skips_what_has_no_input_yet_and_takes_the_rest(workspace: Tiny
     result = workspace.run("resolved_saes", SAES[0], SAES[-1])
     assert result.success
     assert set(statuses(result)) == {("resolved_saes", SAES[2])}
+
+
+def test_a_backfill_over_partitions_that_are_skipped_ends_as_complete(tmp_path: Path) -> None:
+    """m1 has no corpus: its SAEs are skipped on purpose, and so is what reads them."""
+    with ui_queries.instance(tmp_path / "dagster") as instance:
+        world = Tiny(tmp_path / "world", instance)
+        world.run("tokenized_corpus", "m2")
+        module = ModuleType("definitions_of_a_tiny_world")
+        known = world.definitions  # without the jobs that are named like assets, which no repository may have
+        module.defs = dg.Definitions(assets=known.assets, resources=known.resources, executor=known.executor)  # type: ignore[attr-defined]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, module.__name__, module)
+            with ui_queries.ui(instance, module.__name__) as ui:
+                done = ui_queries.backfill(ui, instance, ["resolved_saes", "activation_cache"], list(SAES))
+        assert done.status == BulkActionStatus.COMPLETED_SUCCESS
+        for stage in ("resolved_saes", "activation_cache"):
+            assert [recorded(instance, stage, key) == SKIPPED for key in SAES] == [True, True, False]
+        # What automation asks for below is skipped as well, once; content that comes later is a change.
+        assert world.run("sampled_contexts", SAES[0]).success
+        assert recorded(instance, "sampled_contexts", SAES[0]) == SKIPPED
+        world.run("tokenized_corpus", "m1")
+        assert world.run("resolved_saes", SAES[0]).success
+        assert recorded(instance, "resolved_saes", SAES[0]) != SKIPPED
+
+
+def test_without_a_backfill_a_skipped_partition_has_no_record(workspace: Tiny) -> None:
+    assert workspace.run("resolved_saes", SAES[0]).success
+    assert recorded(workspace.instance, "resolved_saes", SAES[0]) is None
 
 
 def test_within_a_grain_a_missing_input_is_a_failure(workspace: Tiny) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import dagster as dg
 import pytest
 import ui_queries
-from dagster._core.execution.backfill import PartitionBackfill
 from tiny import SPARSIFY, computed_workspace
 from ui_queries import Ui, documents, filled, variables
 
@@ -68,7 +67,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
             "failed": False,
         }
         with ui_queries.ui(instance, "definitions") as ui:
-            instance.add_backfill(backfill(ui, instance))
+            stages = [stage.name for stage in STAGES_OF_JOB["saes"]]
+            ui_queries.requested(ui, instance, BACKFILL, stages, instance.get_dynamic_partitions("sae"))
             yield Recorded(instance, ui, runs)
 
 
@@ -82,23 +82,6 @@ def run(instance: dg.DagsterInstance, job: str, *keys: str) -> dg.ExecuteInProce
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         raise_on_error=False,
     )
-
-
-def backfill(ui: Ui, instance: dg.DagsterInstance) -> PartitionBackfill:
-    with ui.process.create_request_context() as context:
-        return PartitionBackfill.from_asset_partitions(
-            backfill_id=BACKFILL,
-            asset_graph=context.asset_graph,
-            partition_names=instance.get_dynamic_partitions("sae"),
-            asset_selection=[dg.AssetKey(stage.name) for stage in STAGES_OF_JOB["saes"]],
-            backfill_timestamp=1.0,
-            tags={},
-            dynamic_partitions_store=instance,
-            all_partitions=False,
-            title=None,
-            description=None,
-            run_config=None,
-        )
 
 
 @pytest.mark.parametrize("name", [*STAGES_OF_JOB, "failed"])

@@ -1,0 +1,133 @@
+"""assets/pictures.py and assets/drawing.py: what is drawn can be told apart, is whole, and is not too large."""
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+from xml.etree import ElementTree
+
+import numpy as np
+import polars as pl
+import pytest
+
+from assets import drawing, pictures, records
+from latentgloss import schema
+from latentgloss.store import Version
+
+EXPLAINERS = [
+    "imported",
+    "llm",
+    "llm_best_of_k",
+    "null:pattern",
+    "null:token_table",
+    "pattern",
+    "programs",
+    "token_table",
+]
+SVG = "{http://www.w3.org/2000/svg}"
+EDGES = np.linspace(0, 1, 41)
+
+
+def drawn(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)
+
+
+def extent(text: ElementTree.Element) -> tuple[float, float]:
+    """Left and right end of a text, at the widest that it can be."""
+    width = float(text.get("textLength", drawing.CHARACTER * len(text.text or "")))
+    x = float(text.get("x", "nan"))
+    left = {"start": x, "middle": x - width / 2, "end": x - width}[text.get("text-anchor", "")]
+    return left, left + width
+
+
+@pytest.mark.parametrize("names", [EXPLAINERS, [f"explainer {i}" for i in range(64)], ["x" * 300, "y", "z" * 90]])
+def test_every_series_has_a_colour_of_its_own_and_its_name_in_the_legend(names: list[str]) -> None:
+    same = np.ones(40)
+    picture = drawn(drawing.steps(dict.fromkeys(names, same), EDGES, "balanced accuracy"))
+    lines = picture.findall(f"{SVG}polyline")
+    colours = [line.get("stroke") for line in lines]
+    assert len(set(colours)) == len(names)
+    texts = [t for t in picture.iter(f"{SVG}text") if t.text in names]
+    assert [t.text for t in texts] == names
+    samples = [line.get("stroke") for line in picture.findall(f"{SVG}line")]
+    assert samples[: len(names)] == colours, "in the legend, each name has the colour of its line"
+    width, height = float(picture.get("width", 0)), float(picture.get("height", 0))
+    rows: dict[float, list[tuple[float, float]]] = {}
+    for text in texts:
+        rows.setdefault(float(text.get("y", 0)), []).append(extent(text))
+    for ends in rows.values():
+        assert ends[0][0] >= 0 and ends[-1][1] <= width
+        assert all(before[1] <= after[0] for before, after in pairwise(ends)), "no name over another"
+    top = min(float(y) for line in lines for y in re.findall(r",([\d.]+)", line.get("points", "")))
+    assert max(rows) < top < height, "the legend is above the lines"
+
+
+def test_lines_of_the_same_values_can_both_be_seen() -> None:
+    same = np.ones(40)
+    under, over = drawn(drawing.steps({"token_table": same, "null:token_table": same}, EDGES, "x")).findall(
+        f"{SVG}polyline"
+    )
+    assert under.get("points") == over.get("points")
+    assert under.get("stroke") != over.get("stroke") and over.get("stroke-dasharray")
+
+
+@pytest.mark.parametrize("label", ["x", "model/layers.11.mlp/" + "a_long_name" * 12])
+def test_labels_of_bars_are_whole(label: str) -> None:
+    picture = drawn(drawing.bars({label: 3, "b": 1_000_000}, "contexts"))
+    for text in picture.iter(f"{SVG}text"):
+        left, right = extent(text)
+        assert left >= 0 and right <= drawing.WIDTH, text.text
+
+
+def test_many_bars_are_bounded_and_counted() -> None:
+    svg = drawing.bars({f"sae {i}": i for i in range(300)}, "explanations")
+    assert svg.count("<rect") == 1 + drawing.BARS and "260 more" in svg and len(svg) < 15_000
+
+
+def version(frame: pl.DataFrame) -> Version:
+    files = SimpleNamespace(path=lambda key: Path("/store") / key)
+    return cast(
+        "Version", SimpleNamespace(read=lambda _: frame, files=files, key="score_report/model/0123456789abcdef")
+    )
+
+
+def rows(saes: int, name: str = "model/layers.{}.mlp/topk_{}") -> pl.DataFrame:
+    """A report over so many SAEs; the medians rise from the first row to the last, and some are missing."""
+    found: list[dict[str, Any]] = []
+    for sae in range(saes):
+        for explainer in EXPLAINERS:
+            for negatives in ("random", "similar", "hard"):
+                i = len(found)
+                median = None if i % 7 == 3 else i / (saes * 24)
+                key = {"partition": name.format(sae % 40, sae), "control": sae % 10 == 9, "explainer": explainer}
+                score = {"scorer": "detection", "negatives": negatives, "metric": "balanced_accuracy"}
+                counted = dict.fromkeys(("n_alive", "n_eligible", "n_explained", "n_scored"), 1234)
+                ends = {"median": median, "median_low": median, "median_high": median}
+                found.append({**key, **score, "profile": schema.DEFAULT_PROFILE, **counted, **ends})
+    return pl.DataFrame(found, infer_schema_length=None)
+
+
+def test_a_short_report_is_shown_whole() -> None:
+    table = pictures.report(version(rows(3)))
+    assert len(table.splitlines()) == 2 + 72 and "All rows" not in table
+
+
+@pytest.mark.parametrize("name", ["model/layers.{}.mlp/topk_{}", "model/layers.{}.mlp/" + "long_name_" * 40 + "{}"])
+def test_the_report_of_many_saes_is_bounded_and_says_where_the_rest_is(name: str) -> None:
+    frame = rows(300, name)
+    table = pictures.report(version(frame))
+    assert len(table.encode()) < 50_000
+    shown = [line for line in table.splitlines() if line.startswith("| model")]
+    assert 10 < len(shown) <= pictures.TABLE_ROWS
+    best = frame.drop_nulls("median").sort("median", descending=True).head(len(shown))
+    assert [float(line.split(" | ")[-2]) for line in shown] == [round(m, 3) for m in best["median"]]
+    assert f"of {len(frame):,}" in table and "/store/score&#95;report/model/0123456789abcdef/report.parquet" in table
+
+
+def test_the_other_entries_of_an_event_are_bounded() -> None:
+    few, many = [{"stage": "scores", "partition": "m/a/b"}], [{"stage": "scores", "partition": "m/a/b"}] * 2100
+    made = version(pl.DataFrame())
+    assert records.bounded(few, made).value == few
+    value = cast("dict[str, Any]", records.bounded(many, made).value)
+    assert value == {"entries": 2100, "file": "/store/score_report/model/0123456789abcdef/manifest.json"}
