@@ -13,6 +13,7 @@ import polars as pl
 
 from assets.checks import counts, documents, tokens_of
 from latentgloss import schema
+from latentgloss.machine.printable import printable
 from latentgloss.store import Version
 
 COLOURS = ("#3b6ea5", "#d1733b", "#7a7a7a", "#4f9d69", "#8a5a9e", "#b3a02c")
@@ -178,19 +179,19 @@ def _svg(body: Sequence[str], height: float) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = "#222") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(text)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{escape(printable(text))}</text>'
 
 
 def _image(title: str, svg: str) -> str:
-    return f"![{title}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+    return f"![{_cell(title)}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
 def _cell(value: object) -> str:
     """Text escaped so that it stays in its cell of a Markdown table and is not read as markup.
 
-    Explanations quote text from the corpus, which can contain anything.
+    Explanations quote text from the corpus, which can contain anything, control characters too.
     """
-    text = escape(" ".join(str(value).split()), quote=False)
+    text = escape(" ".join(printable(value).split()), quote=False)
     return "".join(f"&#{ord(c)};" if c in "|`*_[]()!\\#~" else c for c in text)
 
 

@@ -17,6 +17,7 @@ import dagster as dg
 from assets import automation, records
 from assets.partitions import GRAINS, SAES
 from latentgloss.errors import MissingInput
+from latentgloss.machine.printable import printable
 from latentgloss.pipeline.graph import STAGES, profile_of
 from latentgloss.pipeline.stage import Stage
 from latentgloss.pipeline.stage_run import Outcome, Runner
@@ -223,7 +224,11 @@ def _record(
     """Records a finished partition with its picture and the results of its checks. `code`: the code version."""
     version = outcome.version
     assert version is not None
-    picture = {} if member.picture is None else {"picture": dg.MetadataValue.md(member.picture(version))}
+    picture = (
+        {}
+        if member.picture is None
+        else {"picture": dg.MetadataValue.md(printable(member.picture(version), lines=True))}
+    )
     metadata = {**picture, **_metadata(outcome, version)}
     records.materialisation(context, version, code_version=code, inputs=inputs, metadata=metadata)
     for name, check in member.checks.items():

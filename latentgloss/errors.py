@@ -7,9 +7,14 @@ handles a single row, because a row that failed is data, with a status and a rea
 
 from __future__ import annotations
 
+from latentgloss.machine.printable import printable
+
 
 class LatentglossError(Exception):
-    """Base class of all errors here. `found`, `expected` and `todo` stay separate for `--json` output and pages."""
+    """Base class of all errors here. `found`, `expected` and `todo` stay separate for `--json` output and pages.
+
+    The message holds no control characters, whatever the file that it quotes holds.
+    """
 
     def __init__(self, found: str, *, expected: str = "", todo: str = "") -> None:
         self.found, self.expected, self.todo = found, expected, todo
@@ -18,7 +23,7 @@ class LatentglossError(Exception):
             parts.append(f"Expected: {expected.rstrip('.')}.")
         if todo:
             parts.append(f"What to do: {todo.rstrip('.')}.")
-        super().__init__(" ".join(parts))
+        super().__init__(printable(" ".join(parts), lines=True))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions with keyword-only arguments do not pickle by default, and errors cross process boundaries.

@@ -22,13 +22,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from latentgloss import schema
+from latentgloss.activations.finite import check_encodable, check_finite
 from latentgloss.activations.latents import write_latents
 from latentgloss.activations.masking import masked_rows, norms_of, sink_limit, special_and_first
 from latentgloss.activations.pairs import Pairs, on_host, sorted_pairs
-from latentgloss.activations.quality import Quality
+from latentgloss.activations.quality import Quality, reconstructed, zero_rows
+from latentgloss.errors import SubjectError
 from latentgloss.machine.background import BackgroundWorkers
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ class ForwardPass:
         self.batch = max(1, batch_tokens(machine, device) // self.corpus.tokens.shape[1])
         self.background = BackgroundWorkers(device, machine.workers)
         self.coders: dict[str, SparseCoder] = {}
+        self.targets: dict[str, str | None] = {}
+        """What each SAE reconstructs (`quality.reconstructed`)."""
         self.sink_limits: dict[str, float] = {}
         self.quality = {run.partition: Quality() for run in runs}
 
@@ -118,6 +122,11 @@ class ForwardPass:
         """Opens the SAE of a run and checks that it fits the hookpoint."""
         coder = self.open_coder(run)
         coder.check_width(self.subject.width_at(run.sae.hookpoint), run.sae.hookpoint)
+        target = reconstructed(coder, run.sae.hookpoint)
+        try:
+            self.targets[run.partition] = target if target and self.subject.width_at(target) else None
+        except SubjectError:  # its module gives no activation per token, so there is nothing to compare with
+            self.targets[run.partition] = None
         self.coders[run.partition] = coder.to(self.subject.device)
         run.draft  # noqa: B018  takes the partition's lock before anything is written
 
@@ -140,9 +149,14 @@ class ForwardPass:
         pairs: dict[str, list[Pairs]] = {run.partition: [] for run in due}
         norms: dict[str, list[torch.Tensor]] = {run.sae.hookpoint: [] for run in due}
         for first in range(start, stop, self.batch):
+            if all(run.error for run in due):
+                return
             self._batch(due, pairs, norms, first, min(first + self.batch, stop), measure=first == start)
             self._report_progress(min(first + self.batch, stop))
-        sinks = self._sinks({hookpoint: on_host(parts) for hookpoint, parts in norms.items()}, start)
+        wanted = {run.sae.hookpoint for run in due if run.error is None}
+        sinks = self._sinks(
+            {hookpoint: on_host(parts) for hookpoint, parts in norms.items() if hookpoint in wanted}, start
+        )
         by_token = special_and_first(np.asarray(self.corpus.tokens[start:stop]), self.subject.tokenizer.all_special_ids)
         offset = start * self.corpus.tokens.shape[1]
 
@@ -169,23 +183,40 @@ class ForwardPass:
         measure: bool,
     ) -> None:
         """Runs the model over sequences `first` to `stop` and appends their norms and pairs."""
-        found = self.subject.activations(np.asarray(self.corpus.tokens[first:stop]), sorted(norms))
-        for hookpoint, x in found.items():
-            flat = x.reshape(-1, x.shape[-1])
-            norms[hookpoint].append(norms_of(flat))
-            for run in due:
-                if run.error is None and run.sae.hookpoint == hookpoint:
-                    run.attempt(partial(self._encode, run, flat, pairs[run.partition], measure))
+        active = [run for run in due if run.error is None]
+        hookpoints = {run.sae.hookpoint for run in active}
+        targets = {target for run in active if measure and (target := self.targets[run.partition]) is not None}
+        found = self.subject.activations(np.asarray(self.corpus.tokens[first:stop]), sorted(hookpoints | targets))
+        flat = {name: x.reshape(-1, x.shape[-1]) for name, x in found.items()}
+        for hookpoint in sorted(hookpoints):
+            norms[hookpoint].append(norms_of(flat[hookpoint]))
+        for run in active:
+            run.attempt(partial(self._encode, run, flat, norms[run.sae.hookpoint][-1], first, pairs, measure))
 
     def _encode(
-        self, run: StageRun[Any], x: Float[torch.Tensor, "tokens d"], pairs: list[Pairs], measure: bool
+        self,
+        run: StageRun[Any],
+        found: dict[str, torch.Tensor],
+        norms: Float32[torch.Tensor, " tokens"],
+        first: int,
+        pairs: dict[str, list[Pairs]],
+        measure: bool,
     ) -> None:
-        """Appends the pairs of one batch and, if `measure`, adds the batch to the figures of quality."""
-        coder = self.coders[run.partition]
+        """Appends the pairs of one batch and, if `measure`, adds the batch to the figures of quality.
+
+        `found`: activations [tokens, d] by hookpoint. `norms`: of those at the run's hookpoint. `first`: number of the
+        first sequence.
+        """
+        coder, hookpoint = self.coders[run.partition], run.sae.hookpoint
+        x = found[hookpoint]
+        position = first * self.corpus.tokens.shape[1]
+        check_finite(x, norms, hookpoint=hookpoint, partition=run.partition, first=position, dtype=run.model.dtype)
+        check_encodable(norms, coder, hookpoint=hookpoint)
         triples = coder.encode_sparse(x)
         if measure:
-            self.quality[run.partition].add(x, coder, triples)
-        pairs.append(Pairs.of(triples, len(x)))
+            target = self.targets[run.partition]
+            self.quality[run.partition].add(x, coder, triples, None if target is None else found[target])
+        pairs[run.partition].append(Pairs.of(triples, len(x)))
 
     def _recipe(self, run: StageRun[Any], start: int, stop: int) -> dict[str, Any]:
         resolved = run.input("resolved_saes").content(("cache",))
@@ -218,4 +249,4 @@ class ForwardPass:
         """Writes the table `latents` of a run once all its shards are in the draft."""
         assert len(run.draft.paths(schema.ACTIVATIONS)) == self.n_shards  # otherwise counts would miss a shard
         write_latents(run, self.coders[run.partition].W_dec, self.subject, self.corpus)
-        run.facts |= self.quality[run.partition].facts()
+        run.facts |= self.quality[run.partition].facts() | zero_rows(self.coders[run.partition])

@@ -18,9 +18,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float32, Float64, Int64, Shaped, UInt32
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt32
 
 from latentgloss import schema
+from latentgloss.errors import SubjectError
 from latentgloss.machine.background import BackgroundWorkers
 from latentgloss.store.digests import json_sha256
 
@@ -61,6 +62,7 @@ def write_latents(
     consumed: dict[str, Any] = {
         "resolved_saes": run.input("resolved_saes").content(("cache",)),
         "shards": json_sha256({n: b.parts for n, b in run.draft.blocks.items() if n.startswith("shard-")}),
+        **run.recipe.content.get("external", {}),  # which lens, where that has changed
     }
     from_decoder = _FromDecoder(decoder, subject)
 
@@ -85,6 +87,7 @@ def write_latents(
         "unmasked_tokens": int(n_unmasked),
         "dead": int((table["count"] == 0).sum()),
         "median_density": table["density"].median(),
+        **({"no_top_outputs": from_decoder.no_lens} if from_decoder.no_lens else {}),
     }
 
 
@@ -93,6 +96,8 @@ class _FromDecoder:
 
     def __init__(self, decoder: Float32[torch.Tensor, "latents d"], subject: Subject) -> None:
         self.decoder, self.subject = decoder, subject
+        self.no_lens = ""
+        """Why `top_outputs` is empty; empty if it is not."""
 
     @cached_property
     def _unit(self) -> Float32[torch.Tensor, "latents d"]:
@@ -101,20 +106,39 @@ class _FromDecoder:
         return torch.nn.functional.normalize(self.decoder, dim=-1)
 
     @cached_property
-    def _lens(self) -> LogitLens:
-        return self.subject.lens()
+    def _has_direction(self) -> Bool[torch.Tensor, " latents"]:
+        """Whether a latent's decoder row is not zero. One of zeros has no neighbours, and is none."""
+        from latentgloss.saes.coder import has_direction
+
+        return has_direction(self.decoder)
+
+    @cached_property
+    def _lens(self) -> LogitLens | None:
+        """The model's lens; None, with the reason in `no_lens`, if there is none for these directions."""
+        if self.decoder.shape[1] != self.subject.d_model:
+            self.no_lens = f"decoder rows have width {self.decoder.shape[1]}, not the residual stream's"
+            return None
+        try:
+            return self.subject.lens()
+        except SubjectError as e:
+            self.no_lens = e.found
+            return None
 
     def columns(self, low: int, high: int) -> list[pl.Series]:
         """`top_outputs`, `neighbours` and `neighbour_cosines` of latents [low, high)."""
         return [self._top_outputs(low, high), *self._neighbours(low, high)]
 
     def _top_outputs(self, low: int, high: int) -> pl.Series:
-        """The tokens that each direction raises most; empty lists if its width is not that of the residual stream."""
-        if self.decoder.shape[1] != self.subject.d_model:
+        """The tokens that each direction raises most.
+
+        Empty lists if there is no lens; an empty list for a row of zeros.
+        """
+        if self._lens is None:
             found = np.empty((high - low, 0), dtype=np.uint32)
         else:
             found = self._lens.top(self.decoder[low:high], TOP_OUTPUTS)[0].astype(np.uint32)
-        return _lists(found.ravel(), np.full(len(found), found.shape[1])).alias("top_outputs")
+        sizes = np.where(self._has_direction[low:high].cpu().numpy(), found.shape[1], 0)
+        return _lists(found[sizes > 0].ravel(), sizes).alias("top_outputs")
 
     def _neighbours(self, low: int, high: int) -> tuple[pl.Series, pl.Series]:
         """Nearest other latents by decoder cosine, descending, and their cosines."""
@@ -123,9 +147,12 @@ class _FromDecoder:
         cosine = self._unit[low:high] @ self._unit.T
         rows = torch.arange(high - low)
         cosine[rows, rows + low] = -2.0  # excludes the latent itself
+        cosine[:, ~self._has_direction] = -2.0
         k = min(NEIGHBOURS_MAX, len(self._unit) - 1)
-        value, index = (found.cpu().numpy() for found in cosine.topk(k, dim=-1))
-        sizes = np.maximum((value >= NEIGHBOUR_COSINE).sum(-1), min(NEIGHBOURS, k))
+        value, index = (part.cpu().numpy() for part in cosine.topk(k, dim=-1))
+        found = (value > -1.5).sum(-1)  # neighbours that there are
+        sizes = np.maximum((value >= NEIGHBOUR_COSINE).sum(-1), np.minimum(NEIGHBOURS, found))
+        sizes[~self._has_direction[low:high].cpu().numpy()] = 0
         kept = np.arange(k) < sizes[:, None]
         ids, cosines = _lists(index[kept].astype(np.uint32), sizes), _lists(value[kept], sizes)
         return ids.alias("neighbours"), cosines.alias("neighbour_cosines")

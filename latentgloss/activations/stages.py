@@ -16,6 +16,7 @@ from latentgloss.pipeline.failures import attempt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from latentgloss.config.entries import SaeSpec
     from latentgloss.corpus.reader import Corpus
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 class ActivationNeeds(Protocol):
     """What this stage needs that is not in the store."""
+
+    @property
+    def model_cache(self) -> Path:
+        """Folder of converted models and their tokenizers."""
 
     def corpus(self, resolved: Version) -> Corpus:
         """The corpus that a version of `resolved_saes` pins."""
@@ -67,7 +72,10 @@ def _model_and_corpus(run: StageRun[ActivationNeeds]) -> tuple[str, str]:
 
 def _pass(runs: list[StageRun[ActivationNeeds]]) -> None:
     """One forward pass for runs of one model and corpus."""
+    from latentgloss.models.readiness import check_model_ready
+
     first = runs[0]
+    check_model_ready(first.model, first.resources.model_cache)
     corpus, subject = first.resources.corpus(first.input("resolved_saes")), first.resources.subject(first.model.name)
     ForwardPass(runs, corpus, subject, _open_sae).run()
 

@@ -30,6 +30,7 @@ import click
 from latentgloss import __version__
 from latentgloss.cli import estimate, lineage, maintenance, replies, report, saes, search, show, try_latent
 from latentgloss.errors import LatentglossError
+from latentgloss.machine.printable import printable
 
 __all__ = ["cli", "main"]
 
@@ -43,10 +44,15 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except LatentglossError as e:
             raise click.ClickException(str(e)) from e
+        except click.ClickException as e:
+            if type(e) is not click.ClickException:
+                raise  # wrong usage
+            raise click.ClickException(printable(e.message, lines=True)) from e  # it may quote files and servers
         except BrokenPipeError:
             raise  # not an error, as in `… | head`: click ends quietly
         except OSError as e:
-            raise click.ClickException(f"{e.filename or 'input or output'}: {e.strerror or e}.") from e
+            where = printable(e.filename or "input or output")
+            raise click.ClickException(f"{where}: {printable(e.strerror or e)}.") from e
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from latentgloss.errors import InputError
+from latentgloss.machine.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -125,7 +126,7 @@ def plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3f}"
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return printable(value)
 
 
 def size(n_bytes: float) -> str:

@@ -17,7 +17,8 @@ from latentgloss.errors import InputError, RegistryError
 from latentgloss.protocols import Capability
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_INPUT = "@input"
+INPUT = "@input"
+"""Suffix of a hookpoint that is a module's input."""
 _URL = re.compile(r"https?://\S+")
 
 BASELINES: dict[str, tuple[str, ...]] = {
@@ -48,9 +49,9 @@ def _name(value: str) -> str:
 
 
 def _hookpoint(value: str) -> str:
-    if "@" in value and not value.endswith(_INPUT):
-        raise ValueError(f"'@' is only allowed as the suffix {_INPUT!r}")
-    _name(value.removesuffix(_INPUT))
+    if "@" in value and not value.endswith(INPUT):
+        raise ValueError(f"'@' is only allowed as the suffix {INPUT!r}")
+    _name(value.removesuffix(INPUT))
     return value
 
 

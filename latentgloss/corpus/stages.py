@@ -14,13 +14,10 @@ from typing import TYPE_CHECKING, Protocol
 from latentgloss.corpus.building import build_corpus
 from latentgloss.corpus.packing import CorpusPlan
 from latentgloss.corpus.sources import iter_documents, passed_over
-from latentgloss.errors import CorpusError
 from latentgloss.pipeline.stage_run import one_by_one
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from transformers import PreTrainedTokenizerBase
 
     from latentgloss.pipeline.stage_run import StageRun
 
@@ -37,14 +34,17 @@ class CorpusNeeds(Protocol):
 
 
 def _tokenize(run: StageRun[CorpusNeeds]) -> None:
+    from latentgloss.models.readiness import bos_and_separator, check_model_ready
     from latentgloss.models.tokenizer import encode, load_tokenizer
 
     spec, settings = run.model.corpus, run.settings.corpus
+    check_model_ready(run.model, run.resources.model_cache)
     tokenizer = load_tokenizer(run.model, run.resources.model_cache)
+    bos_id, separator_id = bos_and_separator(tokenizer, spec)
     plan = CorpusPlan(
         sequence_length=spec.sequence_length,
-        separator_id=_separator(tokenizer, spec.separator),
-        bos_id=int(tokenizer.bos_token_id) if spec.prepend_bos else None,
+        separator_id=separator_id,
+        bos_id=bos_id,
         max_tokens=spec.tokens,
         shares=settings.shares,
         seed=settings.seed,
@@ -59,23 +59,6 @@ def _tokenize(run: StageRun[CorpusNeeds]) -> None:
     if others:
         _log.warning("corpus of %s: %s are not read", run.model.name, others)
         run.facts["not read"] = others
-
-
-def _separator(tokenizer: PreTrainedTokenizerBase, token: str | None) -> int:
-    """Id of the token between documents; for None, the tokenizer's end of text.
-
-    Raises CorpusError if the token is not in the vocabulary.
-    """
-    if token is None:
-        return int(tokenizer.eos_token_id)
-    found = tokenizer.get_vocab().get(token)
-    if found is None:
-        raise CorpusError(
-            f"the tokenizer has no token {token!r}",
-            expected="one token of its vocabulary",
-            todo="correct `separator` under [corpus] in the model's registry file",
-        )
-    return int(found)
 
 
 tokenize_corpus = one_by_one(_tokenize)

@@ -13,6 +13,7 @@ Measured: the bits are the same in any order and batch, on one thread and on two
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -111,18 +112,36 @@ class SentenceEmbedder:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = chosen_device(self.device)
+        self._check_modules()
         with quiet(), loading(self.spec, self.folder):
             model = SentenceTransformer(
                 str(self.folder),
                 device=device,
                 local_files_only=True,
-                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False},
             ).eval()
         if device == "cpu" and self.spec.dtype == "bfloat16":
             example = dict(model.tokenizer(["an example"], return_tensors="pt"))
             with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
                 order_weights(model, lambda: model(example), dtype=torch.float32)
         return model
+
+    def _check_modules(self) -> None:
+        """Raises EmbedderError if `modules.json` names a class outside sentence-transformers.
+
+        Releases of sentence-transformers before 5.3 import such a class from the folder without asking.
+        """
+        from latentgloss.models.files import own_code
+
+        for path in self.folder.rglob("modules.json"):
+            try:
+                modules = json.loads(path.read_bytes())
+                types = [str(module["type"]) for module in modules]
+            except (OSError, ValueError, TypeError, KeyError) as e:
+                raise EmbedderError(f"{self.name}: {path} cannot be read ({e})", todo="download the model again") from e
+            if any(not name.startswith("sentence_transformers.") for name in types):
+                raise own_code(EmbedderError, self.name, self.folder)
 
     @property
     def loaded(self) -> bool:

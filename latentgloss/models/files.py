@@ -155,12 +155,14 @@ def _convert(source: Path, gguf: Path | None, target: Path, spec: ModelSpec) -> 
 
         options = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True)}
     dtype = getattr(torch, spec.dtype)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=True, **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, local_files_only=True, trust_remote_code=False, **options
+    )
     if spec.rerandomise is not None:
         rerandomise(model, spec.rerandomise)
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(
-        source, local_files_only=True, **({"gguf_file": gguf.name} if gguf else {})
+        source, local_files_only=True, trust_remote_code=False, **({"gguf_file": gguf.name} if gguf else {})
     ).save_pretrained(target)
 
 
@@ -206,9 +208,20 @@ def loading(spec: ModelSpec | EmbedderSpec, folder: Path) -> Iterator[None]:
     except Exception as e:  # of a dozen types, each of which means that the files are not a model of its kind
         reason = next(iter(str(e).splitlines()), "")
         error, expected, damaged, unfit = _EMBEDDER if isinstance(spec, EmbedderSpec) else _SUBJECT
+        if "trust_remote_code" in str(e) or "custom code" in str(e):
+            raise own_code(error, spec.name, folder) from e
         found = f"{spec.name}: {folder} could not be loaded ({type(e).__name__}: {reason})"
         advice = damaged if isinstance(e, (OSError, EOFError, SafetensorError)) else unfit
         raise error(found, expected=expected, todo=f"check `source` in the registry, or {advice}") from e
+
+
+def own_code(error: type[LatentglossError], name: str, folder: Path) -> LatentglossError:
+    """The error for a folder that only code in it, or in another repository, could load. Such code is never run."""
+    return error(
+        f"{name}: {folder} can only be loaded by code that comes with it, which is never run",
+        expected="a kind of model and tokenizer that the installed libraries know",
+        todo="update transformers if it is new, or convert the model to a kind that transformers knows",
+    )
 
 
 _UNFIT = "use a version of transformers that has this architecture (`model_type` in its config.json), or another model"

@@ -107,3 +107,22 @@ def _architecture(folder: Path) -> str:
 def portable_source(spec: ModelSpec) -> str:
     """`source` without a local path, which differs between machines, and without a revision (see `revision`)."""
     return "path" if spec.source.startswith("path:") else spec.source.partition("@")[0]
+
+
+_OTHER_LENS = {"opt", "cohere", "cohere2", "command-r", "olmo"}
+"""Kinds of models whose final norm was not found, or not centred, before `LENS` 2."""
+LENS = 2
+
+
+def lens_identity(spec: ModelSpec) -> dict[str, Any]:
+    """`{"lens": LENS}` for models whose logit lens has changed since its first form; empty for all others.
+
+    So the caches of models for which it is the same stay fresh. Those with a text model inside have changed, too. Loads
+    nothing. Raises SubjectError if the model is not there.
+    """
+    folder = source_folder(spec, MODEL_FILES)
+    try:
+        nested = "text_config" in json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        nested = False
+    return {"lens": LENS} if nested or _architecture(folder) in _OTHER_LENS else {}

@@ -13,8 +13,8 @@ appended, it is the module's input. If the model runs a module several times in 
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from latentgloss.config.entries import ModelSpec
+from latentgloss.config.entries import INPUT, ModelSpec
 from latentgloss.errors import SubjectError
 from latentgloss.machine.memory import keep_freed_memory
 from latentgloss.models.causality import check_causal
@@ -32,7 +32,8 @@ from latentgloss.models.cpu_linear import order_weights
 from latentgloss.models.devices import chosen_device
 from latentgloss.models.files import loading, quiet, ready_folder
 from latentgloss.models.identity import subject_identity, tokenizer_identity
-from latentgloss.models.logit_lens import LogitLens
+from latentgloss.models.logit_lens import LogitLens, lens_of
+from latentgloss.models.sites import Places
 from latentgloss.models.tokenizer import load_tokenizer, tokenizer_in
 
 if TYPE_CHECKING:
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["INPUT", "LogitLens", "Subject", "load_subject", "load_tokenizer", "tokenizer_identity"]
-
-INPUT = "@input"
-"""Suffix of a hookpoint that is a module's input."""
 
 
 class _Stop(Exception):
@@ -119,31 +117,8 @@ class Subject:
         return {name: caught[name] for name in wanted}
 
     def lens(self) -> LogitLens:
-        """The logit lens: the output tokens that a direction of the residual stream promotes.
-
-        It holds the unembedding in float32 (vocabulary × d_model × 4 bytes). Raises SubjectError if the model has no LM
-        head.
-        """
-        head: Any = self._model.get_output_embeddings()
-        if head is None:
-            raise SubjectError("the model has no LM head", expected="a causal language model")
-        return LogitLens(head.weight.float(), *self._final_norm())
-
-    def _final_norm(self) -> tuple[Float[Tensor, " d"], bool]:
-        """The final norm's gain, and whether the norm subtracts the mean.
-
-        The gain is measured with a vector of ±1 (mean 0, root mean square 1). RMSNorm, LayerNorm and norms that store
-        gain − 1 then all give the gain that they apply.
-        """
-        norms = [m for name, m in self._base.named_children() if "norm" in type(m).__name__.lower() or name == "ln_f"]
-        if not norms:
-            return torch.ones(self.d_model, device=self.device), False
-        norm = norms[-1]
-        signs = torch.ones(self.d_model, device=self.device, dtype=self._model.dtype)
-        signs[1::2] = -1
-        with torch.inference_mode():
-            gain = (norm(signs[None]) - norm(torch.zeros_like(signs)[None]))[0] * signs
-        return gain.float(), isinstance(norm, nn.LayerNorm)
+        """The logit lens: the output tokens that a direction of the residual stream promotes. Raises as `lens_of`."""
+        return lens_of(self._model)
 
     def _tensor(self, tokens: Integer[np.ndarray, "batch seq"]) -> Int[Tensor, "batch seq"]:
         return torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64)).to(self.device)
@@ -154,15 +129,28 @@ class Subject:
             raise self._unknown(hookpoint, "is not a module of the base model")
         return self._modules[path]
 
+    @cached_property
+    def places(self) -> Places:
+        """The model's places by the names that other tools use for them."""
+        return Places(self._modules)
+
+    @property
+    def model_types(self) -> frozenset[str]:
+        """`model_type` of the model's configuration and of the text model in it."""
+        config: Any = self._model.config
+        return frozenset({str(config.model_type), str(config.get_text_config().model_type)})
+
+    @property
+    def has_layer_norm(self) -> bool:
+        """Whether any norm of the model subtracts a mean."""
+        names = {type(module).__name__ for module in self._modules.values()}
+        return any("LayerNorm" in name and "RMS" not in name for name in names)
+
     def _unknown(self, hookpoint: str, what: str) -> SubjectError:
-        suffix = INPUT if hookpoint.endswith(INPUT) else ""
-        path = hookpoint.removesuffix(INPUT)
-        near = difflib.get_close_matches(path, self._modules, n=3, cutoff=0.5)
-        head = path.partition(".")[2]  # `model.layers.9` is the usual mistake: paths start inside the base model
-        near = ([head] if head in self._modules else []) + [name for name in near if name != head]
+        near = self.places.suggestions(hookpoint)
         return SubjectError(
             f"hookpoint {hookpoint!r} {what}",
-            expected="a module path such as " + ", ".join(repr(name + suffix) for name in near or ["layers.0"]),
+            expected="a module path such as " + ", ".join(map(repr, near)),
             todo="correct `hookpoint` in the registry",
         )
 
@@ -234,8 +222,9 @@ def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None)
 
     folder = ready_folder(spec, cache_dir)
     device = chosen_device(device)
+    safe = {"local_files_only": True, "trust_remote_code": False}
     with quiet(), loading(spec, folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype), local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype), **safe)
         tokenizer = tokenizer_in(folder)
     identity = subject_identity(spec, cache_dir)
     model.eval().requires_grad_(False).to(device)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def load_tokenizer(spec: ModelSpec, cache_dir: Path) -> PreTrainedTokenizerBase:
     """The tokenizer without any weights. Raises SubjectError if files are missing or cannot be loaded."""
-    folder = _tokenizer_folder(spec, cache_dir)
+    folder = tokenizer_folder(spec, cache_dir)
     with quiet(), loading(spec, folder):
         return tokenizer_in(folder)
 
@@ -32,7 +32,7 @@ def token_texts(spec: ModelSpec, cache_dir: Path, ids: Sequence[int]) -> list[st
 
     For a line on a screen: `Vocabulary` has every token of a model and takes seconds. Raises SubjectError.
     """
-    file = _tokenizer_folder(spec, cache_dir) / "tokenizer.json"
+    file = tokenizer_folder(spec, cache_dir) / "tokenizer.json"
     if not file.is_file():
         tokenizer = load_tokenizer(spec, cache_dir)
         return tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=True)
@@ -94,10 +94,13 @@ def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder. Raises transformers' own errors; callers use `files.loading`."""
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     return tokenizer
 
 
-def _tokenizer_folder(spec: ModelSpec, cache_dir: Path) -> Path:
+def tokenizer_folder(spec: ModelSpec, cache_dir: Path) -> Path:
+    """The folder of the tokenizer and of `config.json`. Converts a GGUF file once. Raises SubjectError."""
     folder = source_folder(spec, [*TOKENIZER_FILES, "config.json"])
     return converted(spec.model_copy(update={"rerandomise": None}), cache_dir, folder) if gguf_of(folder) else folder

@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from latentgloss.saes.selection import Activation, Sparse
 
 _LAYER_NORM_EPS = 1e-5
+_NO_NORM = 1e-12
+"""Norm up to which a decoder row counts as zero; `torch.nn.functional.normalize` makes no unit vectors of such rows."""
 _CHUNK = {"cpu": 1 << 20, "cuda": 1 << 28}
 """Pre-activations in memory at once: on a CPU about what its caches hold; a GPU is faster with large products."""
 
@@ -54,6 +57,8 @@ class SparseCoder:
     """Skip connection from the input to the output; None: there is none."""
     bfloat16_weights: bool = False
     """Whether W_enc was stored in bfloat16, so that rounding it to bfloat16 changes nothing."""
+    transcoder: bool = False
+    """Whether the reconstruction is of another place in the model than the input: a module's output from its input."""
     identity: bool = False
     """Whether W_enc is the identity and both biases are zero. Then pre = norm(x), without a product."""
     weights_sha256: str = ""
@@ -85,6 +90,12 @@ class SparseCoder:
     def n_latents(self) -> int:
         """Number of latents."""
         return self.W_enc.shape[1]
+
+    @cached_property
+    def directionless(self) -> list[int]:
+        """Latents whose decoder row is zero, ascending: whatever they find, they write nothing."""
+        found: list[int] = (~has_direction(self.W_dec)).nonzero().flatten().tolist()
+        return found
 
     def to(self, device: torch.device | str) -> SparseCoder:
         """The coder with all tensors on `device`."""
@@ -155,6 +166,21 @@ class SparseCoder:
             out = out * scale + shift
         return out if self.W_skip is None else out + x @ self.W_skip.T
 
+    def largest_pre(self, norms: Float[Tensor, " tokens"]) -> float:
+        """A bound on the pre-activations of activations with these norms; infinite if it does not fit into float32."""
+        if not len(norms):
+            return 0.0
+        # A normalised activation has at most the norm √d, whatever it was before.
+        largest = norms.max() if self.input_norm == "none" else norms.new_tensor(self.d_in**0.5)
+        weight, bias = self._largest
+        return float(largest * weight + bias)
+
+    @cached_property
+    def _largest(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """(√d times the largest encoder weight, which no direction's norm exceeds; the largest encoder bias)."""
+        weight = self.W_enc.new_ones(()) if self.identity else self.W_enc.abs().max() * self.d_in**0.5
+        return weight, self._encoder_bias().abs().max()
+
     def _encoder_bias(self) -> Float[Tensor, " n"]:
         """b_enc − b_dec W_enc, which replaces the subtraction of b_dec from every activation."""
         return self.b_enc - self.b_dec @ self.W_enc if self.subtract_b_dec else self.b_enc
@@ -188,6 +214,12 @@ class SparseCoder:
                 return token, latent, pre[token, latent]
         token, column = (value > 0).nonzero(as_tuple=True)
         return token, latent[token, column], value[token, column]
+
+
+def has_direction(decoder: Float[Tensor, "n d_out"]) -> Bool[Tensor, " n"]:
+    """Whether each decoder row is other than zero, which is whether its cosine with other rows is defined."""
+    found: Tensor = decoder.norm(dim=1) > _NO_NORM
+    return found
 
 
 def _has_mixed_products(device: torch.device) -> bool:

@@ -64,13 +64,16 @@ LATENTS = Table(
         Column(
             "top_outputs",
             pl.List(pl.UInt32),
-            "Ids of the ten tokens whose output logits the latent's decoder direction raises most (logit lens).",
+            "Ids of the ten tokens whose output logits the latent's decoder direction raises most (logit lens). Empty "
+            "where there is no lens: the decoder row is zero or has another width than the residual stream, or the "
+            "model's last steps are of an unknown kind.",
         ),
         Column(
             "neighbours",
             pl.List(pl.UInt32),
             "Other latents in descending order of decoder cosine: the first ten, and up to 64 whose cosine is at least "
-            ".5. Where cosines are 0 (neurons), the choice among them is arbitrary.",
+            ".5. Where cosines are 0 (neurons), the choice among them is arbitrary. A latent whose decoder row is zero "
+            "has no neighbours and is none.",
         ),
         Column("neighbour_cosines", pl.List(pl.Float32), "Decoder cosines of `neighbours`, in the same order."),
     ),

@@ -141,6 +141,12 @@ def _of_sae(resources: Resources, partition: str) -> dict[str, Any]:
     }
 
 
+def _of_activations(resources: Resources, partition: str) -> dict[str, Any]:
+    from latentgloss.models.identity import lens_identity
+
+    return lens_identity(resources.registry.model(resources.registry.sae(partition).model))
+
+
 def _of_negatives(resources: Resources, partition: str) -> dict[str, Any]:
     return resources.harder_negatives()
 
@@ -176,6 +182,7 @@ def _of_report(resources: Resources, partition: str) -> dict[str, Any]:
 EXTERNAL: dict[str, Callable[[Resources, str], dict[str, Any]]] = {
     "tokenized_corpus": _of_corpus,
     "resolved_saes": _of_sae,
+    "activation_cache": _of_activations,
     "sampled_negatives": _of_negatives,
     "explanations": _of_explanations,
     **{name: _of_scores(name) for name, stage in STAGES.items() if stage.noun == "scores"},

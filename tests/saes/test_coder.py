@@ -268,6 +268,55 @@ def test_saelens_before_release_6(tmp_path: Path) -> None:
     assert read_sae("saelens", tmp_path).activation == TopK(5)
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"architecture": "topk", "activation_fn_kwargs": {"k": 8}},
+        {"architecture": "topk", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 8.0}},
+        {"architecture": "standard", "activation_fn": "topk", "activation_fn_kwargs": {"k": 8}},
+        {"architecture": "topk", "k": 8, "activation_fn_kwargs": {"k": 8}},
+        {"architecture": "topk", "k": 8, "activation_fn_kwargs": None},
+        {"architecture": "standard", "activation_fn_str": "topk", "k": 8},
+    ],
+)
+def test_saelens_k_in_either_place(tmp_path: Path, where: dict[str, Any]) -> None:
+    config, tensors = saelens(random_coder(5, "topk", subtract_b_dec=True))
+    del config["k"]
+    write(tmp_path, "saelens", config | where, tensors)
+    assert read_sae("saelens", tmp_path).activation == TopK(8)
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({"activation_fn_kwargs": {}}, "there is no k"),
+        ({"k": 5, "activation_fn_kwargs": {"k": 8}}, "k is 5, but activation_fn_kwargs.k is 8"),
+        ({"activation_fn_kwargs": {"k": -1}}, "k is -1"),
+    ],
+)
+def test_saelens_k_that_is_nowhere_or_twice(tmp_path: Path, where: dict[str, Any], says: str) -> None:
+    config, tensors = saelens(random_coder(5, "topk", subtract_b_dec=True))
+    del config["k"]
+    write(tmp_path, "saelens", config | where, tensors)
+    with pytest.raises(SaeError, match=says) as e:
+        read_sae("saelens", tmp_path)
+    assert "download" not in e.value.todo or "-1" in says
+
+
+@pytest.mark.parametrize("format", sorted(READERS))
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
+def test_quantised_weights_are_refused_by_name(tmp_path: Path, format: str, dtype: torch.dtype) -> None:
+    make = saelens if format == "saelens" else sparsify
+    config, tensors = make(random_coder(9, "topk", subtract_b_dec=True))
+    name = "W_enc" if format == "saelens" else "encoder.weight"
+    write(tmp_path, format, config, tensors | {name: tensors[name].to(dtype)})
+    with pytest.raises(SaeError, match=f"{name} is stored as {str(dtype)[6:]}") as e:
+        read_sae(format, tmp_path)
+    assert str(tmp_path) in str(e.value)
+    write(tmp_path, format, config, tensors | {"beside": torch.zeros(3).to(dtype)})
+    assert read_sae(format, tmp_path).n_latents == N, "a tensor that is not needed is no reason"
+
+
 def test_saelens_decoder_norm_decides_the_top_k(tmp_path: Path) -> None:
     coder = random_coder(6, "topk", subtract_b_dec=True)
     write(tmp_path, "saelens", *saelens(coder, rescale_acts_by_decoder_norm=True))

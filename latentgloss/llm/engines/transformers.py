@@ -100,7 +100,7 @@ class TransformersEngine:
             folder = ready_folder(self.spec, self.cache_dir)
             with quiet(), loading(self.spec, folder):
                 model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=getattr(torch, self.spec.dtype), local_files_only=True
+                    folder, dtype=getattr(torch, self.spec.dtype), local_files_only=True, trust_remote_code=False
                 )
         except SubjectError as e:
             raise LanguageModelError(e.found, expected=e.expected, todo=e.todo) from e

@@ -17,6 +17,7 @@ from torch import Tensor
 from latentgloss.errors import SaeError
 
 _RESTORE = "download or copy the file again"
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -35,21 +36,22 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, in their stored dtype.
 
-    Raises SaeError if the file is corrupt or a tensor holds NaN or infinity.
+    Raises SaeError if the file is corrupt, holds a type of number that PyTorch does not know, or if a tensor holds NaN
+    or infinity.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError) as e:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as e:
         raise SaeError(f"{path} is not a readable safetensors file ({e})", todo=_RESTORE) from e
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if tensor.dtype in _FLOATS and not torch.isfinite(tensor).all():
             raise SaeError(f"{path}: tensor {name!r} holds NaN or infinity", expected="finite weights", todo=_RESTORE)
     return tensors
 
 
 def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
-    """One tensor as float32. Raises SaeError if it is missing or has another shape."""
+    """One tensor as float32. Raises SaeError if it is missing, has another shape or is stored quantised."""
     if name not in tensors:
         raise SaeError(
             f"{path} has no tensor {name!r}", expected=f"{name!r} in addition to {sorted(tensors)}", todo=_RESTORE
@@ -60,6 +62,13 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Pa
             f"{path}: {name} has shape {found}",
             expected=f"{shape}, as cfg.json says",
             todo="check that cfg.json and the weights belong together, and that `format` in the registry is right",
+        )
+    if tensors[name].dtype not in _FLOATS:
+        # Such numbers come with scales, whose place and meaning differ between tools.
+        raise SaeError(
+            f"{path}: {name} is stored as {str(tensors[name].dtype).removeprefix('torch.')}",
+            expected="float32, float16, bfloat16 or float64",
+            todo="save the weights in one of these types with the tool that made them",
         )
     return tensors[name].float()
 

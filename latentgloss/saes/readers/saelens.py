@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from latentgloss.errors import SaeError
-from latentgloss.saes.coder import SparseCoder
+from latentgloss.saes.coder import SparseCoder, has_direction
 from latentgloss.saes.readers.files import positive_int, read_config, read_tensors, take
 from latentgloss.saes.selection import Activation, JumpRelu, Relu, TopK
 
@@ -53,8 +53,10 @@ def read(folder: Path) -> SparseCoder:
     stored = tensors["W_enc"].dtype
     if config.get("rescale_acts_by_decoder_norm"):
         # Latents compete for the top k after scaling by their decoder norms, and are scaled back for decoding.
+        # A decoder row of zeros stays one; its latent's pre-activation is 0, so it is never active.
         norm = W_dec.norm(dim=1)
-        W_enc, b_enc, W_dec, stored = W_enc * norm, b_enc * norm, W_dec / norm[:, None], torch.float32
+        scale = torch.where(has_direction(W_dec), norm, 1.0)
+        W_enc, b_enc, W_dec, stored = W_enc * norm, b_enc * norm, W_dec / scale[:, None], torch.float32
     return SparseCoder(
         W_enc,
         b_enc,
@@ -74,16 +76,35 @@ def _architecture(config: dict[str, Any], path: Path) -> tuple[str, int]:
     """
     architecture = config.get("architecture", "standard")
     activation = config.get("activation_fn_str", config.get("activation_fn", "relu"))
-    if architecture == "standard" and activation == "topk":
-        arguments = config.get("activation_fn_kwargs") or {}
-        return "topk", positive_int(arguments, "k", path)
     if architecture not in ("standard", "topk", "jumprelu") or activation not in ("relu", "topk"):
         raise SaeError(
             f"{path}: architecture {architecture!r} with activation {activation!r}",
             expected="standard, topk or jumprelu (BatchTopK and Matryoshka SAEs are saved as jumprelu)",
             todo="remove it from the registry until this kind is supported",
         )
-    return architecture, positive_int(config, "k", path) if architecture == "topk" else 0
+    if architecture == "topk" or (architecture == "standard" and activation == "topk"):
+        return "topk", _k(config, path)
+    return architecture, 0
+
+
+def _k(config: dict[str, Any], path: Path) -> int:
+    """The number of active latents: `k`, or `activation_fn_kwargs.k` before release 6. Raises SaeError."""
+    arguments = config.get("activation_fn_kwargs")
+    places = [place for place in (config, arguments) if isinstance(place, dict) and place.get("k") is not None]
+    if not places:
+        raise SaeError(
+            f"{path}: the architecture is topk, but there is no k",
+            expected="k, or activation_fn_kwargs with k in it",
+            todo="add the k with which the SAE was trained",
+        )
+    found = {positive_int(place, "k", path) for place in places}
+    if len(found) > 1:
+        raise SaeError(
+            f"{path}: k is {places[0]['k']}, but activation_fn_kwargs.k is {places[1]['k']}",
+            expected="one k",
+            todo="keep the k with which the SAE was trained",
+        )
+    return found.pop()
 
 
 def _activation(architecture: str, k: int, tensors: dict[str, Tensor], n: int, path: Path) -> Activation:

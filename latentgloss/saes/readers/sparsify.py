@@ -47,6 +47,7 @@ def read(folder: Path) -> SparseCoder:
         take(tensors, "b_dec", (d,), path),
         kinds[name],
         subtract_b_dec=not config.get("transcode", False),
+        transcoder=bool(config.get("transcode", False)),
         W_skip=take(tensors, "W_skip", (d, d), path) if config.get("skip_connection") else None,
         bfloat16_weights=tensors["encoder.weight"].dtype == torch.bfloat16,
     )

@@ -1,0 +1,102 @@
+"""`saes check` as a whole: the trouble of one SAE leaves the others' report, and nothing steers the terminal."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+import pytest
+import tiny
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from assets.pictures import _cell, bars
+from latentgloss.cli import cli
+from latentgloss.errors import SaeError
+from latentgloss.machine.printable import printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """SAEs of every kind of trouble beside the two good ones."""
+    folder = tmp_path_factory.mktemp("check")
+    workspace = tiny.tiny_workspace(folder, n_documents=60)
+    assert workspace
+    for name in ("eighth", "zeros", "placed", "strange"):
+        tiny.write_saelens(folder / "saes" / name)
+        tiny.register(folder, f"tiny/layers.1/{name}", "saelens")
+    weights = folder / "saes" / "eighth" / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    save_file(tensors | {"W_dec": tensors["W_dec"].to(torch.float8_e4m3fn)}, weights)
+    weights = folder / "saes" / "zeros" / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    tensors["W_dec"][[3, 9]] = 0
+    save_file(tensors, weights)
+    config = folder / "saes" / "placed" / "cfg.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hook_name": "blocks.1.hook_resid_pre"}))
+    tiny.register(folder, "tiny/layers.1/steering", "saelens")
+    path = folder / "registry" / "saes" / "steering.toml"
+    path.write_text(path.read_text().replace("saes/steering", "saes/\\u001b[31mred\\u202eder"))
+    return folder
+
+
+def check(folder: Path, *arguments: str):
+    return CliRunner().invoke(cli, ["--config", str(folder / "latentgloss.toml"), "saes", "check", *arguments])
+
+
+def test_every_sae_is_reported_whatever_is_wrong_with_one(folder, monkeypatch):
+    from latentgloss.saes import opening
+
+    read = opening.READERS["saelens"]
+
+    def fails(path):
+        if path.name == "strange":
+            raise RuntimeError("nobody expected this")
+        return read(path)
+
+    monkeypatch.setitem(opening.READERS, "saelens", fails)
+    done = check(folder, "--json")
+    assert done.exit_code == 1
+    rows = {row["partition"].rpartition("/")[2]: row for row in json.loads(done.stdout)["saes"]}
+    assert set(rows) == {"words", "mixed", "eighth", "zeros", "placed", "strange", "steering"}
+    told = {name: " ".join(p["message"] for p in row["problems"]) for name, row in rows.items()}
+    assert told["words"] == told["mixed"] == told["zeros"] == ""
+    assert "W_dec is stored as float8_e4m3fn" in told["eighth"]
+    assert "nobody expected this" in told["strange"]
+    assert "'layers.1@input' or hookpoint = 'layers.0'" in told["placed"]
+    assert "cannot be read" in told["steering"]
+    (warning,) = rows["zeros"]["warnings"]
+    assert "2 of 64 latents is zero (3, 9)" in warning["message"]
+    assert {row["width"] for row in rows.values()} == {tiny.D_MODEL}
+
+
+def test_nothing_from_a_file_reaches_the_terminal_as_a_command(folder):
+    for arguments in (["saes", "check"], ["saes", "list"], ["saes", "check", "tiny/layers.1/steering"]):
+        done = CliRunner().invoke(cli, ["--config", str(folder / "latentgloss.toml"), *arguments])
+        assert "red" in done.output
+        assert all(c.isprintable() or c == "\n" for c in done.output)
+    assert "warning: the decoder row of 2 of 64" in check(folder, "tiny/layers.1/zeros").output
+
+
+HOSTILE = "a\x1b]0;title\x07\u202etxt\u2066\r\nb\tc\x9b1mé漢"
+
+
+def test_one_function_cleans_what_is_printed():
+    assert printable(HOSTILE) == "a\ufffd]0;title\ufffd\ufffdtxt\ufffd  b c\ufffd1mé漢"
+    assert printable("two\nlines\x1b", lines=True) == "two\nlines\ufffd"
+    assert printable(7) == "7"
+    error = SaeError(HOSTILE, expected="\x1b[2J", todo="\u202e")
+    assert all(c.isprintable() or c == "\n" for c in str(error))
+    assert error.found == HOSTILE, "for JSON, which escapes it"
+
+
+def test_pictures_and_tables_of_the_dagster_ui_hold_no_control_characters():
+    assert all(c.isprintable() for c in _cell(HOSTILE))
+    svg = bars({HOSTILE: 3.0}, "latents")
+    assert all(c.isprintable() for c in svg)
+    ElementTree.fromstring(svg)
