@@ -8,7 +8,6 @@
 - `identity`       everything that decides a model's activations, as hashes
 - `tokenizer`      a subject model's tokenizer, loaded without weights
 - `readiness`      whether a model can read its corpus, found without weights
-- `devices`        where models run
 - `vocabulary`     token ids as strings, bytes, words and classes
 - `embedder`       sentence-transformers models
 - `devices`        the device of the settings, refused if this machine has none such
