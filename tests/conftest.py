@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import tempfile
 
-for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"):
-    os.environ.setdefault(_variable, "2")
+_threads = os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("MKL_NUM_THREADS", _threads)  # PyTorch heeds this one first
+os.environ.setdefault("POLARS_MAX_THREADS", "2")
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", DAGSTER_DISABLE_TELEMETRY="1")
 
 from shapes import check_core, next_test
