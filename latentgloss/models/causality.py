@@ -66,7 +66,8 @@ def _probe(model: PreTrainedModel) -> tuple[Int[Tensor, "3 seq"], list[int]]:
     text: Any = model.config.get_text_config()
     entries = [*model.config.to_dict().items(), *text.to_dict().items()]
     named = {value for key, value in entries if key.endswith(("_token_id", "_token_index")) and isinstance(value, int)}
-    size = int(model.get_input_embeddings().weight.shape[0])
+    embedding: Any = model.get_input_embeddings()
+    size = int(embedding.weight.shape[0])
     usable = [token for token in dict.fromkeys(i * size // 997 for i in range(997)) if token not in named]
     usable = usable or list(range(size))
     most = getattr(text, "max_position_embeddings", None)
@@ -100,7 +101,7 @@ def _compared(base: nn.Module, name: str, length: int, cuts: list[int]) -> Itera
 
     with contextlib.ExitStack() as stack:
         for path, module in base.named_modules():
-            hook = module.register_forward_hook(lambda _m, _args, value, path=path: after(path, value))  # type: ignore[misc]
+            hook = module.register_forward_hook(lambda _m, _args, value, path=path: after(path, value))
             stack.callback(hook.remove)
         yield
 

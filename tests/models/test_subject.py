@@ -124,14 +124,18 @@ def test_later_tokens_do_not_change_earlier_activations_and_rows_are_independent
 def test_what_a_layer_changes_in_place_later_is_kept_as_it_was(subject: Subject, reference: LlamaForCausalLM) -> None:
     """Falcon adds the attention's output to the tensor that its MLP returned."""
     alone = subject.activations(TOKENS, ["layers.1.mlp", "layers.1.mlp@input"])
+    used: list[torch.Tensor] = []
 
-    def change(_module: Any, args: Any, _out: Any) -> None:
-        args[0].mul_(3)
+    def change(*_: Any) -> None:
+        for tensor in used:
+            tensor.mul_(3)
 
-    later = subject._modules["layers.1.mlp"].register_forward_hook(change)
-    after = subject._modules["layers.1"].register_forward_hook(lambda _m, _args, out: out.add_(1))
+    handles = [
+        subject._modules["layers.1.mlp"].register_forward_hook(lambda _m, args, out: used.extend([args[0], out])),
+        subject._modules["layers.1"].register_forward_hook(change),
+    ]
     together = subject.activations(TOKENS, ["layers.1.mlp", "layers.1.mlp@input", "layers.1.mlp.down_proj", "layers.3"])
-    for handle in (later, after):
+    for handle in handles:
         handle.remove()
     for name, value in alone.items():
         assert torch.equal(together[name], value)
