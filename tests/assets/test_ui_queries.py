@@ -26,7 +26,7 @@ BACKFILL = "abcdefgh"
 UNASKED = {
     # Subscriptions that wait for the next event.
     "AssetLiveRunLogsSubscription", "CapturedLogsSubscription",
-    # Pages of ticks and evaluations, which only the daemon records (tests/real/test_dagster_daemon.py asks for them).
+    # Pages of ticks and evaluations, which only the daemon records.
     "GetAssetEvaluationDetailsQuery", "GetEvaluationsSpecificPartitionQuery", "PartitionSubsetListQuery",
     "ScheduleStateQuery", "SelectedTickQuery", "SensorStateQuery", "TickLogEventsQuery",
     # Pages about single ops and their graphs, and about components, which show definitions only.
