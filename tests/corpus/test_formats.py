@@ -36,7 +36,7 @@ def zstd(data: bytes) -> bytes:
 
 
 def gz(data: bytes) -> bytes:
-    return gzip.compress(data[:20]) + gzip.compress(data[20:])  # two members, as `cat a.gz b.gz` makes
+    return gzip.compress(data[:20], mtime=0) + gzip.compress(data[20:])  # two members, as `cat a.gz b.gz` makes
 
 
 TABLE = lines([{"text": row} for row in ROWS])
@@ -84,13 +84,13 @@ def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("a.jsonl.gz", gzip.compress(TABLE)[:-9]),
-        ("a.jsonl.gz", gzip.compress(TABLE)[:12] + b"\xff" * 40),
+        ("a.jsonl.gz", gzip.compress(TABLE, mtime=0)[:-9]),
+        ("a.jsonl.gz", gzip.compress(TABLE, mtime=0)[:12] + b"\xff" * 40),
         ("a.txt.gz", b"no gzip"),
         ("a.json", b"[" * 100_000),
         ("a.json", b'[{"text": "x"}'),
         ("a.json", b'"text"'),
-        ("a.json.gz", gzip.compress(LIST)[:-9]),
+        ("a.json.gz", gzip.compress(LIST, mtime=0)[:-9]),
         ("a.parquet.gz", b""),
     ],
 )
