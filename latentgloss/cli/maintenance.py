@@ -132,7 +132,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     else:
         _print(report)
     if problems:
-        raise click.ClickException(f"{len(problems)} things need attention:\n  " + "\n  ".join(problems))
+        head = "1 thing needs attention" if len(problems) == 1 else f"{len(problems)} things need attention"
+        raise click.ClickException(f"{head}:\n  " + "\n  ".join(problems))
 
 
 def _version(name: str) -> str | None:

@@ -9,6 +9,7 @@ checked by `latentgloss saes check`.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING
 
 from latentgloss.config.settings import LLM
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from latentgloss.config import Settings
+    from latentgloss.config.entries import ModelSpec
     from latentgloss.errors import LatentglossError
     from latentgloss.workspace.workspace import Workspace
 
@@ -78,25 +80,29 @@ def _language_models(workspace: Workspace) -> Iterator[Callable[[], object]]:
 
 
 def _device(workspace: Workspace) -> Iterator[Callable[[], object]]:
-    """The device of the settings. Where torch cannot be used, `doctor` says that by itself."""
+    """The device of the settings."""
     from latentgloss.models.devices import chosen_device
 
     name = workspace.settings.machine.device
-
-    def check() -> None:
-        with contextlib.suppress(ImportError):
-            chosen_device(name)
-
     if name is not None:
-        yield check
+        yield lambda: _if_torch(lambda: chosen_device(name))
 
 
 def _models(workspace: Workspace) -> Iterator[Callable[[], object]]:
     """Whether each model can read its corpus, as far as its configuration and its tokenizer show."""
     from latentgloss.models.readiness import check_model_ready
 
+    def check(spec: ModelSpec) -> None:
+        _if_torch(lambda: check_model_ready(spec, workspace.model_cache))
+
     for spec in workspace.registry.models.values():
-        yield lambda spec=spec: check_model_ready(spec, workspace.model_cache)  # type: ignore[misc]
+        yield partial(check, spec)
+
+
+def _if_torch(action: Callable[[], object]) -> None:
+    """Runs a check that needs torch. Where torch cannot be used, `doctor` says that by itself."""
+    with contextlib.suppress(ImportError):
+        action()
 
 
 CHECKS: tuple[Check, ...] = (_names, _outside, _language_models, _device, _models)
