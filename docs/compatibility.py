@@ -1,4 +1,6 @@
-"""Writes docs/compatibility.md: what happens with each architecture that was tried. It loads and runs all of them.
+"""Writes docs/compatibility.md: what happens with each architecture and each behaviour of servers that was tried.
+
+Loads and runs every architecture.
 
 python docs/compatibility.py            write the page (half a minute of CPU time)
 python docs/compatibility.py --check    only compare; exit 1 if the page is out of date
@@ -16,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # this checkout instead of an installed package, and its test world
 
 from architectures import CONFIGS, DTYPES, REFUSED, ROUNDING, outcome  # noqa: E402
+from server_behaviours import rows as behaviours  # noqa: E402
+from transformers.utils import logging  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +58,17 @@ An architecture that is not in the table is not refused for it. The same trial d
 {rows}
 """
 
+SERVERS = """\
+## Servers of language models
+
+A server on this machine behaved in each of these ways, while the real client asked it 60 questions over HTTP
+(`tests/server_behaviours.py`, `tests/llm/test_servers.py`). No vendor's server was asked.
+
+| what the server does | what happens |
+|---|---|
+{rows}
+"""
+
 
 def page() -> str:
     """The whole page."""
@@ -70,7 +85,16 @@ def subjects() -> str:
     )
 
 
-SECTIONS: list[Callable[[], str]] = [subjects]
+def servers() -> str:
+    """The section on servers of language models."""
+    return SERVERS.format(rows="\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in behaviours()))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+SECTIONS: list[Callable[[], str]] = [subjects, servers]
 """The sections of the page, in order; each returns a heading, its text and its table."""
 
 
@@ -93,6 +117,7 @@ def main(arguments: list[str]) -> int:
     if arguments not in ([], ["--check"]):
         print(__doc__, file=sys.stderr)
         return 2
+    logging.disable_progress_bar()
     expected = page()
     if not arguments:
         PAGE.write_text(expected, encoding="utf-8")
