@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import polars as pl
 import pytest
 import tiny
-from repository import REGISTRY
+from repository import REGISTRY, model_cache
 
 from latentgloss import schema
 from latentgloss.llm.engines.transformers import TransformersEngine
@@ -23,6 +24,9 @@ SETTINGS = """
 test = 10
 min_test = 10
 min_explain = 10
+
+[negatives]
+test = 20
 
 [explanations]
 explainers = ["llm"]
@@ -40,7 +44,7 @@ sample = 1
 def test_prompt_tokens_are_those_the_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the demo's settings, to the token: replies that are held to a line or a list need no second request."""
     for kind, name in (("models", "smollm2"), ("language_models", "smollm2-instruct")):
-        text = (REGISTRY / kind / f"{name}.toml").read_text().replace("[corpus]\n", "[corpus]\ntokens = 100_000\n")
+        text = re.sub(r"(?m)^tokens = .*$", "tokens = 40_000", (REGISTRY / kind / f"{name}.toml").read_text())
         (tmp_path / "registry" / kind).mkdir(parents=True)
         (tmp_path / "registry" / kind / f"{name}.toml").write_text(text)
     (tmp_path / "registry" / "saes").mkdir()
@@ -48,8 +52,9 @@ def test_prompt_tokens_are_those_the_run_takes(tmp_path: Path, monkeypatch: pyte
         'model = "smollm2"\nhookpoint = "layers.0"\nname = "random"\nformat = "random_topk"\n'
         "d_in = 576\nn_latents = 64\nk = 4\nseed = 0\ncontrol = true\n"
     )
-    (tmp_path / "latentgloss.toml").write_text(SETTINGS)
+    (tmp_path / "latentgloss.toml").write_text(f'{SETTINGS}\n[machine]\nmodel_cache = "{model_cache()}"\n')
     workspace = Workspace.open(tmp_path / "latentgloss.toml")
+    assert not workspace.registry.problems
     assert not [o.error for o in tiny.run_all(workspace, CONTEXTS) if o.error]
 
     def estimated(stage: str) -> core.Estimate:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from repository import REGISTRY
+from repository import REGISTRY, model_cache
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -453,14 +453,14 @@ def test_the_demo_s_saes_are_read_and_small() -> None:
 
 @pytest.mark.demo
 @pytest.mark.parametrize("model", ["smollm2", "smollm2-rerandomised"])
-def test_the_demo_s_saes_reconstruct_the_model_they_were_trained_on(model: str, tmp_path: Path) -> None:
+def test_the_demo_s_saes_reconstruct_the_model_they_were_trained_on(model: str) -> None:
     from pydoc_data.topics import topics
 
     from latentgloss.models.subject import load_subject
 
     registry = Registry.open(REGISTRY)
     saes = [sae for sae in registry.saes_of(model) if sae.format not in BASELINES]
-    subject = load_subject(registry.model(model), tmp_path, device="cpu")
+    subject = load_subject(registry.model(model), model_cache(), device="cpu")
     text = "\n".join(topics[name] for name in sorted(topics)[:12])
     ids = subject.tokenizer(text, add_special_tokens=False)["input_ids"][: 8 * 255]
     tokens = np.insert(np.array(ids).reshape(8, 255), 0, subject.tokenizer.bos_token_id, axis=1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import tiny
-from repository import REGISTRY
+from repository import REGISTRY, model_cache
 from transformers import AutoModelForCausalLM
 
 from latentgloss.config import Settings
@@ -302,10 +302,10 @@ def test_without_the_library_it_says_what_is_missing(
 
 
 @pytest.mark.demo
-def test_the_real_model_answers_and_keeps_to_choices_in_any_company(tmp_path: Path) -> None:
-    """SmolLM2-135M-Instruct in bfloat16."""
+def test_the_real_model_answers_and_keeps_to_choices_in_any_company() -> None:
+    """SmolLM2-135M-Instruct, in the dtype of the demo."""
     spec = Registry.open(REGISTRY).language_model("smollm2-instruct")
-    engine = TransformersEngine(ModelSpec(name="m", source=spec.model), tmp_path, device="cpu")
+    engine = TransformersEngine(ModelSpec(name="m", source=spec.model, dtype=spec.dtype), model_cache(), device="cpu")
     capital = ask("What is the capital of France?", max_tokens=12)
     chosen = ask("Is Paris in France?", choice=("Yes", "No"), logprobs=4)
     drawn = [ask("Tell me a story.", temperature=0.8, seed=seed, logprobs=1) for seed in range(3)]
@@ -320,10 +320,10 @@ def test_the_real_model_answers_and_keeps_to_choices_in_any_company(tmp_path: Pa
 
 
 @pytest.mark.demo
-def test_the_real_model_keeps_to_a_line_and_a_schema_in_any_company(tmp_path: Path) -> None:
+def test_the_real_model_keeps_to_a_line_and_a_schema_in_any_company() -> None:
     """Although nothing in the prompts asks for either."""
     spec = Registry.open(REGISTRY).language_model("smollm2-instruct")
-    engine = TransformersEngine(ModelSpec(name="m", source=spec.model), tmp_path, device="cpu")
+    engine = TransformersEngine(ModelSpec(name="m", source=spec.model, dtype=spec.dtype), model_cache(), device="cpu")
     line = ask("What is rain?", regex=LINE, max_tokens=100)
     warm = ask("What is rain?", regex=LINE, max_tokens=100, temperature=0.8, seed=1)
     entries = {"white": {"type": "boolean"}, "like": {"type": "string", "maxLength": 30}}  # without a limit it goes on
