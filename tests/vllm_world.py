@@ -54,7 +54,7 @@ explainers = ["pattern", "llm", "null:pattern", "null:llm"]
 nulls = 1
 model = "smol"
 llm.contexts = 12
-llm.max_tokens = 80
+llm.max_tokens = 120
 [detection]
 judges = ["executed", "llm:smol"]
 sample = {JUDGED}

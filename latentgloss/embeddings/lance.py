@@ -189,7 +189,10 @@ class LanceTables:
     def verify(self, name: str, stamps: dict[str, list[int]]) -> None:
         """Remembers that a table was sound when its files had these stamps."""
         with contextlib.suppress(OSError, StoreError):  # a store that may only be read is checked again every time
-            self.files.write(f".sound/{name}.json", json.dumps(stamps).encode())
+            # Not by a temporary file, which a kill would leave behind: a half-written record is none (`verified`).
+            path = self.files.path(f".sound/{name}.json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(stamps), encoding="utf-8")
 
 
 WORDS = "explanation_words_icu"

