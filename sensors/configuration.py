@@ -1,7 +1,7 @@
 """The sensor that fails while a registry file cannot be used or the settings in use are not those in the file.
 
-A failed tick is red in the UI and stands in the overview of sensors, whereas messages of a successful tick are seen by
-nobody who does not look for them. It also keeps the checks of `sae_files` up to date.
+A failed tick is red in the UI's overview of sensors. The messages of a successful tick are only seen by someone who
+opens its log. The sensor also keeps the checks of `sae_files` up to date.
 """
 
 import dagster as dg

@@ -42,7 +42,7 @@ Target = tuple[str, str]
 
 
 def targets(instance: dg.DagsterInstance, run: dg.DagsterRun) -> set[Target]:
-    """The stages and partitions that a run was to materialise. Keys that are no partitions any more are left out."""
+    """The stages and partitions that a run was to materialise. Keys whose partition was removed are left out."""
     if run.asset_selection is not None:
         stages = [key.to_user_string() for key in run.asset_selection if key.to_user_string() in STAGES]
     else:

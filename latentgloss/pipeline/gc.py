@@ -6,8 +6,8 @@ current result stays readable. Unfinished versions (without a manifest) are kept
 them.
 
 What is removed is first listed and then checked again, each under its partition's lock, because a run may make a listed
-version current in between. A run in progress also reads versions that no pointer names any more, so nothing should be
-removed while a stage is running.
+version current in between. A run in progress can also read a version after its pointer has moved on, so run `gc` when
+no stage is running.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def test_ranges_are_contiguous_in_dagsters_order(workspace: Tiny) -> None:
 
 @contextmanager
 def remembered_partitions(instance: dg.DagsterInstance) -> Iterator[dg.DagsterInstance]:
-    """Reads the partitions once: nobody adds any meanwhile, and Dagster asks for them a thousand times per tick."""
+    """Reads the partitions once: none is added meanwhile, and Dagster asks for them a thousand times per tick."""
     read = instance.get_dynamic_partitions
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(instance, "get_dynamic_partitions", cache(read))

@@ -3,7 +3,7 @@
 What belongs here: which fields of a body limit a reply, and which multiply it. A body is what is really sent, with the
 parameters of the registry entry, which override those of the request. The names are those of OpenAI and of servers that
 speak its protocol (vLLM, llama.cpp, Ollama, text-generation-inference, OpenRouter). Where several limits are sent, the
-largest counts, because nobody knows which one the server takes.
+largest counts, because servers differ in which one they obey.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ def kind_of(status: int, codes: frozenset[str] = frozenset()) -> Kind:
 def redirected(status: int, location: str | None, base_url: str) -> Failure:
     """The failure of an answer that sends the client elsewhere.
 
-    It is never followed: prompts and headers would go to a host that nobody named, and the answer to the GET that some
-    redirects demand is no reply.
+    It is never followed. Prompts and headers would go to a host that is not in the registry, and some redirects ask for
+    a GET, whose answer is not a reply.
     """
     where = without_secrets((location or "").partition("?")[0])[:200]
     return Failure(
