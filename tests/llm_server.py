@@ -149,29 +149,27 @@ class Server:
                 await asyncio.sleep(self.delay_s)
             while self.hold is not None and not self.hold() and time.monotonic() < began + 60:
                 await asyncio.sleep(0.01)
-            done = await self._respond(writer, body, self.answer(body))
+            kept = await self._respond(writer, name, body, self.answer(body))
         finally:
             self._now -= 1
             self.last = time.monotonic()
             self.request_seconds += self.last - began
-        if done:
-            self.answered[name] += 1
-        return done is not None
+        return kept
 
     async def _respond(
-        self, writer: asyncio.StreamWriter, body: dict[str, Any], said: str | dict[str, Any] | Fault
-    ) -> bool | None:
-        """True: answered; False: not; None: not, and the connection is dropped."""
+        self, writer: asyncio.StreamWriter, name: str, body: dict[str, Any], said: str | dict[str, Any] | Fault
+    ) -> bool:
+        """Writes the answer; returns whether the connection stays."""
         fault = said if isinstance(said, Fault) else Fault()
         if fault.hang:
             await asyncio.sleep(3600)
         if fault.reset and fault.cut is None:
             self._reset(writer)
-            return None
+            return False
         if fault.status != 200:
             content = {"error": {"message": fault.message, "type": "scripted", "code": fault.code}}
             self._write(writer, fault.status, json.dumps(content).encode(), fault.headers)
-            return False
+            return True
         text = said if not isinstance(said, Fault) else fault.answer or f"reply to {body['messages'][-1]['content']}"
         whole = json.dumps(text if isinstance(text, dict) else completion(text)).encode()
         data = whole if fault.raw is None else fault.raw
@@ -181,17 +179,19 @@ class Server:
             if fault.reset:
                 self._reset(writer)
             writer.close()
-            return None
+            return False
         if fault.trickle_s:
             self._write(writer, 200, b"", (), length=len(data))
             for i in range(0, len(data), fault.piece):
                 writer.write(data[i : i + fault.piece])
                 await writer.drain()
                 await asyncio.sleep(fault.trickle_s)
+            self.answered[name] += 1
             return True
+        self.answered[name] += fault.raw is None  # counted before the client can have read it
         self._write(writer, 200, data, fault.headers)
         await writer.drain()
-        return fault.raw is None
+        return True
 
     @staticmethod
     def _reset(writer: asyncio.StreamWriter) -> None:
