@@ -9,11 +9,13 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from latentgloss.cli import cli
-from latentgloss.errors import LanguageModelError, SettingsError
+from latentgloss.errors import LanguageModelError, SaeError, SettingsError
 from latentgloss.llm.engines.openai_compatible import OpenAICompatible
 from latentgloss.models.devices import chosen_device
+from latentgloss.saes.opening import open_sae
 from latentgloss.workspace import Workspace
 from latentgloss.workspace.preflight import problems
 
@@ -84,6 +86,28 @@ def test_a_source_that_is_gone_is_found(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "documents.jsonl").unlink()
     (found,) = problems(workspace)
     assert "documents.jsonl does not exist" in str(found)
+
+
+@pytest.mark.parametrize("partition", tiny.SAES)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, None])
+def test_an_sae_whose_file_is_gone_damaged_or_quantised_is_found(
+    tmp_path: Path, partition: str, dtype: torch.dtype | None
+) -> None:
+    workspace = changed(tmp_path)
+    folder = workspace.registry.sae(partition).path
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    if dtype is not None:
+        save_file({name: t.to(dtype) if name == "W_dec" else t for name, t in tensors.items()}, path)
+    for damage in (lambda: None, lambda: path.write_bytes(path.read_bytes()[:40]), path.unlink):
+        damage()
+        found = problems(workspace)
+        if dtype is None and path.exists() and path.stat().st_size > 40:
+            assert found == []
+            continue
+        with pytest.raises(SaeError) as refused:
+            open_sae(workspace.registry.sae(partition))
+        assert [str(e) for e in found] == [str(refused.value)] and str(path) in str(found[0])
 
 
 @pytest.mark.parametrize("value", [None, ""])
