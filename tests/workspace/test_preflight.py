@@ -76,6 +76,26 @@ def test_a_mistake_in_the_settings_is_found(
     assert "report" not in str(found).replace("[report]", "")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "stage"),
+    [
+        ("nulls = 2", 'nulls = 2\nexplainers = ["patern"]', "explanations"),
+        ("nulls = 2", 'nulls = 2\nexplainers = ["llm"]\nmodel = "nobody"', "explanations"),
+        ("nulls = 2", 'nulls = 2\nexplainers = ["llm"]', "explanations"),
+        ("nulls = 2", 'nulls = 2\n[detection]\njudges = ["exekuted"]', "detection_scores"),
+        ("nulls = 2", 'nulls = 2\n[intruder]\njudges = ["llm:nobody"]', "intruder_scores"),
+        ('embedders = ["tiny"]', 'embedders = ["tinny"]', "embedding_scores"),
+    ],
+)
+def test_a_stage_refuses_a_name_in_the_same_words(tmp_path: Path, old: str, new: str, stage: str) -> None:
+    """Under settings with a mistake, after everything has run without it."""
+    assert old in tiny.WORLD
+    workspace = tiny.computed_workspace(tmp_path, tiny.WORLD.replace(old, new, 1))
+    (found,) = problems(workspace)
+    (outcome,) = workspace.materialise(stage, [tiny.SPARSIFY], tiny.runner(stage))
+    assert outcome.status == "failed" and str(outcome.error) == str(found)
+
+
 def test_an_explainer_without_a_model_is_found(tmp_path: Path) -> None:
     (found,) = problems(changed(tmp_path, extra='[explanations]\nexplainers = ["llm"]\n'))
     assert "explainer 'llm' needs a language model" in found.found
