@@ -110,13 +110,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         ("llama", "layers.1", {"model_name": "gpt2-small"}, "'gpt2-small'"),
         ("gpt2", "h.1", {"metadata": {"model_name": "google/gemma-2-2b"}}, "'google/gemma-2-2b'"),
         ("gpt2", "h.1", {"model_from_pretrained_kwargs": {"center_writing_weights": True}}, "center_writing_weights"),
+        ("gemma2", "layers.1.mlp", {}, ""),
+        ("llama", "layers.1", {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"}, ""),
+        ("gpt2", "h.1", {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"}, ""),
     ],
 )
-@pytest.mark.parametrize("matches", [False, True])
 def test_what_an_sae_s_files_say_of_its_training_is_compared_with_the_registry(
-    tmp_path: Path, shape: str, hookpoint: str, config: dict[str, Any], says: str, matches: bool
+    tmp_path: Path, shape: str, hookpoint: str, config: dict[str, Any], says: str
 ) -> None:
-    """Named where it contradicts; the same SAE without these entries is in order."""
+    """Named where it contradicts; nothing is said where it does not."""
     tiny.tiny_workspace(tmp_path, n_documents=5)
     if SHAPES[shape]:
         made = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape, **SHAPES[shape], bos_token_id=1))
@@ -126,14 +128,13 @@ def test_what_an_sae_s_files_say_of_its_training_is_compared_with_the_registry(
     tiny.write_saelens(tmp_path / "saes" / "own")
     tiny.register(tmp_path, f"tiny/{hookpoint}/own", "saelens")
     path = tmp_path / "saes" / "own" / "cfg.json"
-    if not matches:
-        path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
     done = check(tmp_path, "--json")
     (row,) = json.loads(done.stdout)["saes"]
     told = [p["message"] for p in row["problems"]]
-    assert done.exit_code == (0 if matches else 1)
-    assert len(told) == (0 if matches else 1) and row["warnings"] == []
-    assert matches or says in told[0]
+    assert done.exit_code == len(told) == bool(says)
+    assert row["warnings"] == []
+    assert not says or says in told[0]
 
 
 HOSTILE = "a\x1b]0;title\x07\u202etxt\u2066\r\nb\tc\x9b1mé漢"
