@@ -87,6 +87,25 @@ def read_sae(format: str, folder: Path) -> SparseCoder:
         raise SaeError(f"{folder}: {e.found}", expected=e.expected, todo=e.todo) from e
 
 
+def check_sae_files(spec: SaeSpec) -> None:
+    """Raises the SaeError of `open_sae` if a file is missing or damaged or its weights are quantised; reads no weights.
+
+    Damage to the weights themselves is not found.
+    """
+    if spec.format in BASELINES:
+        return
+    from latentgloss.saes.readers.files import check_types
+
+    sae_file_digest(spec.format, spec.path, _opened)
+    check_types(spec.path / FILES[spec.format][-1])
+
+
+def _opened(path: Path) -> str:
+    """In the place of a digest. Raises OSError if the file cannot be opened."""
+    with path.open("rb"):
+        return ""
+
+
 def sae_file_digest(format: str, folder: Path, sha256: Callable[[Path], str] = file_sha256) -> str:
     """sha256 (hex) over the names and contents of an SAE's files. Raises SaeError if a file is missing.
 
