@@ -252,9 +252,20 @@ def _scores(
         for row in own.unique(["judge", "embedder"], keep="first", maintain_order=True).iter_rows(named=True):
             alike = {name: row[name] for name in ("judge", "embedder", "negatives")}
             null = nulls.filter(**alike)["score"].mean() if nulls.height else None
-            numbers = (row[name] for name in ("metric", "n", "score", "ci_low", "ci_high"))
             found.append(
-                Score(scorer, row["judge"], row["negatives"], *numbers, null, row["status"], row["reason"])  # type: ignore[arg-type]
+                Score(
+                    scorer,
+                    row["judge"],
+                    row["negatives"],
+                    row["metric"],
+                    row["n"],
+                    row["score"],
+                    row["ci_low"],
+                    row["ci_high"],
+                    null,  # type: ignore[arg-type]
+                    row["status"],
+                    row["reason"],
+                )
             )
             if not hardest and mistakes and row["status"] == "ok" and scorer == "detection":
                 hardest = _mistakes(reading, stage.name, latent, explainer, row, mistakes)

@@ -21,7 +21,7 @@ LATENTWISE = ("sampled_contexts", "sampled_negatives", "explanations", "detectio
 
 
 LATENTS = [*range(0, 48, 4), *range(128, 192, 4), 280, 284]
-"""Latents of `SAE` that are explained, in two blocks: some on one word, some on two. Each change computes them again."""
+"""Latents of `SAE` that are explained, in two blocks; few, because each change computes them again."""
 
 
 def select(folder: Path, latents: list[int]) -> None:
