@@ -16,6 +16,7 @@ from latentgloss import schema
 from latentgloss.contexts.marks import dense_activations
 from latentgloss.errors import InputError, MissingInput
 from latentgloss.explanations.explainers import BASELINE, NULL, base_of, block_name
+from latentgloss.explanations.labels import shortened
 from latentgloss.models.tokenizer import token_texts
 from latentgloss.pipeline.graph import STAGES
 
@@ -80,7 +81,7 @@ class Neighbour:
     latent: int
     cosine: float
     says: str
-    """Its explanation; empty if it has none."""
+    """The label of its explanation; empty if it has none."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Card:
     explainer: str
     says: str
     """The explanation; empty if there is none."""
+    label: str
+    """The explanation in at most 120 characters."""
+    coverage: float | None
+    """Share of the latent's activation mass that falls on what the label names; None if it was not measured."""
+    kind: str | None
     status: str
     reason: str
     density: float | None
@@ -141,6 +147,9 @@ def card_of(
         latent,
         row["explainer"],
         row["explanation"],
+        row.get("label") or shortened(row["explanation"]),  # versions before labels have none
+        row.get("coverage"),
+        row.get("kind"),
         row["status"],
         row["reason"],
         about.get("density"),
@@ -301,11 +310,12 @@ def _mistakes(
 
 
 def _sayings(explained: Version, latents: Sequence[int], explainer: str) -> dict[int, str]:
-    """The explanations of some latents by one explainer."""
+    """The labels of some latents by one explainer."""
     found: dict[int, str] = {}
     for number in sorted({latent // schema.BLOCK for latent in latents}):
         name = block_name(f"{number:06d}", explainer)
         if name in explained.manifest.blocks:
             rows = explained.read(schema.EXPLANATIONS, name).filter(pl.col("latent").is_in(list(latents)), status="ok")
-            found |= dict(rows.select("latent", "explanation").iter_rows())
+            said = "label" if "label" in rows.columns else "explanation"
+            found |= dict(rows.select("latent", said).iter_rows())
     return found
