@@ -104,12 +104,16 @@ def vectors(version: Version) -> str:
 def indexed(version: Version) -> str:
     """Explanations in the search index by SAE."""
     rows = version.json("index.json")["rows"]
+    if not rows:
+        return "The index holds no explanation of this model."
     return _image("indexed explanations", bars(rows, "explanations")) + "\n\nSearch with `latentgloss search TEXT`."
 
 
 def report(version: Version) -> str:
     """The report as a table. If it is long, the rows with the highest medians, and where the others are."""
     frame = version.read(schema.REPORT).sort("partition", "scorer", "explainer", "negatives", "metric")
+    if frame.is_empty():
+        return "No SAE of this model has scores."
     others = bool(set(frame["profile"]) - {schema.DEFAULT_PROFILE})
     best = frame.sort("median", descending=True, nulls_last=True, maintain_order=True)
     shown: list[str] = []
