@@ -99,7 +99,8 @@ def bounded(value: Any, version: Version) -> dg.MetadataValue:
 
 def shortened(texts: Sequence[str], where: str) -> list[str]:
     """The first texts of an event, as many as `JSON_BYTES` allow, and how many more there are. `where` has them all."""
-    found, size = [], 0
+    found: list[str] = []
+    size = 0
     for text in texts:
         size += len(text.encode())
         if found and size > JSON_BYTES:
