@@ -20,7 +20,7 @@ from repository import ROOT
 from tiny import MODEL, SAELENS, SPARSIFY, tiny_workspace
 from ui_queries import filled, variables
 
-from assets.partitions import range_tags
+from assets.partitions import apply, changes, range_tags
 from resources import processes
 from sensors.retries import ATTEMPT, PAUSES
 
@@ -87,7 +87,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("LATENTGLOSS_CONFIG", made.env["LATENTGLOSS_CONFIG"])
     from definitions import defs
 
-    made.instance.add_dynamic_partitions("model", [MODEL])
+    apply(made.instance, changes(made.instance, made.workspace.registry))
     done = defs.resolve_job_def("corpora").execute_in_process(
         instance=made.instance,
         tags=range_tags([MODEL]),
