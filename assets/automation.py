@@ -25,6 +25,15 @@ def _unhandled(event: Any) -> dg.AutomationCondition:
 _changed = _unhandled(A.any_deps_match(A.data_version_changed()) | A.code_version_changed())
 
 
+def _newly(condition: dg.AutomationCondition) -> dg.AutomationCondition:
+    """True from when `condition` becomes true, also in the first evaluation, until the partition is requested.
+
+    A condition that stays true after a request, as `missing` does when the run is cancelled, would request a run in
+    every tick.
+    """
+    return condition.newly_true().since(A.newly_requested() | A.newly_updated())
+
+
 def _anything_above(
     condition: dg.AutomationCondition, stage: Stage, seen: set[str] | None = None
 ) -> dg.AutomationCondition | None:
@@ -50,14 +59,15 @@ def _anything_above(
 def refresh(stage: Stage) -> dg.AutomationCondition:
     """Runs a partition that is missing, or whose code, settings or inputs' content changed.
 
-    It waits until every input exists and nothing upstream is running or about to run. A missing partition whose last
-    run failed is not run again by itself.
+    It waits until every input exists and nothing upstream is running or about to run. Each partition is requested once
+    for being missing and once for each change. The sensor `retries` asks again, so many times, for what such a run has
+    left. A missing partition whose last run failed before it was requested here is not run.
     """
     ready = ~A.any_deps_match(A.missing()) & ~A.in_progress()
     above = _anything_above(A.will_be_requested() | A.in_progress(), stage)
     if above is not None:
         ready &= ~above
-    return (((A.missing() & ~A.execution_failed()) | _changed) & ready).with_label("refresh")
+    return (((_newly(A.missing()) & ~A.execution_failed()) | _changed) & ready).with_label("refresh")
 
 
 def bridge(*upstream: str) -> dg.AutomationCondition:
@@ -70,7 +80,6 @@ def bridge(*upstream: str) -> dg.AutomationCondition:
     """
     chosen = dg.AssetSelection.assets(*upstream)
     possible = A.any_deps_match(~A.missing()).allow(chosen)
-    newly_missing = (A.missing() & possible).newly_true().since(A.newly_requested() | A.newly_updated())
     watched = A.any_deps_match(A.data_version_changed()).allow(chosen | dg.AssetSelection.assets("sae_files"))
     changed = _unhandled(watched | A.code_version_changed())
-    return ((newly_missing | changed) & ~A.in_progress()).with_label("refresh (bridge)")
+    return ((_newly(A.missing() & possible) | changed) & ~A.in_progress()).with_label("refresh (bridge)")

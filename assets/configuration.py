@@ -27,11 +27,12 @@ def registry_problems(instance: dg.DagsterInstance, workspace: WorkspaceResource
     found = [f"left out: {path.name}: {error}" for path, error in registry.problems.items()]
     held = partitions.held_back(instance, registry)
     if held:
-        found.append(
+        found.insert(
+            0,
             f"not removed, although no file declares them any more: {', '.join(held)}. One of the files that cannot be "
-            "read may declare them. What to do: correct or delete the files that are left out"
+            "read may declare them. What to do: correct or delete the files that are left out",
         )
-    return found
+    return records.shortened(found, "see `latentgloss saes check`")
 
 
 def settings_problems() -> list[str]:

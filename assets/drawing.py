@@ -57,7 +57,9 @@ def bars(values: Mapping[Any, float], unit: str) -> str:
 def steps(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -> str:
     """Histograms over the same edges as step lines in an SVG. Heights are shares of each series.
 
-    No two series have the same colour, and neighbours have different dashes. The legend has as many rows as it needs.
+    No two series have the same colour, and neighbours have different dashes. Of two with the same dashes, the first is
+    wider, so that it can be seen below the other where their values are the same. The legend has as many rows as
+    it needs.
     """
     legend, rows = _legend(list(series))
     left, right, top = 20, WIDTH - 20, 12 + ROW * rows
@@ -68,11 +70,19 @@ def steps(series: Mapping[str, np.ndarray], edges: np.ndarray, label: str) -> st
     body = [*legend, f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" stroke="#888"/>']
     for number, share in enumerate(shares.values()):
         ys = bottom - (bottom - top) * share / highest
-        points = " ".join(f"{x:.1f},{y:.1f}" for i, y in enumerate(ys) for x in (xs[i], xs[i + 1]))
-        body.append(f'<polyline points="{points}" fill="none" {_stroke(number)}/>')
+        wider = (len(shares) - 1) // len(DASHES) - number // len(DASHES)
+        stroke = _stroke(number, min(1.6 + wider, 5))
+        body.append(f'<polyline points="{_outline(xs, ys)}" fill="none" {stroke}/>')
     for i in np.linspace(0, len(edges) - 1, 5).astype(int):
         body.append(_text(xs[i], bottom + 14, f"{edges[i]:.3g}", "middle"))
     return _svg([*body, _text((left + right) / 2, height - 4, label, "middle", widest=right - left)], height)
+
+
+def _outline(xs: np.ndarray, ys: np.ndarray) -> str:
+    """The points of a step line: both ends, and two for each step. `xs` has one value more than `ys`."""
+    steps = [i for i in range(1, len(ys)) if ys[i] != ys[i - 1]]
+    corners = [(xs[i], y) for i in steps for y in (ys[i - 1], ys[i])]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in [(xs[0], ys[0]), *corners, (xs[-1], ys[-1])])
 
 
 def _legend(names: Sequence[str]) -> tuple[list[str], int]:
@@ -90,9 +100,9 @@ def _legend(names: Sequence[str]) -> tuple[list[str], int]:
     return body, row + 1
 
 
-def _stroke(number: int) -> str:
+def _stroke(number: int, width: float = 2) -> str:
     dash = DASHES[number % len(DASHES)]
-    return f'stroke="{colour(number)}" stroke-width="2"' + (f' stroke-dasharray="{dash}"' if dash else "")
+    return f'stroke="{colour(number)}" stroke-width="{width:g}"' + (f' stroke-dasharray="{dash}"' if dash else "")
 
 
 def _svg(body: Sequence[str], height: float) -> str:

@@ -41,7 +41,7 @@ def changes(instance: dg.DagsterInstance, registry: Registry) -> list[Change]:
     for grain, keys in wanted.items():
         known = instance.get_dynamic_partitions(grain)
         add = [key for key in keys if key not in set(known)]
-        remove = [] if _may_declare(registry) else [key for key in known if key not in set(keys)]
+        remove = [] if registry.may_declare_more() else [key for key in known if key not in set(keys)]
         if add or remove:
             found.append(Change(grain, add, remove))
     return found
@@ -49,7 +49,7 @@ def changes(instance: dg.DagsterInstance, registry: Registry) -> list[Change]:
 
 def held_back(instance: dg.DagsterInstance, registry: Registry) -> list[str]:
     """Keys that no readable file declares, and that stay because a file which cannot be read may declare them."""
-    if not _may_declare(registry):
+    if not registry.may_declare_more():
         return []
     wanted = _wanted(registry)
     return [key for grain in wanted for key in instance.get_dynamic_partitions(grain) if key not in wanted[grain]]
@@ -57,12 +57,6 @@ def held_back(instance: dg.DagsterInstance, registry: Registry) -> list[str]:
 
 def _wanted(registry: Registry) -> dict[Grain, Sequence[str]]:
     return {"model": sorted(registry.models), "sae": sorted(registry.saes)}
-
-
-def _may_declare(registry: Registry) -> bool:
-    """Whether a file that cannot be read may declare a model or an SAE."""
-    folders = [registry.root / "models", registry.root / "saes"]
-    return any(path.is_relative_to(folder) for path in registry.problems for folder in folders)
 
 
 def apply(instance: dg.DagsterInstance, found: Sequence[Change]) -> None:

@@ -19,6 +19,8 @@ from latentgloss.store import Version
 
 TABLE_ROWS, TABLE_BYTES = 100, 30_000
 """Most rows of the report's table, and the bytes that it takes at most."""
+CHARTS_BYTES = 30_000
+"""Bytes that the charts and medians of scores take at most."""
 
 
 def tokens_per_split(version: Version) -> str:
@@ -67,25 +69,35 @@ def explanations(version: Version) -> str:
     ok = version.scan(schema.EXPLANATIONS).filter(pl.col("status") == "ok")
     sample = ok.select("latent", "explainer", "explanation").sort("latent", "explainer").head(8).collect()
     rows = [
-        f"| {latent} | {_cell(explainer)} | {_cell(text)[:300]} |" for latent, explainer, text in sample.iter_rows()
+        f"| {latent} | {_cell(explainer)} | {_cell(text[:300])} |" for latent, explainer, text in sample.iter_rows()
     ]
     table = "\n".join(["| latent | explainer | explanation |", "|---|---|---|", *rows])
     return _image("explanations by status", bars(labelled, "latents")) + f"\n\n{table}"
 
 
 def scores(version: Version) -> str:
-    """Distributions and medians of scores by explainer, one chart for each arm and metric."""
+    """Distributions and medians of scores by explainer, one chart for each arm, metric, judge and embedder."""
     frame = version.scan(schema.SCORES).filter(pl.col("status") == "ok", pl.col("score").is_not_null()).collect()
     edges = np.linspace(0, 1, 41)
     others = sorted(set(frame["profile"]) - {schema.DEFAULT_PROFILE})
     parts = [f"**Profile {_cell(', '.join(others))}**"] if others else []
-    for (negatives, metric), group in sorted(frame.group_by("negatives", "metric")):
+    left, undrawn, unnamed = CHARTS_BYTES, 0, 0
+    for (negatives, metric, *by_whom), group in sorted(frame.group_by("negatives", "metric", "judge", "embedder")):
         by = {str(name): part["score"].to_numpy() for (name,), part in sorted(group.group_by("explainer"))}
         medians = ", ".join(f"{_cell(name)} {np.median(values):.3f}" for name, values in by.items())
-        drawn = steps({name: np.histogram(values, edges)[0] for name, values in by.items()}, edges, str(metric))
-        parts.append(
-            f"{_image(f'{metric}, negatives {negatives}', drawn)}\n\nNegatives `{negatives}`. Medians: {medians}."
+        judged = "".join(
+            f", {word} `{_cell(name)}`" for word, name in zip(("judge", "embedder"), by_whom, strict=True) if name
         )
+        part = f"Negatives `{_cell(negatives)}`{judged}. Medians: {medians}."
+        drawn = steps({name: np.histogram(values, edges)[0] for name, values in by.items()}, edges, str(metric))
+        chart = f"{_image(f'{metric}, negatives {negatives}', drawn)}\n\n{part}"
+        shown = next((text for text in (chart, part) if len(text.encode()) <= left), "")
+        undrawn, unnamed = undrawn + (shown == part), unnamed + (not shown)
+        left -= len(shown.encode())
+        parts += [shown] if shown else []
+    if undrawn or unnamed:
+        where = _cell(version.files.path(f"{version.key}/{schema.SCORES.name}"))
+        parts.append(f"{undrawn} more are shown as medians alone and {unnamed} are left out. All scores: {where}")
     return "\n\n".join(parts) or "There are no scores."
 
 
@@ -104,12 +116,16 @@ def vectors(version: Version) -> str:
 def indexed(version: Version) -> str:
     """Explanations in the search index by SAE."""
     rows = version.json("index.json")["rows"]
+    if not rows:
+        return "The index holds no explanation of this model."
     return _image("indexed explanations", bars(rows, "explanations")) + "\n\nSearch with `latentgloss search TEXT`."
 
 
 def report(version: Version) -> str:
     """The report as a table. If it is long, the rows with the highest medians, and where the others are."""
     frame = version.read(schema.REPORT).sort("partition", "scorer", "explainer", "negatives", "metric")
+    if frame.is_empty():
+        return "No SAE of this model has scores."
     others = bool(set(frame["profile"]) - {schema.DEFAULT_PROFILE})
     best = frame.sort("median", descending=True, nulls_last=True, maintain_order=True)
     shown: list[str] = []

@@ -33,7 +33,7 @@ from latentgloss.pipeline.graph import STAGES
 from latentgloss.store import Version
 
 JSON_BYTES = 5_000
-"""The longest JSON that an event holds in full."""
+"""The longest JSON or list of messages that an event holds in full."""
 SKIPPED = "skipped"
 """The data version of a partition that a backfill has skipped on purpose."""
 
@@ -95,6 +95,18 @@ def bounded(value: Any, version: Version) -> dg.MetadataValue:
         return dg.MetadataValue.json(value)
     manifest = str(version.files.path(f"{version.key}/manifest.json"))
     return dg.MetadataValue.json({"entries": len(value), "file": manifest})
+
+
+def shortened(texts: Sequence[str], where: str) -> list[str]:
+    """The first texts of an event, as many as `JSON_BYTES` allow, and how many more there are. `where` has them all."""
+    found: list[str] = []
+    size = 0
+    for text in texts:
+        size += len(text.encode())
+        if found and size > JSON_BYTES:
+            return [*found, f"… and {len(texts) - len(found):,} more: {where}"]
+        found.append(text)
+    return found
 
 
 def skipped(context: dg.AssetExecutionContext, stage: str, partition: str, why: str) -> None:
@@ -228,6 +240,7 @@ __all__ = [
     "recorded",
     "report",
     "report_problems",
+    "shortened",
     "skipped",
     "step_done",
 ]

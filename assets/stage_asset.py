@@ -289,13 +289,15 @@ def _metadata(outcome: Outcome, version: Version) -> dict[str, Any]:
 
 
 def _failure(failed: list[Outcome]) -> dg.Failure:
+    """Names the failed partitions with their reasons. The event holds both several times, so they are shortened."""
     stages = sorted({outcome.stage for outcome in failed})
-    lines = "\n".join(f"- {outcome.stage} of {outcome.partition}: {outcome.error}" for outcome in failed)
-    why = {stage: {o.partition: str(o.error) for o in failed if o.stage == stage} for stage in stages}
+    reasons = [f"{outcome.stage} of {outcome.partition}: {outcome.error}" for outcome in failed]
+    lines = "\n".join(f"- {line}" for line in records.shortened(reasons, "the log of this run names each one"))
+    counted = {stage: sum(outcome.stage == stage for outcome in failed) for stage in stages}
     return dg.Failure(
         description=f"{' and '.join(stages)} failed for {len({o.partition for o in failed})} partition(s); "
         f"all other partitions are finished.\n{lines}",
-        metadata={"failed": dg.MetadataValue.json(why)},
+        metadata={"failed": dg.MetadataValue.json(counted)},
         allow_retries=False,
     )
 

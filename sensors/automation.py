@@ -1,4 +1,7 @@
-"""The sensor that evaluates the conditions in `assets/automation.py` and requests the runs. It is on by default."""
+"""The sensor that evaluates the conditions in `assets/automation.py` and requests the runs. It is on by default.
+
+Several partitions are requested as a backfill. Without one, each would be a run of its own and load its model again.
+"""
 
 import dagster as dg
 

@@ -5,19 +5,24 @@ Such a run would stay STARTED, keep the slots of its pools, and hold up automati
 launcher lets it check nothing else.
 """
 
+import time
+
 import dagster as dg
 
 from resources import processes
 
+FIRST_STEP = 120.0
+"""Seconds after the start of a run within which its first step has begun and written which process it is."""
 RUNNING = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
 
 
 def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
     """Ends every run whose process is gone, frees its slots, and returns the ids of these runs."""
     ended = []
-    for run in instance.get_runs(filters=dg.RunsFilter(statuses=RUNNING)):
+    for record in instance.get_run_records(filters=dg.RunsFilter(statuses=RUNNING)):
+        run = record.dagster_run
         tag = run.tags.get(processes.TAG)
-        if tag is None or not processes.is_gone(tag):
+        if not (processes.is_gone(tag) if tag is not None else _never_began(record)):
             continue
         now = instance.get_run_by_id(run.run_id)
         if now is None or now.is_finished:  # it ended while it was looked at
@@ -33,6 +38,15 @@ def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         ended.append(run.run_id)
     return ended
+
+
+def _never_began(record: dg.RunRecord) -> bool:
+    """Whether a started run has had the time to begin its first step, and has not: it was killed in between.
+
+    A run that is still starting is left to Dagster's run monitoring.
+    """
+    started = record.start_time if record.dagster_run.status != dg.DagsterRunStatus.STARTING else None
+    return started is not None and time.time() - started > FIRST_STEP
 
 
 @dg.sensor(

@@ -3,7 +3,8 @@
 A condition of automation is true once for each change, and a request makes it false, whether the run succeeds or not.
 This sensor therefore looks at runs that have ended without success, and asks for those of their partitions that the
 store does not hold fresh. `PAUSES` is the bound: a partition that always fails is asked for that many times more, and
-then only by the nightly schedules, by a new change, or by hand.
+then only by the nightly schedules, by a new change, or by hand. The sensor's message names it until then. A new change
+starts the count anew.
 """
 
 import json
@@ -27,6 +28,9 @@ ATTEMPT = "latentgloss/attempt"
 """The tag of a run that was asked for again: its number, from 2."""
 BY_ITSELF = ("dagster/from_automation_condition", "dagster/schedule_name", "dagster/sensor_name")
 """Tags of runs that nobody started by hand. A run that a person started is that person's to start again."""
+
+NAMED = 20
+"""Most partitions that the sensor's message names."""
 
 ENDED = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 GOING = [
@@ -65,24 +69,46 @@ def attempt(run: dg.DagsterRun) -> int:
     return int(run.tags.get(ATTEMPT, "1"))
 
 
-def due(
-    instance: dg.DagsterInstance, handled: Sequence[str], now: float
-) -> tuple[list[dg.DagsterRun], list[dg.DagsterRun]]:
-    """Runs that ended without success, were not started by hand, and are not `handled`.
-
-    Returns those whose pause is over and that may be asked for again, and those whose attempts are used up.
-    """
+def ended(instance: dg.DagsterInstance, now: float) -> list[dg.RunRecord]:
+    """Records of the runs that ended without success within `WINDOW` and were not started by hand."""
     since = datetime.fromtimestamp(now - WINDOW, UTC)
-    again, used_up = [], []
-    for record in instance.get_run_records(filters=dg.RunsFilter(statuses=ENDED, updated_after=since)):
-        run = record.dagster_run
-        if run.run_id in handled or not any(tag in run.tags for tag in BY_ITSELF):
-            continue
-        if attempt(run) > len(PAUSES):
-            used_up.append(run)
-        elif now >= (record.end_time or record.update_timestamp.timestamp()) + PAUSES[attempt(run) - 1]:
-            again.append(run)
-    return again, used_up
+    records = instance.get_run_records(filters=dg.RunsFilter(statuses=ENDED, updated_after=since))
+    return [record for record in records if any(tag in record.dagster_run.tags for tag in BY_ITSELF)]
+
+
+def end_of(record: dg.RunRecord) -> float:
+    """When a run ended, in seconds since 1970."""
+    return record.end_time or record.update_timestamp.timestamp()
+
+
+def given_up(instance: dg.DagsterInstance, records: Sequence[dg.RunRecord]) -> list[Target]:
+    """What is not asked for again: its latest run of `records` was the last attempt, and it has no record since."""
+    last: dict[Target, dg.RunRecord] = {}
+    for record in sorted(records, key=lambda record: (end_of(record), record.storage_id)):
+        last |= dict.fromkeys(targets(instance, record.dagster_run), record)
+    return sorted(
+        target
+        for target, record in last.items()
+        if attempt(record.dagster_run) > len(PAUSES) and not _recorded_since(instance, target, end_of(record))
+    )
+
+
+def _recorded_since(instance: dg.DagsterInstance, target: Target, when: float) -> bool:
+    stage, partition = target
+    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey(stage), asset_partitions=[partition], after_timestamp=when)
+    return bool(instance.fetch_materializations(wanted, limit=1).records)
+
+
+def _told(found: Sequence[Target]) -> str:
+    """The message about what was given up; empty if nothing was."""
+    names = [f"{stage} of {partition}" for stage, partition in found[:NAMED]]
+    more = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
+    return (
+        f"not asked for again before the next night, after {len(PAUSES) + 1} attempts that failed or were cancelled: "
+        f"{', '.join(names)}{more}"
+        if found
+        else ""
+    )
 
 
 def requests(
@@ -120,29 +146,33 @@ def tick(
     """The tick at a time, in seconds since 1970."""
     instance = context.instance
     known: dict[str, float] = json.loads(context.cursor) if context.cursor else {}
-    again, used_up = due(instance, list(known), now)
-    if not again and not used_up:
-        return dg.SkipReason("no run has to be asked for again")
-    for run in used_up:
-        context.log.warning(
-            f"run {run.run_id} was attempt {attempt(run)} and is not asked for again before the next night: "
-            f"{sorted(targets(instance, run))}"
-        )
-    going = instance.get_runs(filters=dg.RunsFilter(statuses=GOING)) if again else []
+    records = ended(instance, now)
+    again = [record.dagster_run for record in records if record.dagster_run.run_id not in known and _due(record, now)]
+    told = _told(given_up(instance, records))
+    if told:
+        context.log.warning(told)
+    if not again:
+        return dg.SkipReason(told or "no run has to be asked for again")
+    going = instance.get_runs(filters=dg.RunsFilter(statuses=GOING))
     busy = {target for run in going for target in targets(instance, run)}
-    states = workspace.opened().states() if again else []
+    states = workspace.opened().states()
     asked: list[dg.RunRequest] = []
-    handled = {run.run_id: now for run in used_up}
+    handled: dict[str, float] = {}
     taken: set[Target] = set()
-    for run in sorted(again, key=attempt, reverse=True):  # so that the latest attempt's number counts
+    for run in sorted(again, key=attempt):  # so that the count of the newest change counts
         if targets(instance, run) & busy:
             continue  # until the run that is at it has ended
         asked += requests(instance, states, run, taken)
         taken |= targets(instance, run)
         handled[run.run_id] = now
     kept = {run_id: when for run_id, when in known.items() if when > now - WINDOW}
+    quiet = told or "what failed or was cancelled is fresh now, or another run is at it"
     return dg.SensorResult(
-        run_requests=asked,
-        skip_reason=None if asked else "what failed or was cancelled is fresh now, or another run is at it",
-        cursor=json.dumps({**kept, **handled}),
+        run_requests=asked, skip_reason=None if asked else quiet, cursor=json.dumps({**kept, **handled})
     )
+
+
+def _due(record: dg.RunRecord, now: float) -> bool:
+    """Whether a run that ended may be asked for again and its pause is over."""
+    number = attempt(record.dagster_run)
+    return number <= len(PAUSES) and now >= end_of(record) + PAUSES[number - 1]

@@ -50,11 +50,13 @@ def report(ctx: click.Context, model: str | None, page: Path | None, as_json: bo
     workspace = open_workspace(ctx)
     if model is not None and model not in workspace.registry.models:
         raise unknown("model", model, workspace.registry.models, "see `latentgloss saes list`")
-    rows = report_rows(workspace, [model] if model else sorted(workspace.registry.models))
+    models = [model] if model else sorted(workspace.registry.models)
+    rows = report_rows(workspace, models)
     if rows.is_empty():
+        made = any(workspace.store.current("score_report", name) for name in models)
         raise MissingInput(
-            "there is no report yet",
-            expected="the asset score_report of at least one model",
+            "no SAE of the registry has scores" if made else "there is no report yet",
+            expected="the asset score_report of at least one model, over at least one SAE",
             todo="materialise it in the Dagster UI, or run `make demo`",
         )
     if page is not None:

@@ -97,6 +97,11 @@ class Registry:
         """The SAEs of one model, in the order of their files' paths."""
         return [sae for sae in self.saes.values() if sae.model == model]
 
+    def may_declare_more(self) -> bool:
+        """Whether a file that cannot be read may declare a model or an SAE."""
+        folders = [self.root / "models", self.root / "saes"]
+        return any(path.is_relative_to(folder) for path in self.problems for folder in folders)
+
     def _find(self, kind: str, entries: Mapping[str, Entry], name: str, path: Path | None = None) -> Entry:
         """The entry called `name`. `path` is the file that would declare it; an SAE's file can have any name."""
         if name in entries:

@@ -15,9 +15,9 @@ from latentgloss.pipeline.recipe import Recipe, asked_again, differences
 from latentgloss.workspace.forgetting import to_ask_again
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from latentgloss.pipeline.stage import Stage
+    from latentgloss.pipeline.stage import Input, Stage
     from latentgloss.store import Version
     from latentgloss.workspace.resources import Resources
 
@@ -28,10 +28,38 @@ def recipe_of(resources: Resources, stage: Stage, partition: str, external: Call
     Raises MissingInput if an input has no version, InputError if the partition is not in the registry, and whatever
     `external` raises.
     """
+    consumed = stage.consumes(resources.settings)
+    try:
+        inputs, contents = _inputs(resources, stage, partition, consumed.inputs)
+    except MissingInput:
+        if not _all_removed(resources, stage, partition):
+            raise
+        # Made without any SAE, so that what was made from the removed ones is no longer the current version.
+        inputs = {i.stage: {} for i in stage.inputs if not i.optional}
+        contents = dict(inputs)
+    content = {
+        "stage": stage.name,
+        "version": stage.version,
+        "settings": consumed.settings,
+        "inputs": contents,
+        "external": external(),
+    }
+    try:
+        asks = resources.settings.asks(stage.name)
+        current = resources.store.current(stage.name, partition) if asks else None
+    except StoreError:  # damaged, so it is made again
+        current = None
+    again = to_ask_again(resources.store, current)
+    return Recipe(asked_again(content, current, forgotten=bool(again)), inputs, again)
+
+
+def _inputs(
+    resources: Resources, stage: Stage, partition: str, consumed: Iterable[tuple[Input, tuple[str, ...]]]
+) -> tuple[dict[str, dict[str, Version]], dict[str, Any]]:
+    """The current versions of a partition's inputs, and the hashes of what is read of them. Raises MissingInput."""
     inputs: dict[str, dict[str, Version]] = {}
     contents: dict[str, Any] = {}
-    consumed = stage.consumes(resources.settings)
-    for upstream, parts in consumed.inputs:
+    for upstream, parts in consumed:
         try:
             versions = _current_inputs(resources, stage, STAGES[upstream.stage], partition)
         except MissingInput:
@@ -49,20 +77,20 @@ def recipe_of(resources: Resources, stage: Stage, partition: str, external: Call
             expected=f"at least one of them with content before {stage.name}",
             todo=f"materialise {optional[0]} first",
         )
-    content = {
-        "stage": stage.name,
-        "version": stage.version,
-        "settings": consumed.settings,
-        "inputs": contents,
-        "external": external(),
-    }
+    return inputs, contents
+
+
+def _all_removed(resources: Resources, stage: Stage, partition: str) -> bool:
+    """Whether a model's current version of the stage was made from SAEs, none of which the registry declares still."""
+    registry = resources.registry
+    over_saes = stage.grain == "model" and any(STAGES[i.stage].grain == "sae" for i in stage.inputs)
+    if not over_saes or registry.may_declare_more():
+        return False
     try:
-        asks = resources.settings.asks(stage.name)
-        current = resources.store.current(stage.name, partition) if asks else None
-    except StoreError:  # damaged, so it is made again
-        current = None
-    again = to_ask_again(resources.store, current)
-    return Recipe(asked_again(content, current, forgotten=bool(again)), inputs, again)
+        current = resources.store.current(stage.name, partition)
+    except StoreError:  # damaged, so nobody knows what it was made from
+        return False
+    return current is not None and not any(pin["partition"] in registry.saes for pin in current.manifest.inputs)
 
 
 def _current_inputs(resources: Resources, stage: Stage, upstream: Stage, partition: str) -> dict[str, Version]:

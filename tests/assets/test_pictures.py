@@ -12,8 +12,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from assets import drawing, pictures, records
+from assets import drawing, pictures, records, stage_asset
 from latentgloss import schema
+from latentgloss.errors import SaeError
+from latentgloss.pipeline.stage_run import Outcome
 from latentgloss.store import Version
 
 EXPLAINERS = [
@@ -64,13 +66,16 @@ def test_every_series_has_a_colour_of_its_own_and_its_name_in_the_legend(names: 
     assert max(rows) < top < height, "the legend is above the lines"
 
 
-def test_lines_of_the_same_values_can_both_be_seen() -> None:
+@pytest.mark.parametrize("others", range(12))
+def test_lines_of_the_same_values_can_both_be_seen(others: int) -> None:
+    """With any number of lines between them: the upper one has gaps, or the lower one is wider."""
     same = np.ones(40)
-    under, over = drawn(drawing.steps({"token_table": same, "null:token_table": same}, EDGES, "x")).findall(
-        f"{SVG}polyline"
-    )
-    assert under.get("points") == over.get("points")
-    assert under.get("stroke") != over.get("stroke") and over.get("stroke-dasharray")
+    between = [f"other {i}" for i in range(others)]
+    svg = drawing.steps(dict.fromkeys(["token_table", *between, "null:token_table"], same), EDGES, "x")
+    under, *_, over = drawn(svg).findall(f"{SVG}polyline")
+    assert under.get("points") == over.get("points") and under.get("stroke") != over.get("stroke")
+    wider = float(under.get("stroke-width", 0)) - float(over.get("stroke-width", 0))
+    assert over.get("stroke-dasharray") or wider >= 0.9
 
 
 def test_the_picture_of_scores_tells_every_explainer_from_every_other() -> None:
@@ -149,3 +154,82 @@ def test_the_other_entries_of_an_event_are_bounded() -> None:
     assert records.bounded(few, made).value == few
     value = cast("dict[str, Any]", records.bounded(many, made).value)
     assert value == {"entries": 2100, "file": "/store/score_report/model/0123456789abcdef/manifest.json"}
+
+
+def scored(judges: dict[str, float], explainers: list[str], negatives: tuple[str, ...] = ("random",)) -> pl.DataFrame:
+    """Scores of 200 latents, spread around each judge's value."""
+    found = [
+        {
+            "latent": latent,
+            "explainer": explainer,
+            "negatives": kind,
+            "metric": "balanced_accuracy",
+            "judge": judge,
+            "embedder": "",
+            "profile": schema.DEFAULT_PROFILE,
+            "status": "ok",
+            "score": min(1.0, value + (latent * 7 % 41 - 20) / 100),
+        }
+        for judge, value in judges.items()
+        for explainer in explainers
+        for kind in negatives
+        for latent in range(200)
+    ]
+    return pl.DataFrame(found)
+
+
+def of_scores(frame: pl.DataFrame) -> Version:
+    files = SimpleNamespace(path=lambda key: Path("/store") / key)
+    made = SimpleNamespace(scan=lambda _: frame.lazy(), files=files, key="detection_scores/model/0123456789abcdef")
+    return cast("Version", made)
+
+
+def test_scores_of_two_judges_are_two_charts() -> None:
+    text = pictures.scores(of_scores(scored({"executing": 0.75, "llm:model": 0.25}, ["pattern", "token_table"])))
+    assert text.count("data:image/svg") == 2
+    for judge, median in (("executing", "0.750"), ("llm:model", "0.250")):
+        (line,) = [line for line in text.splitlines() if f"judge `{judge}`" in line]
+        assert line.count(median) == 2, "not the median over both judges"
+
+
+@pytest.mark.parametrize("name", ["{}", "an_explainer_with_a_name_" * 8 + "{}"])
+def test_scores_of_many_arms_are_bounded_and_say_where_the_rest_is(name: str) -> None:
+    names = [name.format(i) for i in range(16)]
+    frame = scored(
+        {f"llm:model {i}": 0.5 for i in range(4)}, names, ("random", "similar", "neighbour", "same_document")
+    )
+    text = pictures.scores(of_scores(frame))
+    assert len(text.encode()) < 40_000
+    assert 1 <= text.count("data:image/svg") < 16 and "/store/detection&#95;scores/model" in text
+
+
+def test_an_outline_has_every_step_and_no_other_point() -> None:
+    edges = np.linspace(0, 1, 41)
+    heights = np.repeat([0.0, 3.0, 1.0, 0.0], 10)
+    (line,) = drawn(drawing.steps({"a": heights}, edges, "x")).findall(f"{SVG}polyline")
+    points = [tuple(map(float, point.split(","))) for point in str(line.get("points")).split()]
+    assert len(points) == 8
+    assert all(a[0] == b[0] or a[1] == b[1] for a, b in pairwise(points)), "only level and upright lines"
+    assert (points[0][0], points[-1][0]) == (20, drawing.WIDTH - 20)
+
+
+def test_the_failure_of_300_saes_is_bounded() -> None:
+    error = SaeError("weights are cut short " * 10, expected="whole weights", todo="copy them again")
+    names = [f"model/layers.{i % 40}.mlp/topk_{i}" for i in range(300)]
+    failed = [
+        Outcome(stage, key, "failed", error=error) for key in names for stage in ("detection_scores", "fuzzing_scores")
+    ]
+    failure = stage_asset._failure(failed)
+    description = failure.description or ""
+    assert len(description) < 8_000 and names[0] in description and "for 300 partition(s)" in description
+    assert "more: the log of this run names each one" in description
+    assert failure.metadata["failed"].value == {"detection_scores": 300, "fuzzing_scores": 300}
+    few = stage_asset._failure(failed[:2]).description or ""
+    assert few.count("Expected: whole weights") == 2 and "more" not in few
+
+
+def test_messages_are_shortened_and_counted() -> None:
+    assert records.shortened(["a", "b"], "there") == ["a", "b"] and records.shortened([], "there") == []
+    long = records.shortened(["x" * 900] * 300, "there")
+    assert long == [*["x" * 900] * 5, "… and 295 more: there"]
+    assert records.shortened(["x" * 9000, "y"], "there") == ["x" * 9000, "… and 1 more: there"]

@@ -380,6 +380,16 @@ def test_report_says_what_is_missing(bare: Path) -> None:
     assert result.exit_code == 1 and "'tiny'" in result.stderr
 
 
+def test_report_says_that_no_sae_is_left(tmp_path: Path) -> None:
+    tiny.computed_workspace(tmp_path)
+    for path in (tmp_path / "registry" / "saes").glob("*.toml"):
+        path.unlink()
+    assert run(tmp_path, "report").exit_code == 0, "as it was made"
+    tiny.run_all(Workspace.open(tmp_path / "latentgloss.toml"), ["score_report"])
+    result = run(tmp_path, "report")
+    assert result.exit_code == 1 and "no SAE of the registry has scores" in result.stderr
+
+
 def recomputed(root: Path, seed: int) -> Workspace:
     """The first stages, run with another seed of the splits."""
     (root / "latentgloss.toml").write_text(f"{tiny.SETTINGS}\n[corpus]\nseed = {seed}\n")

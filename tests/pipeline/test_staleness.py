@@ -9,9 +9,12 @@ import pytest
 import tiny
 from pydantic import BaseModel
 
+from assets import pictures
+from latentgloss import schema
 from latentgloss.config import settings as settings_module
 from latentgloss.pipeline.graph import STAGES, downstream
 from latentgloss.workspace import Workspace
+from latentgloss.workspace.search import open_index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -348,3 +351,61 @@ def test_a_version_whose_files_are_gone_is_stale_and_made_again(folder, stage, p
     repaired = after.store.current(stage, partition)
     assert repaired.manifest.data_version == version.manifest.data_version
     assert all(error is None for _, error in repaired.verify())
+
+
+OVER_SAES = ["score_report", "search_index"]
+
+
+def of_model(folder: Path) -> dict[str, str]:
+    states = Workspace.open(folder / "latentgloss.toml").states(["tiny"])
+    return {s.asset: s.state for s in states if s.asset in OVER_SAES}
+
+
+def test_without_its_last_sae_a_model_has_an_empty_report_and_index(folder):
+    files = {path: path.read_text() for path in (folder / "registry" / "saes").glob("*.toml")}
+    before = Workspace.open(folder / "latentgloss.toml").store.current("score_report", "tiny")
+    for path in files:
+        path.unlink()
+    assert of_model(folder) == dict.fromkeys(OVER_SAES, "stale")
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    assert [o.status for o in tiny.run_all(workspace, OVER_SAES)] == ["computed", "computed"]
+    assert of_model(folder) == dict.fromkeys(OVER_SAES, "fresh")
+    report, index = (workspace.store.current(stage, "tiny") for stage in OVER_SAES)
+    assert report.read(schema.REPORT).is_empty() and report.manifest.facts["partitions"] == []
+    assert index.json("index.json")["rows"] == {} and open_index(workspace)[0].counts() == {}
+    assert pictures.report(report) == "No SAE of this model has scores." and "no explanation" in pictures.indexed(index)
+    for path, text in files.items():
+        path.write_text(text)
+    assert of_model(folder) == dict.fromkeys(OVER_SAES, "stale")
+    workspace = Workspace.open(folder / "latentgloss.toml")
+    assert not [o.error for o in tiny.run_all(workspace, OVER_SAES) if o.error]
+    assert workspace.store.current("score_report", "tiny").key == before.key
+
+
+def test_without_its_last_sae_that_has_scores_a_model_has_an_empty_report(folder):
+    """The other SAE is still declared, but none of its stages has run."""
+    for stage in STAGES.values():
+        if stage.grain == "sae":
+            shutil.rmtree(folder / "data" / stage.name / OTHER)
+    assert not [o.error for o in tiny.run_all(Workspace.open(folder / "latentgloss.toml"), OVER_SAES) if o.error]
+    (folder / "registry" / "saes" / "words.toml").unlink()
+    assert of_model(folder) == dict.fromkeys(OVER_SAES, "stale")
+    assert not [o.error for o in tiny.run_all(Workspace.open(folder / "latentgloss.toml"), OVER_SAES) if o.error]
+    assert of_model(folder) == dict.fromkeys(OVER_SAES, "fresh")
+    assert not [o.error for o in tiny.run_all(Workspace.open(folder / "latentgloss.toml")) if o.error]
+    report = Workspace.open(folder / "latentgloss.toml").store.current("score_report", "tiny")
+    assert report.manifest.facts["partitions"] == [OTHER]
+
+
+def test_a_file_with_a_mistake_empties_nothing(folder):
+    for path in (folder / "registry" / "saes").glob("*.toml"):
+        path.write_text(path.read_text().replace("hookpoint", "hokpoint"))
+    assert of_model(folder) == dict.fromkeys(OVER_SAES, "missing")
+
+
+def test_a_model_that_never_had_an_sae_has_no_report(tmp_path):
+    workspace = tiny.tiny_workspace(tmp_path)
+    for path in (tmp_path / "registry" / "saes").glob("*.toml"):
+        path.unlink()
+    assert of_model(tmp_path) == dict.fromkeys(OVER_SAES, "missing")
+    assert {o.status for o in tiny.run_all(workspace, OVER_SAES)} == {"failed"}

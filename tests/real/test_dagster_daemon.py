@@ -4,23 +4,15 @@ The five SAEs are there already. A file for a sixth is dropped into the registry
 the report without anybody asking, and of the others nothing may be computed again.
 """
 
-import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from dagster_processes import free_port, graphql, partitions, quiet, running, wait
 from repository import ROOT
 
 from latentgloss.pipeline.graph import STAGES
@@ -32,15 +24,6 @@ SAE_STAGES = [stage.name for stage in STAGES.values() if stage.grain == "sae"]
 TOKENS = 20_000
 PATIENCE = 540.0
 """Seconds for the sixth chain: eight ticks of 15 s, a dozen starts of a process, and the work itself."""
-
-STATUS = """
-query ($asset: [String!]!) {
-  assetNodeOrError(assetKey: {path: $asset}) {
-    ... on AssetNode {
-      assetPartitionStatuses { ... on DefaultPartitionStatuses { materializedPartitions failedPartitions } }
-    }
-  }
-}"""
 
 
 def small_workspace(folder: Path) -> Workspace:
@@ -69,67 +52,6 @@ def versions(workspace: Workspace) -> dict[str, int]:
     """Every version in the store and when its manifest was written: computing again writes one."""
     root = workspace.store.files.root
     return {str(p.parent.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("manifest.json")}
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-@contextmanager
-def running(name: str, *args: str, env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process group of its own, ended with everything it started."""
-    executable = Path(sys.executable).with_name(name)
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [str(executable), *args], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            for how in (signal.SIGINT, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, how)
-                    process.wait(timeout=30)
-                except ProcessLookupError:
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
-            process.wait()
-
-
-def graphql(port: int, query: str, **variables: Any) -> dict[str, Any]:
-    body = json.dumps({"query": query, "variables": variables}).encode()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/graphql", data=body, headers={"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        answer: dict[str, Any] = json.loads(reply.read())
-    assert "errors" not in answer, answer
-    return dict(answer["data"])
-
-
-def partitions(port: int, asset: str, status: str = "materializedPartitions") -> list[str]:
-    node = graphql(port, STATUS, asset=[asset])["assetNodeOrError"]
-    return list(node["assetPartitionStatuses"][status])
-
-
-def wait(
-    what: str, until: Callable[[], bool], seconds: float, logs: list[Path], *alive: subprocess.Popen[bytes]
-) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if until():
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError, KeyError):
-            pass  # the webserver is still starting
-        dead = [p.args for p in alive if p.poll() is not None]
-        if dead or time.monotonic() > deadline:
-            tails = "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-6000:]}" for log in logs)
-            pytest.fail(f"{what}: {f'{dead} ended' if dead else f'not within {seconds:.0f} s'}\n{tails}")
-        time.sleep(2)
 
 
 def test_a_sixth_sae_runs_its_chain_and_nothing_else(tmp_path: Path) -> None:
@@ -210,13 +132,3 @@ def ticks(port: int, sensor: str) -> int:
     found = graphql(port, query, selector=selector)["sensorOrError"]["sensorState"]["ticks"]
     assert all(tick["status"] != "FAILURE" for tick in found), found
     return len([tick for tick in found if tick["status"] in ("SKIPPED", "SUCCESS")])
-
-
-def quiet(port: int) -> bool:
-    """Nothing is queued or running."""
-    query = """
-    query {
-      runsOrError(filter: {statuses: [QUEUED, NOT_STARTED, STARTING, STARTED]}) { ... on Runs { results { id } } }
-    }
-    """
-    return not graphql(port, query)["runsOrError"]["results"]

@@ -3,16 +3,19 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import DagsterEvent, DagsterEventType
 from dagster._core.test_utils import create_run_for_test
 from tiny_dagster import SAES, Tiny, tiny
 
 from resources import processes
-from sensors.lost_runs import end_lost_runs
+from sensors.lost_runs import FIRST_STEP, end_lost_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:The `__fields__` attribute is deprecated")  # Dagster's own
 workspace = pytest.fixture(tiny)
@@ -60,6 +63,26 @@ def test_a_run_without_its_process_fails(
     assert instance.get_run_by_id(lost).status == dg.DagsterRunStatus.FAILURE  # type: ignore[union-attr]
     assert {instance.get_run_by_id(run).status for run in kept} == {status}  # type: ignore[union-attr]
     assert end_lost_runs(instance) == []
+
+
+@pytest.mark.parametrize("seconds", [FIRST_STEP - 30, FIRST_STEP + 30])
+def test_a_run_that_was_killed_before_its_first_step_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """It has not written which process it is, and began so many seconds ago."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        run = instance.get_run_by_id(started(instance, None, dg.DagsterRunStatus.NOT_STARTED))
+        starting = instance.get_run_by_id(started(instance, None, dg.DagsterRunStatus.STARTING))
+        assert run is not None and starting is not None
+        instance.report_dagster_event(DagsterEvent(DagsterEventType.RUN_START.value, run.job_name), run.run_id)
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + seconds)
+        late = seconds > FIRST_STEP
+        assert end_lost_runs(instance) == [run.run_id] * late
+        monkeypatch.undo()
+        found = instance.get_run_by_id(run.run_id)
+        assert found is not None
+        assert found.status == (dg.DagsterRunStatus.FAILURE if late else dg.DagsterRunStatus.STARTED)
 
 
 def test_a_run_that_was_being_cancelled_is_cancelled(instance: dg.DagsterInstance, ended: dict[str, Any]) -> None:

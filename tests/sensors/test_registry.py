@@ -112,6 +112,24 @@ def test_a_removed_sae_leaves_report_and_index(tmp_path: Path) -> None:
         assert all(s.state == "fresh" for s in world.workspace.states() if s.asset in ("score_report", "search_index"))
 
 
+def test_the_last_sae_of_a_model_leaves_them_too(tmp_path: Path) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        world = Tiny(tmp_path, instance)
+        world.everything()
+        path = world.declare(SAES[2])
+        declared = path.read_text()
+        path.unlink()
+        found = [tick_of(world) for _ in range(2)]
+        assert found == [[("reports", ["score_report"], "m2"), ("search", ["search_index"], "m2")], []]
+        for job in ("score_report", "search_index"):
+            assert world.run(job, "m2").success
+            made = world.workspace.store.current(job, "m2")
+            assert made is not None and made.manifest.inputs == []
+        assert {s.state for s in world.workspace.states()} == {"fresh"}
+        path.write_text(declared)
+        assert {s.asset for s in world.workspace.states() if s.state != "fresh"} == {"score_report", "search_index"}
+
+
 def tick_of(world: Tiny) -> list[tuple[str | None, list[str], str]]:
     """A tick over a tiny world: the requested (job, stages, first partition)."""
     resource = TinyResource(config=str(world.folder / "latentgloss.toml"))

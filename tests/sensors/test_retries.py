@@ -23,6 +23,7 @@ class Sensor:
         self.workspace = workspace
         self.cursor: str | None = None
         self.now = max(r.update_timestamp.timestamp() for r in workspace.instance.get_run_records())
+        self.message = ""
 
     def tick(self, later: float) -> list[tuple[list[str], str, str, str]]:
         """(stages, first and last partition, attempt) of each request of a tick so many seconds later."""
@@ -31,7 +32,9 @@ class Sensor:
         with dg.build_sensor_context(instance=self.workspace.instance, cursor=self.cursor) as context:
             result = tick(context, resource, self.now)
         if isinstance(result, dg.SkipReason):
+            self.message = result.skip_message or ""
             return []
+        self.message = result.skip_reason.skip_message or "" if result.skip_reason else ""
         self.cursor = result.cursor
         return [
             (
@@ -130,3 +133,82 @@ def test_a_whole_job_is_asked_for_by_stage(workspace: Tiny) -> None:
     found = Sensor(workspace).tick(PAUSES[0] + 1)
     chain = [stage.name for stage in STAGES_OF_JOB["saes"]]
     assert found == [(chain, SAES[0], SAES[0], "2")]
+
+
+class Automation:
+    """Ticks of automation over the activations of one SAE alone."""
+
+    def __init__(self, workspace: Tiny) -> None:
+        self.workspace, self.cursor = workspace, None
+
+    def tick(self) -> list[str]:
+        """The partitions that are asked for."""
+        asset = dg.AssetKey("activation_cache")
+        result = dg.evaluate_automation_conditions(
+            self.workspace.definitions,
+            self.workspace.instance,
+            asset_selection=dg.AssetSelection.assets(asset),
+            cursor=self.cursor,
+        )
+        self.cursor = result.cursor
+        return sorted(str(key) for key in result.get_requested_partitions(asset))
+
+
+@pytest.mark.parametrize("start", ["missing", "changed"])
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_a_partition_is_asked_for_so_often_and_anew_after_each_change(workspace: Tiny, how: str, start: str) -> None:
+    """Automation and retries together: the first request and three more, whatever ends the runs; then the message."""
+    target = ("activation_cache", SAES[1])
+
+    def end(number: str) -> None:
+        if how == "failed":
+            failed(workspace, *target, target[1], **{ATTEMPT: number})
+        else:
+            ended(workspace, *target, status=dg.DagsterRunStatus.CANCELED, **AUTOMATION, **{ATTEMPT: number})
+
+    def change(value: int) -> None:
+        workspace.external({SAES[1]: value})
+        assert workspace.run("resolved_saes", SAES[1]).success
+
+    def attempts() -> list[str]:
+        """The attempts in five hours in which every run ends without success."""
+        made = []
+        for pause in (*PAUSES, *[WINDOW / 12] * 2):
+            for _ in range(2):
+                for key in automation.tick():
+                    assert key == SAES[1]
+                    made.append("1")
+                    end("1")
+            for stages, first, last, number in sensor.tick(pause + 1):
+                assert (stages, first, last) == ([target[0]], SAES[1], SAES[1])
+                made.append(number)
+                end(number)
+        return made
+
+    resolved(workspace)
+    for key in SAES if start == "changed" else (SAES[0], SAES[2]):
+        assert workspace.run("activation_cache", key).success
+    automation, sensor = Automation(workspace), Sensor(workspace)
+    if how == "failed":
+        workspace.broken.add(target)
+    if start == "changed":
+        assert automation.tick() == []
+        change(1)
+    assert attempts() == ["1", "2", "3", "4"]
+    assert "after 4 attempts" in sensor.message and f"activation_cache of {SAES[1]}" in sensor.message
+    change(2)
+    assert attempts() == ["1", "2", "3", "4"], "it has changed again"
+    workspace.broken.clear()
+    assert workspace.run(*target).success
+    assert sensor.tick(30) == [] and SAES[1] not in sensor.message
+
+
+def test_the_count_of_the_newest_change_counts(workspace: Tiny) -> None:
+    """The partition changed again while its last attempt was due: the new content gets all of its attempts."""
+    resolved(workspace)
+    workspace.external({SAES[1]: 1})
+    ended(workspace, "resolved_saes", SAES[1], status=dg.DagsterRunStatus.FAILURE, **{ATTEMPT: "3", **AUTOMATION})
+    ended(workspace, "resolved_saes", SAES[1], status=dg.DagsterRunStatus.FAILURE)
+    sensor = Sensor(workspace)
+    assert sensor.tick(max(PAUSES) + 1) == [(["resolved_saes"], SAES[1], SAES[1], "2")]
+    assert sensor.tick(30) == []
