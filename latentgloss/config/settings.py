@@ -23,6 +23,8 @@ VARIABLE = "LATENTGLOSS_CONFIG"
 """Environment variable that can name the settings file."""
 LLM = "llm:"
 """Prefix of a language model's name in `judges`. Score tables contain the name without the prefix."""
+EMBEDDER = "embedder:"
+"""Prefix of an embedder's name in `judges`. Score tables contain the judge `embedder` and the embedder's name."""
 
 
 Sample = Annotated[int, Field(ge=1)] | Literal["all"]
@@ -193,7 +195,8 @@ class JudgedSettings(ScorerSettings):
     """Settings of scorers whose judges are chosen by name."""
 
     judges: tuple[str, ...] = ("executed",)
-    """`executed`, and `llm:NAME` for the language model NAME of the registry."""
+    """`executed`, `embedder:NAME` for the embedder NAME of the registry, which judges labels, and `llm:NAME` for the
+    language model NAME."""
     llm: LlmJudgeSettings = LlmJudgeSettings()
 
 
@@ -338,6 +341,11 @@ class Settings(Strict):
             return self.explanations.model is not None
         scorer = getattr(self, stage.removesuffix("_scores"), None)
         return any(name.startswith(LLM) for name in getattr(scorer, "judges", ()))
+
+    def judging_embedders(self, scorer: str) -> list[str]:
+        """Names of the embedders that judge labels for a scorer, each once."""
+        judges = getattr(getattr(self, scorer), "judges", ())
+        return list(dict.fromkeys(name.removeprefix(EMBEDDER) for name in judges if name.startswith(EMBEDDER)))
 
     @property
     def store_root(self) -> Path:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from latentgloss.lineage.nodes import Node, counts, of_latent
 from latentgloss.lineage.samples import Samples, TracedContexts
 from latentgloss.lineage.vector_checks import cosine_checks
 from latentgloss.pipeline.graph import STAGES
+from latentgloss.scores.first_explained import first_explained
+from latentgloss.scores.judges.cosine import CENTRE
 from latentgloss.store.digests import frame_sha256
 
 if TYPE_CHECKING:
@@ -164,7 +167,7 @@ class _Walk(Samples):
                 nulls = of_latent(self._nulls(version, block, node), latent)
                 node.checks += score_checks.score_checks(scores, judgements, nulls, contexts.strata)
             if contexts.corpus is not None:
-                self._check_judgements(judged, version, scorer, scores, judgements, explanation, contexts)
+                self._check_judgements(judged, version, block, scorer, scores, judgements, explanation, contexts)
         return node
 
     def _check_trials(
@@ -192,6 +195,7 @@ class _Walk(Samples):
         self,
         judged: Node,
         version: Version,
+        block: str,
         scorer: str,
         scores: pl.DataFrame | None,
         judgements: pl.DataFrame,
@@ -217,9 +221,23 @@ class _Walk(Samples):
             )
         if explanation is not None:
             model = self.partition.partition("/")[0]
-            judged.checks += cosine_checks(self.workspace, model, judgements, explanation.text, contexts.corpus)
+            ready = version.manifest.blocks[block].facts.get("ready", {})
+            centre = partial(self._centre, version, explainer_of(block))
+            judged.checks += cosine_checks(
+                self.workspace, model, judgements, explanation.text, contexts.corpus, centre, ready
+            )
         if explanation is not None and explanation.contexts is not None:
             judged.checks.append(_disjoint(explanation.contexts, judgements, contexts))
+
+    def _centre(self, version: Version, explainer: str) -> list[str]:
+        """The explanations by whose mean the embedding scores of an explainer or its nulls were centred."""
+        into = Node("explanations", self.partition)  # found as sources of the explanation already
+        explanations, resolved = (self.pinned(version, stage, into) for stage in ("explanations", "resolved_saes"))
+        if explanations is None or resolved is None:
+            return []
+        sae = self.workspace.registry.sae(self.partition)
+        first = first_explained(explanations, base_of(explainer), sae, resolved, CENTRE)
+        return first["explanation"].to_list()
 
     def _nulls(self, version: Version, block: str, node: Node) -> pl.DataFrame | None:
         """Scores of the null explanations that belong to the block's explainer; None if there are none."""

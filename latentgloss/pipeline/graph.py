@@ -47,20 +47,24 @@ def _explanation_scores(
     splits: tuple[str, ...] = ("explain", "select", "test"),
     activations: tuple[Input, ...] = (),
     negatives_when: tuple[str, Any] | None = None,
+    in_turn_for: tuple[str, str] | None = None,
     pool: Pool = "llm",
 ) -> Stage:
     """A stage that scores explanations on sampled contexts and negatives.
 
     `splits`: the splits it reads. `activations`: what it reads of the activation cache. `negatives_when`: (setting,
-    value), negatives are read only if the setting has the value; None: always.
+    value), negatives are read only if the setting has the value; None: always. `in_turn_for`: the setting and the
+    beginning of names in it for which the order of latents matters; None: judges named `embedder:…`, which learn from
+    the first latents.
     """
+    setting, beginning = in_turn_for or (f"{scorer}.judges", "embedder:")
     return Stage(
         name=f"{scorer}_scores",
         noun="scores",
         grain="sae",
         version=version,
         inputs=(
-            Input("resolved_saes", ("cache",)),
+            Input("resolved_saes", ("cache",), (("latents", setting, beginning),)),
             *activations,
             Input("explanations"),
             Input("sampled_contexts", ("eligibility", *splits)),
@@ -175,8 +179,9 @@ _ALL = (
     _explanation_scores(
         "embedding",
         "Is the explanation closer to activating contexts than to others, as vectors of an embedder?",
-        version="2",
+        version="3",
         splits=("test",),
+        in_turn_for=("embedding.embedders", ""),  # the first explanations are the centre
         pool="gpu",
     ),
     Stage(

@@ -24,7 +24,7 @@ class Input:
     parts: tuple[str, ...] = ()
     """The parts of its content that matter; empty: all of them."""
     also: tuple[tuple[str, str, str], ...] = ()
-    """(part, setting, value): the part matters too if the setting, a list, contains the value."""
+    """(part, setting, beginning): the part matters too if the setting, a list of names, has one that begins so."""
 
     when: tuple[str, Any] | None = None
     """(setting, value): the input is read only if the setting has the value."""
@@ -37,7 +37,9 @@ class Input:
 
     def parts_used(self, settings: Mapping[str, Any]) -> tuple[str, ...]:
         """The parts that matter under these settings (given as for `used`); empty: all of them."""
-        return self.parts + tuple(part for part, name, value in self.also if value in among(settings, name))
+        return self.parts + tuple(
+            part for part, name, beginning in self.also if any(n.startswith(beginning) for n in among(settings, name))
+        )
 
 
 @dataclass(frozen=True)

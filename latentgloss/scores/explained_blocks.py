@@ -17,12 +17,13 @@ import polars as pl
 from latentgloss import schema
 from latentgloss.machine.concurrency import until_abandoned
 from latentgloss.scores import judgements, score_rows
+from latentgloss.scores.first_explained import MadeReady
 from latentgloss.scores.scorers.base import Texts
 from latentgloss.scores.scorers.detection import THRESHOLD_ARMS
 from latentgloss.scores.side_by_side import add_taken, facts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -58,9 +59,11 @@ def write_scores(
     asked: Asked,
     arms: Sequence[str],
     chosen: np.ndarray | None,
-    judges: Sequence[Judge],
+    judges: Mapping[str, Sequence[Judge]],
 ) -> Written:
     """Scores and writes one explainer after the other; arguments as in `score_explanations`.
+
+    `judges`: by name of the block.
 
     Null explanations must come before the explainer that they are nulls of, because specificity is computed from their
     scores.
@@ -69,11 +72,16 @@ def write_scores(
     for block in explained:
         taken: Taken = {}
         found = score_explanations(
-            scorer, block.explanations, asked, arms, judges, chosen, block.judged_by_readers, taken
+            scorer, block.explanations, asked, arms, judges[block.name], chosen, block.judged_by_readers, taken
         )
+        ready: dict[str, Any] = {}
+        for judge in judges[block.name]:
+            ready |= judge.facts() if isinstance(judge, MadeReady) else {}
         nulls = [blocks.read(schema.SCORES, null) for null in block.nulls]
         found["scores"] = score_rows.with_specificity(found["scores"], nulls)
-        written[block.name] = blocks.write(block.name, block.recipe, TABLES, found, facts_of(taken))
+        written[block.name] = blocks.write(
+            block.name, block.recipe, TABLES, found, facts_of(taken) | ({"ready": ready} if ready else {})
+        )
     return written
 
 

@@ -8,7 +8,7 @@ docs/methods.md.
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from latentgloss.explanations.explainers import NULL, base_of, explainer_of
 from latentgloss.pipeline.processes import with_processes
 from latentgloss.pipeline.stage_run import one_by_one
 from latentgloss.scores.explained_blocks import TABLES, ExplainedBlock, write_scores
+from latentgloss.scores.first_explained import MadeReady
 from latentgloss.scores.judges.cosine import CosineJudge
 from latentgloss.scores.judges.opening import JUDGES, judge_named
 from latentgloss.scores.side_by_side import BlockTask, ask_about_blocks
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from latentgloss.config.settings import ScorerSettings
     from latentgloss.models.vocabulary import Vocabulary
     from latentgloss.pipeline.stage_run import Runner, StageRun
+    from latentgloss.protocols import Judge
     from latentgloss.scores.scorers.base import Asked, ScoreNeeds, Scorer
     from latentgloss.scores.side_by_side import Written
     from latentgloss.store import Blocks
@@ -59,6 +61,9 @@ def _score(scorer: Scorer, run: StageRun[ScoreNeeds], pool: Executor | None) -> 
     ask_about_blocks(run, scoring.blocks, scoring.task, asks=scoring.asks, processes=scoring.processes)
     counts = run.draft.scan(schema.SCORES).group_by("explainer", "negatives", "status").len().collect()
     run.facts["scores"] = {f"{e} on {n}: {s}": count for e, n, s, count in counts.sort(pl.all()).iter_rows()}
+    ready = {base_of(explainer_of(name)): block.facts.get("ready") for name, block in run.draft.blocks.items()}
+    if any(ready.values()):
+        run.facts["ready"] = {explainer: facts for explainer, facts in sorted(ready.items()) if facts}
 
 
 class _Scoring:
@@ -70,6 +75,7 @@ class _Scoring:
         self.settings: ScorerSettings = getattr(run.settings, scorer.name)
         self.plan = scorer.plan(run, run.resources.corpus(run.input("resolved_saes")), scorer.splits)
         self.judges = scorer.judges(run, self.settings)
+        self._ready: dict[str, list[Judge]] = {}
         self.asks = any(judge.decides for judge in self.judges)
         self.names = sorted(self.explanations.manifest.blocks)
         self.blocks = sorted({name.split("-")[0] for name in self.names})
@@ -114,7 +120,17 @@ class _Scoring:
         arguments = self.run.draft.own, self.scorer.name, due, asked, self.plan.arms, self.chosen
         if self.processes is not None:
             return BlockTask(asked.rows.height, _write_in_process, (self.settings.judges, *arguments))  # type: ignore[attr-defined]
-        return BlockTask(asked.rows.height, _write, (*arguments, self.judges))
+        judges = {explained.name: self._judges_of(explained.name) for explained in due}
+        return BlockTask(asked.rows.height, _write, (*arguments, judges))
+
+    def _judges_of(self, name: str) -> list[Judge]:
+        """The judges, made ready for the explainer in the name of a block."""
+        explainer = base_of(explainer_of(name))
+        if explainer not in self._ready:
+            self._ready[explainer] = [
+                judge.for_explainer(explainer) if isinstance(judge, MadeReady) else judge for judge in self.judges
+            ]
+        return self._ready[explainer]
 
     def _due(self, block: str, name: str, names: Sequence[str]) -> ExplainedBlock | None:
         """The explanations of an explainer in a block, with the recipe of their scores; None if the draft has these."""
@@ -129,16 +145,12 @@ class _Scoring:
         """Latents of the SAE that judges which read are asked about, for the explainer in the name of a block."""
         return self._nulls_judged_by_readers if explainer_of(name).startswith(NULL) else self._judged_by_readers
 
-    @cached_property
-    def _identities(self) -> list[dict[str, Any]]:
-        return [judge.identity() for judge in self.judges]
-
     def _recipe(self, block: str, name: str, nulls: Sequence[str]) -> dict[str, Any]:
         """Everything that decides the scores of the explanations of one explainer in a block."""
         run, readers = self.run, self._sample_of_readers(name)
         return run.block_recipe(
             settings={
-                "judges": self._identities,
+                "judges": [judge.identity() for judge in self._judges_of(name)],
                 "length": run.settings.contexts.length,
                 "profile": run.settings.profile,
                 "sample": None if self.chosen is None else of_block(self.chosen, block),
@@ -198,7 +210,8 @@ def _write_in_process(
     """
     assert _vocabulary is not None
     judges = [judge_named(name, _vocabulary) for name in names]
-    return write_scores(blocks, SCORERS[scorer], explained, asked, arms, chosen, judges)
+    same = {block.name: judges for block in explained}
+    return write_scores(blocks, SCORERS[scorer], explained, asked, arms, chosen, same)
 
 
 score_detection = runner(SCORERS["detection"])

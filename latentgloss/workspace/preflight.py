@@ -49,7 +49,8 @@ def _names(workspace: Workspace) -> Iterator[Callable[[], object]]:
     named = (settings.explanations.model, settings.explanations.best_of_k.judge)
     for model in dict.fromkeys(name for name in (*named, *_asked(settings)) if name is not None):
         yield lambda model=model: registry.language_model(model)  # type: ignore[misc]
-    embedders = (*settings.embedding.embedders, settings.search.embedder, settings.negatives.embedder)
+    judging = (name for scorer in ("detection", "fuzzing") for name in settings.judging_embedders(scorer))
+    embedders = (*settings.embedding.embedders, *judging, settings.search.embedder, settings.negatives.embedder)
     for embedder in dict.fromkeys(name for name in embedders if name is not None):
         yield lambda embedder=embedder: registry.embedder(embedder)  # type: ignore[misc]
     for scorer in SCORERS:

@@ -7,14 +7,18 @@ their identities without loading a model.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from latentgloss.config.settings import LLM
+from latentgloss.config.settings import EMBEDDER, LLM
 from latentgloss.errors import SettingsError
 from latentgloss.protocols import Judge
-from latentgloss.scores.judges.cosine import CosineJudge, cosine_judge
+from latentgloss.scores.first_explained import first_explained
+from latentgloss.scores.judges.cosine import CENTRE, CosineJudge, cosine_judge
 from latentgloss.scores.judges.executing import ExecutedJudge
 from latentgloss.scores.judges.intruder import IntruderJudge, MarkedTokens
+from latentgloss.scores.judges.labels.judge import LabelJudge
+from latentgloss.scores.judges.labels.opening import label_judge
 from latentgloss.scores.judges.reading import LlmJudge
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ def intruder_judge(needs: JudgeNeeds, name: str, model: str) -> IntruderJudge:
 
 def _check_name(name: str) -> None:
     """Raises SettingsError if scores by this language model could be taken for those of another judge."""
-    if name in {*JUDGES, *JUDGES_OF_TRIALS, CosineJudge.name}:
+    if name in {*JUDGES, *JUDGES_OF_TRIALS, CosineJudge.name, LabelJudge.name}:
         raise SettingsError(
             f"a language model is named {name!r}, which is the name of another judge",
             expected="different names, since score tables distinguish judges by name",
@@ -64,25 +68,32 @@ def _check_name(name: str) -> None:
 def judges_of_contexts(task: Task, run: StageRun[ScoreNeeds], settings: JudgedSettings) -> list[Judge]:
     """The judges of contexts that the settings of a scorer name, in that order.
 
-    Raises SettingsError for an unknown judge, InputError for an unknown language model.
+    Raises SettingsError for an unknown judge, InputError for an unknown language model or embedder.
     """
-    vocabulary = run.resources.vocabulary(run.model.name)
-    return [
-        language_judge(run.resources, name.removeprefix(LLM), task, run.model.name, settings.llm)
-        if name.startswith(LLM)
-        else judge_named(name, vocabulary)
-        for name in settings.judges
-    ]
+    found: list[Judge] = []
+    for name in settings.judges:
+        if name.startswith(LLM):
+            model = name.removeprefix(LLM)
+            found.append(language_judge(run.resources, model, task, run.model.name, settings.llm))
+        elif name.startswith(EMBEDDER):
+            found.append(label_judge(task, run, name.removeprefix(EMBEDDER)))
+        else:
+            found.append(judge_named(name, run.resources.vocabulary(run.model.name)))
+    return found
 
 
 def identities_of_contexts(task: Task, needs: JudgeNeeds, settings: JudgedSettings) -> dict[str, dict[str, Any]]:
     """The identities of the judges that `judges_of_contexts` makes, by the name in the settings; raises the same."""
-    return {
-        name: language_judge(needs, name.removeprefix(LLM), task, "", settings.llm).identity()
-        if name.startswith(LLM)
-        else judge_type(name).identity()
-        for name in settings.judges
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for name in settings.judges:
+        if name.startswith(LLM):
+            found[name] = language_judge(needs, name.removeprefix(LLM), task, "", settings.llm).identity()
+        elif name.startswith(EMBEDDER):
+            embedder = needs.embedder(name.removeprefix(EMBEDDER)).identity()
+            found[name] = {"judge": LabelJudge.name, "version": LabelJudge.version, "embedder": embedder}
+        else:
+            found[name] = judge_type(name).identity()
+    return found
 
 
 def judges_of_trials(run: StageRun[ScoreNeeds], settings: IntruderSettings) -> list[Judge]:
@@ -108,8 +119,15 @@ def identities_of_trials(needs: JudgeNeeds, settings: IntruderSettings) -> dict[
 
 def judges_of_vectors(run: StageRun[ScoreNeeds], settings: EmbeddingSettings) -> list[Judge]:
     """The cosine judge with each embedder that the settings name. Raises InputError for an unknown embedder."""
-    needs, corpus = run.resources, run.resources.corpus(run.input("resolved_saes"))
-    return [cosine_judge(needs, run.model.name, corpus, name, run.progress) for name in settings.embedders]
+    needs, resolved = run.resources, run.input("resolved_saes")
+    corpus = needs.corpus(resolved)
+
+    @cache
+    def texts(explainer: str) -> list[str]:
+        first = first_explained(run.input("explanations"), explainer, run.sae, resolved, CENTRE)
+        return first["explanation"].to_list()
+
+    return [cosine_judge(needs, run.model.name, corpus, name, run.progress, texts) for name in settings.embedders]
 
 
 def identities_of_vectors(needs: JudgeNeeds, settings: EmbeddingSettings) -> dict[str, dict[str, Any]]:
@@ -124,9 +142,10 @@ def identities_of_vectors(needs: JudgeNeeds, settings: EmbeddingSettings) -> dic
 def judge_type(name: str, known: dict[str, type[JudgeOfContexts]] = JUDGES) -> type[JudgeOfContexts]:
     """The class of a judge by its name among those `known`. Raises SettingsError for an unknown judge."""
     if name not in known:
+        more = f"{EMBEDDER}NAME with the name of an embedder, " if known is JUDGES else ""
         raise SettingsError(
             f"judge {name!r} is unknown",
-            expected=f"one of {', '.join(sorted(known))}, or {LLM}NAME with the name of a language model",
+            expected=f"one of {', '.join(sorted(known))}, {more}or {LLM}NAME with the name of a language model",
             todo="correct `judges` in the scorer's settings in latentgloss.toml",
         )
     return known[name]

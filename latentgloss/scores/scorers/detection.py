@@ -19,6 +19,8 @@ from latentgloss.scores.scorers.base import COLUMNS, ORDER, PRIOR, Asked, Plan
 from latentgloss.statistics.counter_rng import counter_hash
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from latentgloss.corpus.reader import Corpus
     from latentgloss.pipeline.stage_run import StageRun
     from latentgloss.scores.scorers.base import ScoreNeeds
@@ -31,7 +33,13 @@ _SHUFFLE = 0x5C0E5
 
 
 def plan(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> Plan:
-    """Plans one arm per stratum of `sampled_negatives`."""
+    """Plans one arm per stratum of `sampled_negatives`; embedders that judge are not asked about what they chose."""
+    embedders = run.settings.judging_embedders("detection")
+    alone = len(embedders) == len(set(run.settings.detection.judges))
+    return _fair(run, _all_arms(run, corpus, splits), embedders, alone=alone)
+
+
+def _all_arms(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> Plan:
     contexts, negatives = run.input("sampled_contexts"), run.input("sampled_negatives")
     length = run.settings.contexts.length
     # From the pinned version, not from today's settings, and the same for all blocks, so that the rows of a latent do
@@ -50,15 +58,22 @@ def plan(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> 
 
 
 def plan_of_vectors(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str, ...]) -> Plan:
-    """As `plan`, but an embedder that chose the stratum `similar` is not asked about it, which would be unfair."""
-    made = plan(run, corpus, splits)
+    """As `plan`, for a scorer all of whose judges are embedders."""
+    made, embedders = _all_arms(run, corpus, splits), run.settings.embedding.embedders
+    return _fair(run, made, embedders, alone=True)
+
+
+def _fair(run: StageRun[ScoreNeeds], made: Plan, embedders: Sequence[str], *, alone: bool) -> Plan:
+    """The plan without the stratum `similar` for embedders that chose it, because that would be unfair.
+
+    `alone`: nobody but these embedders judges, so that an arm which is unfair to all of them is left out.
+    """
     chosen = run.input("sampled_negatives").manifest.recipe["external"].get("embedder", {}).get("identity")
-    embedders = run.settings.embedding.embedders
     own = [name for name in embedders if run.resources.embedder(name).identity() == chosen]
     if "similar" not in made.arms or not own:
         return made
     unfair = {name: ["similar"] for name in own}
-    arms = [arm for arm in made.arms if arm != "similar" or len(own) < len(embedders)]
+    arms = [arm for arm in made.arms if arm != "similar" or not alone or len(own) < len(embedders)]
     identity = {"unfair": unfair} if arms == made.arms else {"arms": arms}
     return Plan(arms, made.identity | identity, lambda block: replace(made.ask(block), unfair=unfair))
 
