@@ -164,7 +164,8 @@ def _shapes(folder: Path) -> Iterator[list[int]]:
 def _config(folder: Path) -> dict[str, Any]:
     """The object in a folder's config.json; empty if there is none."""
     try:
-        found = json.loads((folder / "config.json").read_bytes())
+        path = folder / "config.json"
+        found = json.loads(path.read_bytes()) if path.is_file() else {}  # reading a named pipe would wait for ever
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

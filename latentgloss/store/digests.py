@@ -6,12 +6,13 @@ fresh, even if a newer Parquet writer produces different bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import time
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,13 @@ def text_sha256(text: str) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes. Raises OSError if it cannot be read."""
+    """Hash of a file's bytes. Raises OSError if it cannot be read, or is not a regular file.
+
+    Reading a named pipe would wait for its writer for ever, and a device may have no end.
+    """
+    mode = path.stat().st_mode
+    if not (S_ISREG(mode) or S_ISDIR(mode)):  # opening a folder fails with a reason of its own
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
