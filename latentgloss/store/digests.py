@@ -95,7 +95,7 @@ class DigestCache:
         self.path = path
         try:
             known = json.loads(path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             known = {}
         self.known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
 
