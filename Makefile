@@ -59,7 +59,8 @@ ui: $(READY) $(HOME_READY) ## start the Dagster UI on the demo's store, http://1
 		$(abspath $(BIN))/dagster dev -w $(CURDIR)/workspace.yaml -p $(PORT)
 
 test: $(READY) ## run the tests that need no model and no server
-	@OMP_NUM_THREADS=1 $(PYTEST) -n $(TEST_PROCESSES) --dist loadfile -m "not ($(REAL))"
+	@# Some machines forbid Python to keep compiled modules. Then each process of the tests would compile them all again.
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PYTEST) -n $(TEST_PROCESSES) --dist loadfile -m "not ($(REAL))"
 
 test-demo: $(READY) $(HOME_READY) ## test the pipeline with the real SmolLM2
 	@$(PYTEST) -m demo

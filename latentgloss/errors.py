@@ -67,7 +67,7 @@ class LatentglossError(Exception):
 
     def __init__(self, found: str, *, expected: str = "", todo: str = "") -> None:
         self.found, self.expected, self.todo = (without_secrets(text) for text in (found, expected, todo))
-        parts = [self.found.rstrip(".") + "."]
+        parts = [self.found if self.found.endswith("?") else self.found.rstrip(".") + "."]
         if self.expected:
             parts.append(f"Expected: {self.expected.rstrip('.')}.")
         if self.todo:

@@ -44,6 +44,8 @@ class Question:
     """Fuzzing: tokens whose activations do not count (BOS, sinks). They do not depend on which tokens are marked."""
     reference: UInt32[np.ndarray, "windows length"] | None = None
     """Fuzzing: tokens of activating explain contexts, for judges that compare with what explainers learn from."""
+    label: str = ""
+    """The explanation in at most 120 characters, for judges of labels."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Warnings are errors; the few that are let through, and why, stand in pyproject.t
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -44,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
         worlds = tempfile.TemporaryDirectory(prefix="latentgloss-worlds-")
         os.environ["LATENTGLOSS_TEST_WORLDS"] = worlds.name
         config.add_cleanup(worlds.cleanup)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays, so the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup() -> None:

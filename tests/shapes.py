@@ -25,7 +25,8 @@ def check_core() -> None:
     """Checks the core's functions and dataclasses from their import on. Call it before anything imports the core.
 
     The import hook of jaxtyping wraps every function when it is defined, and a wrapped one takes some 50 µs more. Here
-    those without an array in their annotations stay as they are, and others are wrapped when they are first called.
+    those without an array in their annotations stay as they are, and others are wrapped when they are first called. So
+    do functions within functions: these are defined, and would be wrapped, again at each call of the outer one.
     """
     jaxtyping.jaxtyped = _where_needed
     jaxtyping.install_import_hook("latentgloss", "shapes.arrays")
@@ -41,7 +42,8 @@ def _where_needed(defined: Any = None, *, typechecker: Callable[..., Any]) -> An
     """`jaxtyping.jaxtyped` for functions and dataclasses with an array in their annotations; others are unchanged."""
     if defined is None:
         return partial(_where_needed, typechecker=typechecker)
-    if not any(map(_annotates_array, _of(defined))):
+    functions = _of(defined)
+    if any("<locals>" in function.__qualname__ for function in functions) or not any(map(_annotates_array, functions)):
         return defined
     if inspect.isclass(defined):
         defined.__init__ = _checked(defined.__init__, typechecker)  # type: ignore[misc]

@@ -6,6 +6,7 @@ module that it calls. Stages are run by Dagster, never from here. Heavy imports 
 `--help` is instant and only commands that read weights load torch.
 
 - `show`         `status`, `explanations`, `scores`
+- `card`         `show`
 - `report`       `report`
 - `search`       `search`, `index rebuild`
 - `saes`         `saes list`, `saes check`
@@ -28,7 +29,7 @@ from typing import Any
 import click
 
 from latentgloss import __version__
-from latentgloss.cli import estimate, lineage, maintenance, replies, report, saes, search, show, try_latent
+from latentgloss.cli import card, estimate, lineage, maintenance, replies, report, saes, search, show, try_latent
 from latentgloss.errors import LatentglossError
 from latentgloss.machine.printable import printable
 
@@ -82,6 +83,7 @@ def cli(ctx: click.Context, config: Path | None) -> None:
 
 for command in (
     show.status,
+    card.show,
     show.explanations,
     show.scores,
     report.report,

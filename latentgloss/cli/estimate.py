@@ -113,8 +113,20 @@ HEADER = (
 
 
 def _print(rows: list[Estimate], total: dict[str, object]) -> None:
-    """Prints the table, what its numbers leave out, the assumptions, and what could not be counted."""
+    """Prints what was counted, and then what could not be counted and why."""
     counted = [row for row in rows if not row.problem]
+    if counted:
+        _print_counted(counted, total)
+    missing = [row for row in rows if row.problem]
+    if missing:
+        left_out = "; the total leaves them out" if counted else ""
+        click.echo(f"Not counted ({len(missing)} of {len(rows)}{left_out}):")
+    for row in missing:
+        click.echo(f"- {row.stage} of {row.partition}: {row.problem}")
+
+
+def _print_counted(counted: list[Estimate], total: dict[str, object]) -> None:
+    """Prints the table, what its numbers leave out, and the assumptions."""
     cells = [[row.stage, row.model, row.partition, *_numbers(vars(row))] for row in counted]
     print_table(HEADER, [*cells, ["total", "", "", *_numbers(total)]])
     click.echo("\nTokens and USD are those of requests that the reply cache does not answer.")
@@ -126,9 +138,6 @@ def _print(rows: list[Estimate], total: dict[str, object]) -> None:
         noted = [row for row in counted if note in row.notes]
         where = f"{noted[0].stage} of {noted[0].partition}" + (f" and {len(noted) - 1} more" if len(noted) > 1 else "")
         click.echo(f"- {where}: {note}")
-    for row in rows:
-        if row.problem:
-            click.echo(f"- not counted: {row.stage} of {row.partition}: {row.problem}")
 
 
 def _numbers(row: dict[str, object]) -> list[str]:

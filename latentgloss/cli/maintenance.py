@@ -100,9 +100,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     """Check packages, settings, registry and store.
 
     Use it after installing, before a run, or when something does not run. It shows versions, devices and paths, and
-    what would stop a run: names in the settings that do not exist, sources that cannot be read, a key that is not set,
-    a paid model without a budget, a device that this machine does not have. If something needs attention, the exit code
-    is 1. It sends nothing and loads no model; `latentgloss saes check` reads models and SAEs.
+    what would stop a run: names in the settings that do not exist, sources that cannot be read, SAEs whose files
+    are missing or quantised, a key that is not set, a paid model without a budget, a device that this machine does
+    not have. If something needs attention, the exit code is 1. It sends nothing and loads no weights; `latentgloss
+    saes check` reads models and SAEs.
 
     JSON: python, platform, packages, devices, settings, registry (with its language models), store and problems.
 
@@ -133,7 +134,9 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         _print(report)
     if problems:
         head = "1 thing needs attention" if len(problems) == 1 else f"{len(problems)} things need attention"
-        raise click.ClickException(f"{head}:\n  " + "\n  ".join(problems))
+        raise click.ClickException(f"{head}:\n- " + "\n- ".join(problems))
+    if not as_json:
+        click.echo("\nNothing needs attention. `latentgloss saes check` also reads the weights of models and SAEs.")
 
 
 def _version(name: str) -> str | None:
@@ -225,7 +228,7 @@ def _print(report: dict[str, Any]) -> None:
         rows.append(("settings", report["settings"]))
     if report.get("registry"):
         registry = report["registry"]
-        rows.append(("registry", f"{registry['root']}: {registry['models']} models, {registry['saes']} SAEs"))
+        rows.append(("registry", f"{registry['root']}: models: {registry['models']}, SAEs: {registry['saes']}"))
         rows += [("language model", f"{name}: {served}") for name, served in registry["language_models"].items()]
     if report.get("store"):
         store = report["store"]

@@ -89,9 +89,9 @@ def status(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> No
             ("ASSET", "PARTITION", "STATE", "BECAUSE"), ([s.asset, s.partition, s.state, s.because] for s in chosen)
         )
     if workspace.registry.problems:
-        click.echo(
-            f"{len(workspace.registry.problems)} registry files cannot be used: see `latentgloss saes list`", err=True
-        )
+        n = len(workspace.registry.problems)
+        files = "1 registry file" if n == 1 else f"{n} registry files"
+        click.echo(f"{files} cannot be used: see `latentgloss doctor`", err=True)
 
 
 @click.command()

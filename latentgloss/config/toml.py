@@ -115,8 +115,10 @@ def validated(model: type[Model], data: dict[str, Any], where: str, error: type[
 
 def _sentence(model: type[BaseModel], data: dict[str, Any], item: Any) -> str:
     key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "missing":
+        return f"{key!r} is missing"
     if item["type"] != "extra_forbidden":
-        given = "" if item["type"] == "missing" or not key else f" (found {_short(repr(item['input']))})"
+        given = f" (found {_short(repr(item['input']))})" if key else ""
         return f"{key or 'the file'}: {item['msg']}{given}"
     known = _fields_at(model, item["loc"][:-1])
     near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)

@@ -19,6 +19,7 @@ import polars as pl
 
 from latentgloss import schema
 from latentgloss.explanations.explainers.base import Explained
+from latentgloss.explanations.labels import shortened
 from latentgloss.statistics.counter_rng import counter_hash
 
 if TYPE_CHECKING:
@@ -105,9 +106,20 @@ def null_explanations(
 
 
 def as_explained(rows: pl.DataFrame) -> list[Explained]:
-    """Rows of `schema.EXPLANATIONS` without model, prompt, reply, tokens and cost: a null needs no request."""
+    """Rows of `schema.EXPLANATIONS` without model, prompt, reply, tokens and cost: a null needs no request.
+
+    Coverage and kind are left out, too: they are of the latent for which a text was made, and not of its new one.
+    """
     return [
-        Explained(r["latent"], r["status"], r["reason"], r["explanation"], r["program"], tuple(r["context_ids"]))
+        Explained(
+            r["latent"],
+            r["status"],
+            r["reason"],
+            r["explanation"],
+            r["label"],
+            program=r["program"],
+            context_ids=tuple(r["context_ids"]),
+        )
         for r in rows.iter_rows(named=True)
     ]
 
@@ -121,6 +133,9 @@ def table(name: str, rows: list[Explained], source: list[int | None] | None = No
             "status": row.status,
             "reason": row.reason,
             "explanation": row.text,
+            "label": row.label or shortened(row.text),
+            "coverage": row.coverage,
+            "kind": row.kind,
             "program": row.program,
             "source_latent": source[i] if source else None,
             "context_ids": list(row.context_ids),

@@ -22,7 +22,7 @@ def chosen_device(name: str | None) -> str:
     if not there:
         raise SettingsError(
             f"`machine.device` is {name!r}, and this machine has no such device",
-            expected=f"one of {', '.join(available())}",
+            expected=" or ".join(available()),
             todo="correct `device` under [machine] in latentgloss.toml, or remove it to use a GPU if there is one",
         )
     return "cpu" if device.type == "cpu" else name

@@ -133,7 +133,7 @@ _ALL = (
         name="explanations",
         noun="explanations",
         grain="sae",
-        version="2",
+        version="3",
         inputs=(
             Input("resolved_saes", ("cache", "latents")),  # the order of latents decides the partners of nulls
             Input("activation_cache", ("latents",), _MASKED_IF_SHOWN),

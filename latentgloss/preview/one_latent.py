@@ -27,6 +27,7 @@ from latentgloss.pipeline.recipe import Recipe
 from latentgloss.pipeline.stage_run import StageRun
 from latentgloss.scores.judges.intruder import IntruderJudge
 from latentgloss.scores.judges.reading import LlmJudge
+from latentgloss.scores.scorers.base import Texts
 from latentgloss.scores.scorers.intruder import Trials as IntruderTrials
 from latentgloss.scores.table import SCORERS
 
@@ -182,7 +183,7 @@ def try_judge(
     rows = asked.rows.group_by("split", "part", maintain_order=True).agg("truth")
     step = settings.llm.per_prompt
     truths = [truth[i : i + step] for truth in rows["truth"].to_list() for i in range(0, len(truth), step)]
-    questions = asked.questions(made.task, {latent: (text, None)})
+    questions = asked.questions(made.task, {latent: Texts(text, None, "")})
     prompts = [query for question in questions for query in made.queries(question)]
     _check_number(number, len(prompts))
     about = {
@@ -234,7 +235,7 @@ def _try_intruder(workspace: Workspace, partition: str, latent: int, judge: str,
             f"there is no trial of latent {latent} of {partition}" + "".join(f"; {reason}" for reason in reasons)
         )
     _check_number(number, len(drawn))
-    (question,) = islice(asked.questions("intruder", {latent: ("", None)}), number, number + 1)
+    (question,) = islice(asked.questions("intruder", {latent: Texts("", None, "")}), number, number + 1)
     (planned,) = made.planned(question)
     chosen = drawn[number]
     about = {

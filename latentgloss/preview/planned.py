@@ -26,6 +26,7 @@ from latentgloss.explanations.explainers import (
     without_number,
 )
 from latentgloss.explanations.explainers.replies import LONGEST
+from latentgloss.scores.scorers.base import Texts
 from latentgloss.scores.table import SCORERS, language_judges
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ class _NoTexts:
     def notes(self, states: list[State]) -> list[str]:
         return []
 
-    def of(self, explainer: str, block: str, latents: list[int]) -> tuple[dict[int, tuple[str, str | None]], int]:
-        return dict.fromkeys(latents, ("", None)), 0
+    def of(self, explainer: str, block: str, latents: list[int]) -> tuple[dict[int, Texts], int]:
+        return dict.fromkeys(latents, Texts("", None, "")), 0
 
 
 class _Texts:
@@ -156,15 +157,15 @@ class _Texts:
         llm = self.settings.llm
         return min(llm.max_tokens_cot if base_of(explainer) == "llm_cot" else llm.max_tokens, LONGEST)
 
-    def of(self, explainer: str, block: str, latents: list[int]) -> tuple[dict[int, tuple[str, str | None]], int]:
+    def of(self, explainer: str, block: str, latents: list[int]) -> tuple[dict[int, Texts], int]:
         """Explanation and program by latent, and the most tokens by which each explanation is still to grow."""
         if self.version is None or explainer in self.missing:
             sample = self.sample if EXPLAINERS[base_of(explainer)].asks else None
             chosen = [latent for latent in latents if sample is None or latent in sample]
-            return dict.fromkeys(chosen, ("", None)), self._unwritten(explainer)
+            return dict.fromkeys(chosen, Texts("", None, "")), self._unwritten(explainer)
         name = block_name(block, explainer)
         if name not in self.version.manifest.blocks:
             return {}, 0
         rows = self.version.read(schema.EXPLANATIONS, name)
         rows = rows.filter(pl.col("latent").is_in(latents), status="ok").sort("latent")
-        return dict(zip(rows["latent"], rows.select("explanation", "program").iter_rows(), strict=True)), 0
+        return dict(zip(rows["latent"], map(Texts._make, rows.select(Texts._fields).iter_rows()), strict=True)), 0

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from latentgloss.config.entries import BASELINES
 from latentgloss.errors import SaeError
-from latentgloss.store.digests import file_sha256, json_sha256
+from latentgloss.store.digests import check_regular, file_sha256, json_sha256
 
 if TYPE_CHECKING:
     from latentgloss.config.entries import SaeSpec
@@ -103,6 +103,26 @@ def decoder_identity(spec: SaeSpec, digests: DigestCache) -> dict[str, int]:
     digest = sae_digest(spec, digests.sha256)
     zero = digests.remember(f"zero decoder rows of {digest}", lambda: bool(open_sae(spec).directionless))
     return {"zero_rows": 2} if zero else {}
+
+
+def check_sae_files(spec: SaeSpec) -> None:
+    """Raises the SaeError of `open_sae` if a file is missing or damaged or its weights are quantised; reads no weights.
+
+    Damage to the weights themselves is not found.
+    """
+    if spec.format in BASELINES:
+        return
+    from latentgloss.saes.readers.files import check_types
+
+    sae_file_digest(spec.format, spec.path, _opened)
+    check_types(spec.path / FILES[spec.format][-1])
+
+
+def _opened(path: Path) -> str:
+    """In the place of a digest. Raises OSError if the file cannot be opened, as `file_sha256`."""
+    check_regular(path)
+    with path.open("rb"):
+        return ""
 
 
 def sae_file_digest(format: str, folder: Path, sha256: Callable[[Path], str] = file_sha256) -> str:

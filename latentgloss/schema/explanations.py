@@ -21,6 +21,26 @@ EXPLANATIONS = Table(
         Column("status", pl.String, f"{STATUS_EXPLANATION}, or why the latent is not eligible (see `eligibility`)."),
         Column("reason", pl.String, "Why there is no explanation, in words; empty if there is one."),
         Column("explanation", pl.String, "The text; empty unless the status is `ok`."),
+        Column(
+            "label",
+            pl.String,
+            "What the explanation says in at most 120 characters, such as the name of a list entry; empty unless the "
+            "status is `ok`.",
+        ),
+        Column(
+            "coverage",
+            pl.Float64,
+            "Share of the latent's activation mass in explain that falls on what the label names; empty for null "
+            "explanations, and where nothing was measured.",
+            nullable=True,
+        ),
+        Column(
+            "kind",
+            pl.String,
+            "Kind of latent by its activating contexts in explain, whatever the explanation says: `single token`, "
+            "`token class`, `format`, `prefix`, `phrase`, `position`, `words`, `topic` or `unclear`.",
+            nullable=True,
+        ),
         Column("program", pl.String, "The explanation's executable form as JSON, if it has one.", nullable=True),
         Column(
             "source_latent",

@@ -17,6 +17,7 @@ import polars as pl
 from latentgloss import schema
 from latentgloss.machine.concurrency import until_abandoned
 from latentgloss.scores import judgements, score_rows
+from latentgloss.scores.scorers.base import Texts
 from latentgloss.scores.scorers.detection import THRESHOLD_ARMS
 from latentgloss.scores.side_by_side import add_taken, facts_of
 
@@ -121,7 +122,7 @@ def _scores_of_judge(
     latents = good["latent"]
     if good.is_empty():
         return {"judgements": schema.JUDGEMENTS.empty(), "scores": missing}
-    texts = dict(zip(latents, good.select("explanation", "program").iter_rows(), strict=True))
+    texts = dict(zip(latents, map(Texts._make, good.select(Texts._fields).iter_rows()), strict=True))
     for_judge = asked.where(pl.col("latent").is_in(latents.implode()) & ~pl.col("arm").is_in(unfair))
     if judge.decides:
         for_judge = for_judge.where(pl.col("split") == "test")

@@ -19,6 +19,7 @@ from latentgloss.contexts.latent_sample import of_block, sampled
 from latentgloss.machine.concurrency import until_abandoned
 from latentgloss.pipeline.stage_run import one_by_one
 from latentgloss.scores import judgements, score_rows
+from latentgloss.scores.scorers.base import Texts
 from latentgloss.scores.scorers.intruder import Trials
 from latentgloss.scores.scorers.trials import ARM, TRIALS
 from latentgloss.scores.side_by_side import BlockTask, add_taken, ask_about_blocks, facts_of
@@ -141,7 +142,7 @@ def score_trials(
         reason=pl.when(status="eligible").then(pl.lit("not in the scorer's sample of latents")).otherwise("reason"),
     )
     frames: dict[str, list[pl.DataFrame]] = {"judgements": [], "scores": []}
-    texts: dict[int, tuple[str, str | None]] = dict.fromkeys(judged.to_list(), ("", None))
+    texts = dict.fromkeys(judged.to_list(), Texts("", None, ""))
     for judge in judges:
         key = {
             "explainer": EXPLAINER,

@@ -44,14 +44,16 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes. Raises OSError if it cannot be read, or is not a regular file.
-
-    Reading a named pipe would wait for its writer for ever, and a device may have no end.
-    """
+def check_regular(path: Path) -> None:
+    """Raises OSError for a named pipe, a socket or a device, because reading it might never end."""
     mode = path.stat().st_mode
     if not (S_ISREG(mode) or S_ISDIR(mode)):  # opening a folder fails with a reason of its own
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes. Raises OSError if it cannot be read, or is not a regular file."""
+    check_regular(path)
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -148,13 +150,25 @@ def _update(digest: Any, series: pl.Series) -> None:
         digest.update(np.packbits(series.is_null().to_numpy()).tobytes())
         series = series.drop_nulls()
     if isinstance(series.dtype, pl.List):
-        _update(digest, series.list.len())
-        # Polars explodes an empty list to a null, so only lists with items may be exploded.
-        _update(digest, series.filter(series.list.len() > 0).explode())
+        lists = series.to_arrow(compat_level=_PLAIN)
+        digest.update(_lengths(lists.offsets.to_numpy()))
+        _update(digest, pl.Series(lists.flatten()))
     elif series.dtype == pl.String:
-        _update(digest, series.str.len_bytes())
-        digest.update((series.str.join("").item() or "").encode())
+        texts = series.to_arrow(compat_level=_PLAIN)
+        _, offsets, data = texts.buffers()
+        ends = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        digest.update(_lengths(ends))
+        digest.update(memoryview(data)[ends[0] : ends[-1]] if data is not None and len(ends) else b"")
     elif series.dtype == pl.Boolean:
         digest.update(np.packbits(series.to_numpy()).tobytes())
     else:
         digest.update(np.ascontiguousarray(series.to_numpy()).tobytes())
+
+
+_PLAIN = pl.CompatLevel.oldest()
+"""Arrow's layout of lists and texts as offsets into one array, which is read here without a copy per item."""
+
+
+def _lengths(offsets: np.ndarray) -> bytes:
+    """Lengths of lists, or of texts in bytes, as 32-bit numbers."""
+    return np.diff(offsets).astype(np.uint32).tobytes()

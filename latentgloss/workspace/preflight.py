@@ -2,8 +2,8 @@
 
 What belongs here: one check per kind of mistake (`CHECKS`). A check calls what the stages themselves call, so that both
 refuse the same things with the same words. `latentgloss doctor` prints what is found. Computes nothing, sends nothing
-and loads no weights; digests of files are remembered (`DigestCache`). Whether SAEs can be read and fit their models is
-checked by `latentgloss saes check`.
+and loads no weights; digests of files are remembered (`DigestCache`). Whether SAEs fit their models is checked by
+`latentgloss saes check`.
 """
 
 from __future__ import annotations
@@ -90,13 +90,28 @@ def _device(workspace: Workspace) -> Iterator[Callable[[], object]]:
 
 def _models(workspace: Workspace) -> Iterator[Callable[[], object]]:
     """Whether each model can read its corpus, as far as its configuration and its tokenizer show."""
-    from latentgloss.models.readiness import check_model_ready
+    from latentgloss.models.readiness import model_problems
 
-    def check(spec: ModelSpec) -> None:
-        _if_torch(lambda: check_model_ready(spec, workspace.model_cache))
+    def read(spec: ModelSpec, found: list[LatentglossError]) -> None:
+        _if_torch(lambda: found.extend(model_problems(spec, workspace.model_cache)))
 
     for spec in workspace.registry.models.values():
-        yield partial(check, spec)
+        found: list[LatentglossError] = []
+        yield partial(read, spec, found)
+        for error in found:  # there once the action above has run
+            yield partial(_raise, error)
+
+
+def _raise(error: LatentglossError) -> None:
+    raise error
+
+
+def _saes(workspace: Workspace) -> Iterator[Callable[[], object]]:
+    """Whether the files of each SAE are there and hold weights that can be used, as far as their headers show."""
+    from latentgloss.saes.opening import check_sae_files
+
+    for spec in workspace.registry.saes.values():
+        yield partial(_if_torch, partial(check_sae_files, spec))
 
 
 def _if_torch(action: Callable[[], object]) -> None:
@@ -105,7 +120,7 @@ def _if_torch(action: Callable[[], object]) -> None:
         action()
 
 
-CHECKS: tuple[Check, ...] = (_names, _outside, _language_models, _device, _models)
+CHECKS: tuple[Check, ...] = (_names, _outside, _language_models, _device, _models, _saes)
 """Each yields actions that raise if something is wrong. A new kind of mistake is one more function."""
 
 

@@ -1,5 +1,6 @@
 """assets/pictures.py and assets/drawing.py: what is drawn can be told apart, is whole, and is not too large."""
 
+import base64
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -70,6 +71,23 @@ def test_lines_of_the_same_values_can_both_be_seen() -> None:
     )
     assert under.get("points") == over.get("points")
     assert under.get("stroke") != over.get("stroke") and over.get("stroke-dasharray")
+
+
+def test_the_picture_of_scores_tells_every_explainer_from_every_other() -> None:
+    """All of the same scores, as `token_table` and its null often are."""
+    row = {"status": "ok", "profile": schema.DEFAULT_PROFILE, "negatives": "random", "metric": "balanced_accuracy"}
+    frame = pl.DataFrame([{**row, "explainer": name, "score": s} for name in EXPLAINERS for s in (0.25, 0.5, 0.5)])
+    markdown = pictures.scores(cast("Version", SimpleNamespace(scan=lambda _: frame.lazy())))
+    (image,) = re.findall(r"base64,([A-Za-z0-9+/=]+)", markdown)
+    picture = drawn(base64.b64decode(image).decode())
+    lines = picture.findall(f"{SVG}polyline")
+    assert len({line.get("points") for line in lines}) == 1
+    assert len({line.get("stroke") for line in lines}) == len(lines) == len(EXPLAINERS)
+    names = [text for text in picture.iter(f"{SVG}text") if text.text in EXPLAINERS]
+    assert [text.text for text in names] == EXPLAINERS
+    for text in names:
+        left, right = extent(text)
+        assert left >= 0 and right <= float(picture.get("width", 0))
 
 
 @pytest.mark.parametrize("label", ["x", "model/layers.11.mlp/" + "a_long_name" * 12])

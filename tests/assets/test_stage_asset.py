@@ -11,6 +11,8 @@ import dagster as dg
 import pytest
 import ui_queries
 from dagster._core.execution.backfill import BulkActionStatus
+from llm_clients import ask, client_of
+from llm_server import Fault, Server
 from tiny_dagster import JUDGED, SAES, Tiny, tiny
 
 from assets import pictures
@@ -61,6 +63,34 @@ def test_finished_partitions_survive_a_failure_and_the_failed_are_named(workspac
     message = failure.user_failure_data.description or ""
     assert SAES[1] in message and "weights are cut short" in message and SAES[0] not in message
     assert recorded(workspace.instance, "activation_cache", SAES[1]) is None
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r\n", "\n{}", "{}"])
+def test_a_key_reaches_neither_the_event_log_nor_the_store_nor_the_terminal(
+    workspace: Tiny, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], around: str
+) -> None:
+    """Mounted secrets end in a line break. The server quotes the key that it refuses."""
+    key = "k3y/of-a+vendor"
+    monkeypatch.setenv("SOME_KEY", around.format(key))
+    said = f"Incorrect key provided: {key}"
+
+    def asks() -> None:
+        with (
+            Server(lambda body: Fault(status=401, message=said)) as server,
+            client_of(server, workspace.folder / "asked", api_key_env="SOME_KEY", patience_s=0.1) as client,
+        ):
+            list(client.complete([ask(1)]))
+
+    monkeypatch.setattr(workspace, "fail", asks)
+    workspace.broken.add(("tokenized_corpus", "m1"))
+    run = workspace.run("tokenized_corpus", "m1")
+    assert not run.success
+    log = "".join(dg.serialize_value(entry) for entry in workspace.instance.all_logs(run.run_id))
+    files = [path.read_text(errors="replace") for path in workspace.folder.rglob("*") if path.is_file()]
+    shown = "".join(capfd.readouterr())
+    for text, name in ((log, "event log"), ("".join(files), "files"), (shown, "terminal")):
+        assert key not in text and key.replace("/", "\\/") not in text, name
+        assert "Incorrect key provided" in text, f"the {name} says what is wrong"
 
 
 @pytest.mark.parametrize("asking", [False, True])

@@ -486,6 +486,11 @@ def test_doctor(bare: Path) -> None:
     assert found["devices"][0].startswith("cpu")
 
 
+def test_doctor_says_that_nothing_needs_attention(bare: Path) -> None:
+    result = run(bare, "doctor")
+    assert result.exit_code == 0 and "Nothing needs attention" in result.stdout and "saes check" in result.stdout
+
+
 def test_doctor_without_torch(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert any("torch cannot be used" in device for device in rows(bare, "doctor")["devices"])
@@ -496,7 +501,8 @@ def test_doctor_finds_what_needs_attention(bare: Path) -> None:
     (bare / "data").write_text("a file where the store should be")
     result = run(bare, "doctor")
     assert result.exit_code == 1
-    assert "typo.toml" in result.stderr
+    assert "Error: 2 things need attention:" in result.stderr and "typo.toml" in result.stderr
+    assert "did you mean 'model'? What to do" in result.stderr and "'hookpoint' is missing" in result.stderr
     assert "cannot be written" in result.stderr
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import pytest
@@ -12,6 +12,7 @@ import tiny
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from assets.pictures import _cell, bars
 from latentgloss.cli import cli
@@ -82,6 +83,59 @@ def test_nothing_from_a_file_reaches_the_terminal_as_a_command(folder):
         assert "red" in done.output
         assert all(c.isprintable() or c == "\n" for c in done.output)
     assert "warning: the decoder row of 2 of 64" in check(folder, "tiny/layers.1/zeros").output
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "gemma2": {
+        "vocab_size": 300,
+        "hidden_size": tiny.D_MODEL,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    },
+    "gpt2": {"vocab_size": 300, "n_embd": tiny.D_MODEL, "n_layer": 2, "n_head": 4, "n_positions": 128},
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "hookpoint", "config", "says"),
+    [
+        ("gemma2", "layers.1.mlp", {"hook_name": "blocks.1.hook_mlp_out"}, "layers.1.post_feedforward_layernorm'"),
+        ("gemma2", "layers.1.self_attn", {"hook_name": "blocks.1.hook_attn_out"}, "layers.1.post_attention_layernorm'"),
+        ("llama", "layers.1", {"hook_name": "blocks.1.hook_resid_pre"}, "'layers.1@input'"),
+        ("llama", "layers.1", {"hook_name": "blocks.0.hook_resid_post", "hook_layer": 0}, "'layers.0'"),
+        ("gpt2", "h.1", {"metadata": {"hook_name": "blocks.1.hook_mlp_out"}}, "'h.1.mlp'"),
+        ("llama", "layers.1", {"model_name": "gpt2-small"}, "'gpt2-small'"),
+        ("gpt2", "h.1", {"metadata": {"model_name": "google/gemma-2-2b"}}, "'google/gemma-2-2b'"),
+        ("gpt2", "h.1", {"model_from_pretrained_kwargs": {"center_writing_weights": True}}, "center_writing_weights"),
+        ("gemma2", "layers.1.mlp", {}, ""),
+        ("llama", "layers.1", {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"}, ""),
+        ("gpt2", "h.1", {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"}, ""),
+    ],
+)
+def test_what_an_sae_s_files_say_of_its_training_is_compared_with_the_registry(
+    tmp_path: Path, shape: str, hookpoint: str, config: dict[str, Any], says: str
+) -> None:
+    """Named where it contradicts; nothing is said where it does not."""
+    tiny.tiny_workspace(tmp_path, n_documents=5)
+    if SHAPES[shape]:
+        made = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape, **SHAPES[shape], bos_token_id=1))
+        made.save_pretrained(tmp_path / "model")
+    for path in (tmp_path / "registry" / "saes").iterdir():
+        path.unlink()
+    tiny.write_saelens(tmp_path / "saes" / "own")
+    tiny.register(tmp_path, f"tiny/{hookpoint}/own", "saelens")
+    path = tmp_path / "saes" / "own" / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    done = check(tmp_path, "--json")
+    (row,) = json.loads(done.stdout)["saes"]
+    told = [p["message"] for p in row["problems"]]
+    assert done.exit_code == len(told) == bool(says)
+    assert row["warnings"] == []
+    assert not says or says in told[0]
 
 
 HOSTILE = "a\x1b]0;title\x07\u202etxt\u2066\r\nb\tc\x9b1mé漢"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import unicodedata
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -155,6 +156,39 @@ def test_near_duplicates_share_a_split(seed: int, word: int, threshold: float) -
     assert a["cluster"] == b["cluster"]
     assert a["split"] == b["split"]
     assert (b["status"], b["duplicate_of"]) == (("ok", None) if threshold == 1.0 else ("duplicate_near", 0))
+
+
+WORDS = {
+    "French": "été forêt déjà sèche allés où être garçon naïve hôtel Noël château élève père mère leçon",
+    "Korean": "어제 저녁에 우리는 한국 음식을 먹고 공원에서 산책했습니다 날씨가 아주 좋았습니다 학교 도서관 친구",
+    "Vietnamese": "Tiếng Việt có nhiều dấu thanh mỗi chữ được viết bằng cách khác nhau nước người một ngày",
+}
+
+
+@pytest.mark.parametrize("language", WORDS)
+@pytest.mark.parametrize("first", ["NFC", "NFD"])
+def test_canonical_twins_are_duplicates_and_the_text_stays(language: str, first: str) -> None:
+    """Forty documents in one form, exact twins of half of them in the other, and near twins of the other half."""
+    second = "NFD" if first == "NFC" else "NFC"
+    rng, words = np.random.default_rng(0), WORDS[language].split()
+    plain = [" ".join(rng.choice(words, 60)) for _ in range(40)]
+    twins = [text if i < 20 else f"{text} {words[0]}" for i, text in enumerate(plain)]
+    documents = [Document(f"a{i}", unicodedata.normalize(first, text)) for i, text in enumerate(plain)]
+    documents += [Document(f"b{i}", unicodedata.normalize(second, text)) for i, text in enumerate(twins)]
+    corpus, table, _ = build([*documents, *texts(0, 200)])
+    rows = table.rows(named=True)
+    found = [(row["status"], row["duplicate_of"]) for row in rows[40:80]]
+    assert found == [("duplicate_exact" if i < 20 else "duplicate_near", i) for i in range(40)]
+    for before, after in zip(rows[:40], rows[40:80], strict=True):
+        assert (before["status"], before["cluster"], before["split"]) == ("ok", after["cluster"], after["split"])
+    stored = set(corpus.tokens.ravel().tolist())
+    written, twinned, fillers = (
+        {token for tokens in encode([d.text for d in some]) for token in tokens}
+        for some in (documents[:40], documents[40:], texts(0, 200))
+    )
+    other = twinned - written - fillers
+    assert len(stored & written) > 0.9 * len(written), "as they were written, but for ends of splits"
+    assert other and not stored & other
 
 
 @settings(max_examples=20, deadline=None)

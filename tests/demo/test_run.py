@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tiny
 from repository import ROOT
 
 from latentgloss.workspace import Workspace
@@ -22,6 +23,7 @@ def run(workspace: Workspace, home: Path) -> subprocess.CompletedProcess[str]:
 def test_a_failure_stops_no_other_sae_and_a_fresh_store_computes_nothing(
     tiny_workspace: Workspace, tmp_path: Path
 ) -> None:
+    tiny.register(tmp_path, tiny.SPARSIFY, "sparsify", extra="latents = {start = 0, stop = 100}\n")
     broken, whole = tiny_workspace.registry.saes.values()
     weights = next(broken.path.glob("*.safetensors"))
     data = weights.read_bytes()

@@ -72,6 +72,7 @@ def rows_of(texts):
             "status": "ok" if text else "too_few_contexts",
             "reason": "",
             "explanation": text,
+            "label": text,
             "context_ids": [],
             "prompt_tokens": 0,
             "completion_tokens": 0,

@@ -82,8 +82,8 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", sorted(FAULTS))
-def test_a_model_that_cannot_read_its_corpus_is_named_by_check_and_by_the_stage(folder, name):
-    """The same error from the function, from `saes check` (with the rest of its report) and from the first stage."""
+def test_a_model_that_cannot_read_its_corpus_is_named_by_check_doctor_and_stage(folder, name):
+    """The same error from the function, `saes check` (with the rest of its report), `doctor` and the first stage."""
     spoil, says = FAULTS[name]
     assert model_problems(Workspace.open(folder / "latentgloss.toml").registry.model("tiny"), folder / "cache") == []
     spoil(folder)
@@ -99,8 +99,21 @@ def test_a_model_that_cannot_read_its_corpus_is_named_by_check_and_by_the_stage(
     assert done.exit_code == 1
     assert done.output.count(str(problem)) == 1, "a model's problem is printed once, not for each of its SAEs"
     assert f"{tiny.SPARSIFY}  " in done.output and f"{tiny.SAELENS}  " in done.output
+    done = CliRunner().invoke(cli, ["--config", str(folder / "latentgloss.toml"), "doctor", "--json"], input="y\n" * 9)
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["problems"] == [str(problem) for problem in problems]
     (outcome,) = tiny.run_all(workspace, ["tokenized_corpus"])
     assert str(outcome.error) == str(problem)
+
+
+def test_doctor_names_all_that_is_wrong_with_a_model(folder):
+    for name in ("no BOS", "long sequences", "large tokenizer"):
+        FAULTS[name][0](folder)
+    done = CliRunner().invoke(cli, ["--config", str(folder / "latentgloss.toml"), "doctor", "--json"])
+    found = json.loads(done.stdout)["problems"]
+    assert len(found) == 3
+    for name in ("no BOS", "long sequences", "large tokenizer"):
+        assert len([text for text in found if FAULTS[name][1] in text]) == 1
 
 
 def test_a_corpus_that_was_made_before_is_refused_by_the_stage_that_reads_it(folder):

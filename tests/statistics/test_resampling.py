@@ -150,7 +150,7 @@ def test_variance_of_documents_is_that_of_crossed_effects() -> None:
 @pytest.mark.parametrize("aggregate", ["mean", "median"])
 def test_crossed_intervals_cover_and_latents_alone_do_not(aggregate: Aggregate) -> None:
     rng = np.random.default_rng(5)
-    hit, alone, runs = 0, 0, 1200
+    hit, alone, runs = 0, 0, 600
     true = stats.norm.cdf(0.5 / np.sqrt(1 + 0.5**2 + (0.2**2 if aggregate == "mean" else 0)))
     for seed in range(runs):
         truth, prediction, document = judged(rng, 80, 100, 40, 0.2, 0.5)

@@ -10,11 +10,13 @@ import pytest
 import tiny
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from latentgloss.cli import cli
-from latentgloss.errors import LanguageModelError, SettingsError
+from latentgloss.errors import LanguageModelError, SaeError, SettingsError
 from latentgloss.llm.engines.openai_compatible import OpenAICompatible
 from latentgloss.models.devices import chosen_device
+from latentgloss.saes.opening import open_sae
 from latentgloss.workspace import Workspace
 from latentgloss.workspace.preflight import problems
 
@@ -75,6 +77,26 @@ def test_a_mistake_in_the_settings_is_found(
     assert "report" not in str(found).replace("[report]", "")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "stage"),
+    [
+        ("nulls = 2", 'nulls = 2\nexplainers = ["patern"]', "explanations"),
+        ("nulls = 2", 'nulls = 2\nexplainers = ["llm"]\nmodel = "nobody"', "explanations"),
+        ("nulls = 2", 'nulls = 2\nexplainers = ["llm"]', "explanations"),
+        ("nulls = 2", 'nulls = 2\n[detection]\njudges = ["exekuted"]', "detection_scores"),
+        ("nulls = 2", 'nulls = 2\n[intruder]\njudges = ["llm:nobody"]', "intruder_scores"),
+        ('embedders = ["tiny"]', 'embedders = ["tinny"]', "embedding_scores"),
+    ],
+)
+def test_a_stage_refuses_a_name_in_the_same_words(tmp_path: Path, old: str, new: str, stage: str) -> None:
+    """Under settings with a mistake, after everything has run without it."""
+    assert old in tiny.WORLD
+    workspace = tiny.computed_workspace(tmp_path, tiny.WORLD.replace(old, new, 1))
+    (found,) = problems(workspace)
+    (outcome,) = workspace.materialise(stage, [tiny.SPARSIFY], tiny.runner(stage))
+    assert outcome.status == "failed" and str(outcome.error) == str(found)
+
+
 def test_an_explainer_without_a_model_is_found(tmp_path: Path) -> None:
     (found,) = problems(changed(tmp_path, extra='[explanations]\nexplainers = ["llm"]\n'))
     assert "explainer 'llm' needs a language model" in found.found
@@ -95,6 +117,28 @@ def test_a_model_without_a_file_is_found(tmp_path: Path, name: str, says: str, p
     if pipe:
         os.mkfifo(tmp_path / "model" / name)
     assert any(says in error.found and error.expected and error.todo for error in problems(workspace))
+
+
+@pytest.mark.parametrize("partition", tiny.SAES)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, None])
+def test_an_sae_whose_file_is_gone_damaged_or_quantised_is_found(
+    tmp_path: Path, partition: str, dtype: torch.dtype | None
+) -> None:
+    workspace = changed(tmp_path)
+    folder = workspace.registry.sae(partition).path
+    path = next(folder.glob("*.safetensors"))
+    tensors = load_file(path)
+    if dtype is not None:
+        save_file({name: t.to(dtype) if name == "W_dec" else t for name, t in tensors.items()}, path)
+    for damage in (lambda: None, lambda: path.write_bytes(path.read_bytes()[:40]), path.unlink):
+        damage()
+        found = problems(workspace)
+        if dtype is None and path.exists() and path.stat().st_size > 40:
+            assert found == []
+            continue
+        with pytest.raises(SaeError) as refused:
+            open_sae(workspace.registry.sae(partition))
+        assert [str(e) for e in found] == [str(refused.value)] and str(path) in str(found[0])
 
 
 @pytest.mark.parametrize("value", [None, ""])

@@ -49,6 +49,12 @@ class Explained:
     status: str
     reason: str = ""
     text: str = ""
+    label: str = ""
+    """The text in at most `labels.MOST` characters; empty: the text is shortened."""
+    coverage: float | None = None
+    """Share of the activation mass in explain that falls on what the label names; None if it was not measured."""
+    kind: str | None = None
+    """Kind of the latent by its evidence (`labels.kinds`); None if it was not looked at."""
     program: str | None = None
     """The executable form of the explanation, as JSON."""
     context_ids: tuple[int, ...] = ()

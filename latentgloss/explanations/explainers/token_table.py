@@ -154,4 +154,6 @@ class TokenTableExplainer:
             except ExplainerError as e:
                 yield Explained(each.latent, "failed", str(e), context_ids=tuple(each.context_ids))
                 continue
-            yield Explained(each.latent, "ok", "", table.text(), table.to_json(), context_ids=tuple(each.context_ids))
+            yield Explained(
+                each.latent, "ok", text=table.text(), program=table.to_json(), context_ids=tuple(each.context_ids)
+            )

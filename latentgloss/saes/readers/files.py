@@ -18,6 +18,12 @@ from latentgloss.errors import SaeError
 
 _RESTORE = "download or copy the file again"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_UNREADABLE = (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError)
+_IN_HEADER = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_IN_HEADER |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8"}
+"""PyTorch's names of the types of numbers in the header of a safetensors file."""
+_MATRICES = ("W_enc", "W_dec", "encoder.weight")
+"""What readers take from a file and tools store quantised."""
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -42,12 +48,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as e:
+    except _UNREADABLE as e:
         raise SaeError(f"{path} is not a readable safetensors file ({e})", todo=_RESTORE) from e
     for name, tensor in tensors.items():
         if tensor.dtype in _FLOATS and not torch.isfinite(tensor).all():
             raise SaeError(f"{path}: tensor {name!r} holds NaN or infinity", expected="finite weights", todo=_RESTORE)
     return tensors
+
+
+def check_types(path: Path) -> None:
+    """Raises what `read_tensors` and `take` would for a file that is no safetensors file or holds quantised weights.
+
+    Reads the header of the file alone.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: file.get_slice(name).get_dtype() for name in file.keys() if name in _MATRICES}  # noqa: SIM118
+    except _UNREADABLE as e:
+        raise SaeError(f"{path} is not a readable safetensors file ({e})", todo=_RESTORE) from e
+    for name, kind in sorted(stored.items()):
+        _check_float(path, name, _IN_HEADER.get(kind, kind))
+
+
+def _check_float(path: Path, name: str, dtype: str) -> None:
+    """Raises SaeError for another type of number than floats of 16 bits or more."""
+    if dtype not in {str(known).removeprefix("torch.") for known in _FLOATS}:
+        # Such numbers come with scales, whose place and meaning differ between tools.
+        raise SaeError(
+            f"{path}: {name} is stored as {dtype}",
+            expected="float32, float16, bfloat16 or float64",
+            todo="save the weights in one of these types with the tool that made them",
+        )
 
 
 def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
@@ -63,13 +94,7 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Pa
             expected=f"{shape}, as cfg.json says",
             todo="check that cfg.json and the weights belong together, and that `format` in the registry is right",
         )
-    if tensors[name].dtype not in _FLOATS:
-        # Such numbers come with scales, whose place and meaning differ between tools.
-        raise SaeError(
-            f"{path}: {name} is stored as {str(tensors[name].dtype).removeprefix('torch.')}",
-            expected="float32, float16, bfloat16 or float64",
-            todo="save the weights in one of these types with the tool that made them",
-        )
+    _check_float(path, name, str(tensors[name].dtype).removeprefix("torch."))
     found32 = tensors[name].float()
     if tensors[name].dtype == torch.float64 and not torch.isfinite(found32).all():
         raise SaeError(

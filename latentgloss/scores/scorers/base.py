@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,7 @@ import polars as pl
 from latentgloss.protocols import Judge, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from jaxtyping import Bool, UInt32
 
@@ -108,26 +108,35 @@ class Asked:
         marks, masked = (None if a is None else a[keep] for a in (self.marks, self.masked))
         return replace(self, rows=self.rows.filter(keep), tokens=self.tokens[keep], marks=marks, masked=masked)
 
-    def questions(self, task: Task, texts: dict[int, tuple[str, str | None]]) -> Iterator[Question]:
-        """One question per latent, arm, split and part. `texts`: explanation and program of each latent."""
+    def questions(self, task: Task, texts: Mapping[int, Texts]) -> Iterator[Question]:
+        """One question per latent, arm, split and part. `texts`: explanation, program and label of each latent."""
         ok = np.flatnonzero((self.rows["status"] == "ok").to_numpy())
         group = self.rows[ok].select(pl.struct("latent", "arm", "split", "part").rle_id()).to_series().to_numpy()
         contexts = self.rows["context"].to_numpy()
         latents = self.rows["latent"].to_numpy()
         for at in np.split(ok, np.flatnonzero(np.diff(group)) + 1) if len(ok) else []:
             latent = int(latents[at[0]])
-            text, program = texts[latent]
+            said = texts[latent]
             yield Question(
                 task,
                 latent,
-                text,
-                program,
+                said.explanation,
+                said.program,
                 self.tokens[at],
                 None if self.marks is None else self.marks[at],
                 contexts[at],
                 None if self.masked is None else self.masked[at],
                 self.references.get(latent),
+                said.label,
             )
+
+
+class Texts(NamedTuple):
+    """What a judge may read of one explanation."""
+
+    explanation: str
+    program: str | None
+    label: str
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from latentgloss.explanations.explainers.imported import read_file
 from latentgloss.lineage.trace import trace
 from latentgloss.llm.prompts.templates import prompt
 from latentgloss.protocols import Reply
+from latentgloss.workspace import Workspace
 
 ASKING = ("llm", "llm_cot", "contrastive", "best_of_k")
 SETTINGS = (
@@ -70,12 +71,18 @@ def model():
     return Scripted(answer)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, model):
-    folder = tmp_path_factory.mktemp("asked")
-    workspace = tiny.computed_workspace(folder, SETTINGS)
+def world(folder):
+    """Nothing of it is computed under `SETTINGS` yet. Most of the time goes into asking, so about fewer latents."""
+    tiny.computed_workspace(folder, SETTINGS)
+    tiny.register(folder, tiny.SPARSIFY, "sparsify", extra="latents = {start = 0, stop = 160}\n")
     (folder / "imported").mkdir()
     (folder / "imported" / "words.csv").write_text('latent,explanation\n0,"A word, from elsewhere"\n4,\n')
+    return Workspace.open(folder / "latentgloss.toml")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model):
+    workspace = world(tmp_path_factory.mktemp("asked"))
     workspace._language_models |= {"scripted": model, "lazy": Scripted(lambda r: "[1]", name="lazy")}
     assert not [o.error for o in tiny.run_all(workspace, STAGES) if o.error]
     return workspace
@@ -237,9 +244,7 @@ def test_nothing_is_asked_again_and_nothing_depends_on_how_much_is_in_flight(fin
     before = len(model.seen)
     outcomes = tiny.run_all(finished, STAGES)
     assert {o.status for o in outcomes} == {"reused"} and len(model.seen) == before
-    workspace = tiny.computed_workspace(tmp_path, SETTINGS)
-    (tmp_path / "imported").mkdir()
-    (tmp_path / "imported" / "words.csv").write_text('latent,explanation\n0,"A word, from elsewhere"\n4,\n')
+    workspace = world(tmp_path)
     workspace._language_models |= {
         "scripted": Scripted(answer, ahead=200),
         "lazy": Scripted(lambda r: "[1]", name="lazy", ahead=1),

@@ -19,7 +19,7 @@ from latentgloss.protocols import Answer, Question
 from latentgloss.scores.explained_blocks import score_explanations
 from latentgloss.scores.judges.opening import judge_named
 from latentgloss.scores.scorers import fuzzing
-from latentgloss.scores.scorers.base import Asked
+from latentgloss.scores.scorers.base import Asked, Texts
 from latentgloss.scores.table import SCORERS
 
 BLOCK = "000000"
@@ -308,7 +308,7 @@ def test_an_answer_does_not_depend_on_what_else_is_asked(asked):
     explained, what = asked
     good = explained.filter(status="ok")
     latent = good["latent"][3]
-    text = dict(zip(good["latent"], good.select("explanation", "program").iter_rows(), strict=True))
+    text = dict(zip(good["latent"], map(Texts._make, good.select(Texts._fields).iter_rows()), strict=True))
     (first, *others) = what.of(pl.Series([latent])).questions("fuzzing", text)
     vocabulary = Vocabulary([*"abc", *(f" {w}" for words in tiny.words() for w in words)])
     judge = judge_named("executed", vocabulary)

@@ -43,4 +43,4 @@ class PatternExplainer:
             except ExplainerError as e:
                 yield Explained(each.latent, "failed", str(e), context_ids=ids)
                 continue
-            yield Explained(each.latent, "ok", "", text(pattern), pattern.to_json(), context_ids=ids)
+            yield Explained(each.latent, "ok", text=text(pattern), program=pattern.to_json(), context_ids=ids)
