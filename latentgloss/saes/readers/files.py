@@ -82,7 +82,7 @@ def _check_float(path: Path, name: str, dtype: str) -> None:
 
 
 def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
-    """One tensor as float32. Raises SaeError if it is missing, has another shape or is stored quantised."""
+    """One tensor as float32. Raises SaeError if it is missing, has another shape, is quantised or too large."""
     if name not in tensors:
         raise SaeError(
             f"{path} has no tensor {name!r}", expected=f"{name!r} in addition to {sorted(tensors)}", todo=_RESTORE
@@ -95,7 +95,14 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Pa
             todo="check that cfg.json and the weights belong together, and that `format` in the registry is right",
         )
     _check_float(path, name, str(tensors[name].dtype).removeprefix("torch."))
-    return tensors[name].float()
+    found32 = tensors[name].float()
+    if tensors[name].dtype == torch.float64 and not torch.isfinite(found32).all():
+        raise SaeError(
+            f"{path}: {name} holds numbers beyond float32, in which SAEs are computed",
+            expected="numbers below 3.4e38",
+            todo="check how the weights were saved",
+        )
+    return found32
 
 
 def positive_int(config: dict[str, Any], key: str, path: Path) -> int:

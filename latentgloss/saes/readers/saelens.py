@@ -120,7 +120,7 @@ def _activation(architecture: str, k: int, tensors: dict[str, Tensor], n: int, p
 
 def _input_norm(config: dict[str, Any], path: Path) -> Literal["none", "layer_norm", "rescale"]:
     """The normalisation of the input. Raises SaeError for an unsupported one."""
-    name = config.get("normalize_activations") or "none"
+    name = str(config.get("normalize_activations") or "none")
     if name == "expected_average_only_in":
         # When SAELens folds the factor into the weights, it writes "none". So it was not folded in, and it is lost.
         raise SaeError(
@@ -135,5 +135,6 @@ def _input_norm(config: dict[str, Any], path: Path) -> Literal["none", "layer_no
 
 def _hook(config: dict[str, Any]) -> str | None:
     """Name of the hook that the SAE reads, where the configuration has one."""
-    metadata = config.get("metadata") or {}
-    return metadata.get("hook_name") or config.get("hook_name")
+    metadata = config.get("metadata")
+    named = metadata.get("hook_name") if isinstance(metadata, dict) else None
+    return named or config.get("hook_name")
