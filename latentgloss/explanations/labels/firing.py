@@ -17,7 +17,7 @@ from latentgloss.explanations.labels.units import stem
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float64, Int64
 
-    from latentgloss.explanations.explainers.examples import Examples
+    from latentgloss.explanations.examples import Examples
     from latentgloss.explanations.labels.units import UnitReader
 
 SMOOTH = 2.0

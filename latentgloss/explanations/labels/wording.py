@@ -26,7 +26,7 @@ from latentgloss.explanations.labels.shortening import MOST
 if TYPE_CHECKING:
     from jaxtyping import Bool
 
-    from latentgloss.explanations.explainers.examples import Examples
+    from latentgloss.explanations.examples import Examples
     from latentgloss.explanations.labels.firing import Firing
     from latentgloss.explanations.labels.kinds import Evidence
     from latentgloss.explanations.labels.units import UnitReader

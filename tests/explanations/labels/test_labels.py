@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentgloss.explanations.explainers.examples import Examples
+from latentgloss.explanations.examples import Examples
 from latentgloss.explanations.labels import KINDS, MOST, Label, UnitReader, label_of, shortened
 from latentgloss.explanations.labels.units import stem
 from latentgloss.models.vocabulary import Vocabulary
 
 WORDS = """
     the of a section module part statement block compile compiler compiled import os sys path socket port host bind
-    listen server loop walk tree river stone cloud paper glass metal music compose composer compress green yellow orange purple
+    listen server loop walk tree river stone cloud paper glass metal music compose composer compress green
+    yellow orange purple
 """.split()  # noqa: SIM905
 STRINGS = [
     *("", *(f" {word}" for word in WORDS), ",", ".", "(", "\n", " 1", " 27", " 305"),
