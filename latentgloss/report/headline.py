@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from latentgloss.explanations.explainers import BASELINE, NULL
+from latentgloss.schema import POPULATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -101,6 +102,14 @@ def _summary(rows: pl.DataFrame, scorer: str, kinds: Sequence[str], explainer: s
                 medians.get(BASELINE),
             )
     return None
+
+
+def of_first_arm(scores: pl.DataFrame) -> pl.DataFrame:
+    """Of rows of `schema.SCORES`, those for the first kind of negatives of `ARMS`; never those of the population."""
+    order = list(dict.fromkeys(kind for _, kinds in ARMS for kind in kinds))
+    rank = pl.col("negatives").replace_strict(order, range(len(order)), default=len(order), return_dtype=pl.Int64)
+    first = rank == rank.min().over("latent", "explainer", "scorer", "judge", "embedder")
+    return scores.filter(pl.col("negatives") != POPULATION).filter(first)
 
 
 def best_median_worst(scores: pl.DataFrame, explainer: str, summary: Summary) -> list[tuple[str, dict[str, Any]]]:

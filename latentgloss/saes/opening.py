@@ -96,7 +96,7 @@ def decoder_identity(spec: SaeSpec, digests: DigestCache) -> dict[str, int]:
     """
     if spec.format != "saelens":
         return {}
-    from latentgloss.saes.readers.files import read_config
+    from latentgloss.saes.readers.config import read_config
 
     if not read_config(spec.path / "cfg.json").get("rescale_acts_by_decoder_norm"):
         return {}

@@ -15,7 +15,7 @@ from latentgloss.config import entries
 from latentgloss.config import settings as settings_module
 from latentgloss.config.registry import Registry
 from latentgloss.errors import LatentglossError, SettingsError
-from latentgloss.saes.readers.files import read_config
+from latentgloss.saes.readers.config import read_config
 from latentgloss.store import LocalFiles, Store, version
 from latentgloss.store.digests import file_sha256
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from latentgloss.errors import SaeError
 from latentgloss.saes.coder import SparseCoder, has_direction
-from latentgloss.saes.readers.files import positive_int, read_config, read_tensors, take
+from latentgloss.saes.readers.config import read_config
+from latentgloss.saes.readers.files import positive_int, read_tensors, take
 from latentgloss.saes.selection import Activation, JumpRelu, Relu, TopK
 
 _INPUT_NORMS: dict[str, Literal["none", "layer_norm", "rescale"]] = {
