@@ -32,6 +32,7 @@ from latentgloss.activations.pairs import Pairs, on_host, sorted_pairs
 from latentgloss.activations.quality import Quality, reconstructed, zero_rows
 from latentgloss.errors import SubjectError
 from latentgloss.machine.background import BackgroundWorkers
+from latentgloss.saes.training import Model, check_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -119,9 +120,10 @@ class ForwardPass:
         self.runs[0].progress(n_sequences * length, total * length, "tokens")
 
     def _open(self, run: StageRun[Any]) -> None:
-        """Opens the SAE of a run and checks that it fits the hookpoint."""
-        coder = self.open_coder(run)
-        coder.check_width(self.subject.width_at(run.sae.hookpoint), run.sae.hookpoint)
+        """Opens the SAE of a run and checks that it fits the hookpoint, and that its files say nothing else."""
+        coder, subject = self.open_coder(run), self.subject
+        coder.check_width(subject.width_at(run.sae.hookpoint), run.sae.hookpoint)
+        check_training(run.sae, Model(run.model, subject.places, subject.model_types, subject.has_layer_norm))
         target = reconstructed(coder, run.sae.hookpoint)
         try:
             self.targets[run.partition] = target if target and self.subject.width_at(target) else None

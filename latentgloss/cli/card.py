@@ -29,6 +29,7 @@ SHADES = ((255, 244, 214), (255, 224, 150), (255, 190, 92), (255, 145, 60))
 @click.argument("latent", type=click.IntRange(min=0))
 @click.option("--explainer", help="Whose explanation. Default: the first in the settings that explained the latent.")
 @click.option("--contexts", type=click.IntRange(min=0, max=100), default=8, show_default=True, help="How many to show.")
+@click.option("--full", is_flag=True, help="The whole explanation instead of its label.")
 @click.option("--no-color", is_flag=True, help="Mark tokens with « » instead of shading them.")
 @json_option
 @click.pass_context
@@ -38,12 +39,14 @@ def show(
     latent: int,
     explainer: str | None,
     contexts: int,
+    full: bool,
     no_color: bool,
     as_json: bool,
 ) -> None:
     """Show everything about one latent on one screen.
 
-    PARTITION is the name of an SAE. The screen has the explanation; its scores with 95 % intervals, each beside the
+    PARTITION is the name of an SAE. The screen has the explanation's label, and how much of the latent's activation
+    falls on what the label names; its scores with 95 % intervals, each beside the
     mean score of other latents' explanations (null); contexts in which the latent fires, with their decile (10 is the
     strongest); the output tokens that it promotes; the nearest latents by decoder cosine; and test contexts that the
     judge of detection got wrong. On a terminal, tokens are shaded by activation.
@@ -68,15 +71,15 @@ def show(
         return
     colour = sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR")
     width = min(shutil.get_terminal_size().columns, WIDEST) if sys.stdout.isatty() else 100
-    for line in lines(card, width, colour=colour):
+    for line in lines(card, width, colour=colour, full=full):
         click.echo(line, color=colour)
 
 
-def lines(card: Card, width: int, *, colour: bool) -> list[str]:
-    """A card as lines of at most `width` columns."""
+def lines(card: Card, width: int, *, colour: bool, full: bool = False) -> list[str]:
+    """A card as lines of at most `width` columns. `full`: with the whole explanation instead of its label."""
     found = [
         click.style(fit(f"{card.partition} latent {card.latent}", width), bold=True),
-        *_wrapped(card.says or f"no explanation by {card.explainer}: {card.status} ({card.reason})", width),
+        *_wrapped(_said(card, full=full), width, None if full else 3),
         fit(_facts(card), width),
         "",
         *(fit(score_line(score), width) for score in card.scores),
@@ -99,8 +102,18 @@ def lines(card: Card, width: int, *, colour: bool) -> list[str]:
     return found
 
 
+def _said(card: Card, *, full: bool) -> str:
+    if card.status != "ok":
+        return f"no explanation by {card.explainer}: {card.status} ({card.reason})"
+    return card.says if full else card.label
+
+
 def _facts(card: Card) -> str:
     facts = [f"by {card.explainer}"]
+    if card.coverage is not None:
+        facts.append(f"covers {card.coverage:.0%} of the activation")
+    if card.kind:
+        facts.append(f"kind: {card.kind}")
     if card.density:
         facts.append(f"fires on 1 of {1 / card.density:,.0f} tokens")
     if card.max_activation:
@@ -120,7 +133,7 @@ def score_line(score: Score) -> str:
 
 
 def text(window: Window, width: int, most: float, *, colour: bool) -> str:
-    """About `width` characters of a context around its strongest token. White space is folded.
+    """At most `width` characters of a context around its strongest token. White space is folded.
 
     `most`: the activation that gets the strongest shade.
     """
@@ -133,18 +146,25 @@ def text(window: Window, width: int, most: float, *, colour: bool) -> str:
             level = int(value > MARKED * strongest)
         cells += [(" " if c.isspace() else c, level) for c in plain(token)]
     cells = [cell for i, cell in enumerate(cells) if cell[0] != " " or i == 0 or cells[i - 1][0] != " "]
-    marks = sum(1 for level, _ in groupby(level for _, level in cells) if level) if not colour else 0
-    room = max(width - 2 * min(marks, 3) - 2, 10)
-    first = max((i for i, _ in enumerate(cells)), key=lambda i: (cells[i][1], -i), default=0)
-    start = max(0, min(first - room // 2, len(cells) - room))
-    shown = cells[start : start + room]
+    first = max(range(len(cells)), key=lambda i: (cells[i][1], cells[i][0] != " ", -i), default=0)
+    for room in range(width, 0, -1):  # marks and ellipses take place, too
+        start = max(0, min(first - room // 2, len(cells) - room))
+        line = _drawn(cells[start : start + room], colour=colour)
+        line = ("…" if start else "") + line.strip() + ("…" if start + room < len(cells) else "")
+        if len(click.unstyle(line)) <= width:
+            return line
+    return ""
+
+
+def _drawn(cells: list[tuple[str, int]], *, colour: bool) -> str:
+    """Characters with their levels: shaded, or in « » where the level is not 0."""
     parts = []
-    for level, run in groupby(shown, key=lambda cell: cell[1]):
+    for level, run in groupby(cells, key=lambda cell: cell[1]):
         part = "".join(c for c, _ in run)
-        parts.append(
-            part if not level else click.style(part, fg="black", bg=SHADES[level - 1]) if colour else _marked(part)
-        )
-    return ("…" if start else "") + "".join(parts).strip() + ("…" if start + room < len(cells) else "")
+        if level:
+            part = click.style(part, fg="black", bg=SHADES[level - 1]) if colour else _marked(part)
+        parts.append(part)
+    return "".join(parts)
 
 
 def _marked(part: str) -> str:
@@ -156,8 +176,8 @@ def _marked(part: str) -> str:
     return f"{lead}«{core}»{trail}"
 
 
-def _wrapped(said: str, width: int, most: int = 3) -> list[str]:
-    """A text in at most `most` lines; what is cut off shows as an ellipsis."""
+def _wrapped(said: str, width: int, most: int | None) -> list[str]:
+    """A text in at most `most` lines (None: all); what is cut off shows as an ellipsis."""
     import textwrap
 
     return textwrap.wrap(plain(said), width, max_lines=most, placeholder=" …") or [""]

@@ -32,13 +32,13 @@ json_option: Callable[[Command], Command] = click.option(
 
 
 class Number(click.FloatRange):
-    """A number in a range. Unlike click's own type it refuses `nan`, which compares with no bound."""
+    """A finite number in a range. Unlike click's own type it refuses `nan`, which compares with no bound."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number. Ends with a usage error for anything else."""
         number = float(super().convert(value, param, ctx))
-        if math.isnan(number):
-            self.fail("nan is not a number in this range.", param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a number in this range.", param, ctx)
         return number
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from latentgloss.cli.output import json_option, open_workspace, plain, print_json_rows, unknown
-from latentgloss.errors import LatentglossError, MissingInput
+from latentgloss.cli.card import fit, short, text
+from latentgloss.cli.output import json_option, open_workspace, print_json_rows, unknown
+from latentgloss.errors import MissingInput
 
 if TYPE_CHECKING:
     import polars as pl
@@ -24,8 +25,8 @@ WIDTH = 100
 """Characters of a line."""
 NAME = 28
 """Characters of an SAE's name without its model."""
-EXTREMES = 1
-"""Best and worst latents shown, of each."""
+CONTEXTS = 2
+"""Contexts of each latent that is shown."""
 
 
 @click.command()
@@ -89,7 +90,7 @@ def write_page(workspace: Workspace, rows: pl.DataFrame, path: Path) -> None:
 
 
 def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
-    """Lines of at most `WIDTH` characters: a row per SAE, the best and the worst latents, an LLM's explanation."""
+    """Lines of at most `WIDTH` characters: a row per SAE, three latents, an LLM's explanation."""
     from latentgloss import schema
     from latentgloss.report.headline import headlines, shown_explainer
 
@@ -112,7 +113,7 @@ def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
     ]
     profiles = {summary.profile for row in found for summary in row.scores.values()} - {schema.DEFAULT_PROFILE}
     lines += [f"Profile {', '.join(sorted(profiles))}: contexts and negatives as in that protocol."] if profiles else []
-    for line in (_extremes(workspace, found, explainer), _sentence(workspace, found)):
+    for line in (_examples(workspace, found, explainer), _sentence(workspace, found)):
         lines += line
     return lines
 
@@ -129,75 +130,36 @@ def _cells(summary: Summary | None) -> str:
     """A median, its interval, the null and the baseline, as wide as their heads."""
     if summary is None:
         return " " * 25
-    interval = f"{_short(summary.low)}–{_short(summary.high)}" if summary.low is not None else ""
-    return f"{_short(summary.median):>4} {interval:<9} {_short(summary.null):>4} {_short(summary.baseline):>5}"
+    interval = f"{short(summary.low)}–{short(summary.high)}" if summary.low is not None else ""
+    return f"{short(summary.median):>4} {interval:<9} {short(summary.null):>4} {short(summary.baseline):>5}"
 
 
-def _short(value: float | None) -> str:
-    """Two decimals without the leading zero."""
-    return "-" if value is None else f"{value:.2f}".replace("0.", ".", 1)
-
-
-def _extremes(workspace: Workspace, found: list[Headline], explainer: str) -> list[str]:
-    """The best and the worst latents of the first trained SAE: scores, what is said, and where it fires."""
+def _examples(workspace: Workspace, found: list[Headline], explainer: str) -> list[str]:
+    """Short cards of the best, the median and the worst latent of the first trained SAE."""
     from latentgloss import schema
     from latentgloss.config.entries import BASELINES
-    from latentgloss.report.headline import best_and_worst
+    from latentgloss.report.headline import best_median_worst
+    from latentgloss.workspace.card import card_of
 
     trained = [r for r in found if not r.control and _format(workspace, r.partition) not in BASELINES]
     first = next((r for r in trained or found if "detection" in r.scores), None)
     scores = None if first is None else workspace.store.current("detection_scores", first.partition)
     if first is None or scores is None:
         return []
-    rows = best_and_worst(scores.read(schema.SCORES), explainer, first.scores["detection"], EXTREMES)
     lines: list[str] = []
-    for number, row in enumerate(rows):
-        label, scored = "Best" if number < EXTREMES else "Worst", f"detection {_short(row['score'])}"
-        lines += ["", f"{label}: {first.partition} latent {row['latent']}, {scored}, null {_short(row['null'])}"]
-        said, fires = _looks(workspace, first.partition, row["latent"], explainer)
-        lines += [_fit(f"  says   {said}")] + ([_fit(f"  fires  {fires}")] if fires else [])
+    for place, row in best_median_worst(scores.read(schema.SCORES), explainer, first.scores["detection"]):
+        card = card_of(workspace, first.partition, row["latent"], explainer=explainer, contexts=CONTEXTS, mistakes=0)
+        lines += ["", f"{place}: {first.partition} latent {row['latent']}, detection {short(row['score'])}, "
+                  f"null {short(row['null'])}"]  # fmt: skip
+        lines.append(fit(f"  says   {card.label}", WIDTH))
+        for number, window in enumerate(card.windows):
+            lines.append(f"  {'' if number else 'fires':<7}{text(window, WIDTH - 9, 0.0, colour=False)}")
     return lines
 
 
 def _format(workspace: Workspace, partition: str) -> str:
     sae = workspace.registry.saes.get(partition)
     return "" if sae is None else sae.format
-
-
-def _looks(workspace: Workspace, partition: str, latent: int, explainer: str) -> tuple[str, str]:
-    """What an explainer says of a latent, and the context of its explain split in which it fires most."""
-    import numpy as np
-
-    from latentgloss import schema
-    from latentgloss.contexts.marks import dense_activations, marks
-    from latentgloss.explanations.explainers import block_name
-    from latentgloss.models.tokenizer import token_texts
-    from latentgloss.report.headline import excerpt
-
-    block = f"{latent // schema.BLOCK:06d}"
-    explained, sampled = (workspace.store.current(s, partition) for s in ("explanations", "sampled_contexts"))
-    resolved = workspace.store.current("resolved_saes", partition)
-    if explained is None or sampled is None or resolved is None:
-        return "", ""
-    said = explained.read(schema.EXPLANATIONS, block_name(block, explainer)).filter(latent=latent)["explanation"]
-    strongest = (
-        sampled.read(schema.CONTEXTS, block)
-        .filter(latent=latent, split="explain")
-        .sort("max_activation", "context", descending=[True, False])
-        .head(1)
-    )
-    fires = ""
-    try:
-        if strongest.height:
-            length = int(sampled.manifest.recipe["settings"]["contexts"]["length"])
-            tokens = workspace.corpus(resolved).contexts(strongest["context"].to_numpy(), length)[0]
-            spec = workspace.registry.model(partition.partition("/")[0])
-            texts = token_texts(spec, workspace.model_cache, tokens.tolist())
-            active = dense_activations(strongest, length)
-            fires = excerpt(texts, marks(active, np.zeros_like(active, dtype=bool))[0].tolist(), 84)
-    except LatentglossError:  # a screen without an example beats none; `lineage --verify` names the damage
-        fires = ""
-    return (said[0] if len(said) else ""), fires
 
 
 def _sentence(workspace: Workspace, found: list[Headline]) -> list[str]:
@@ -216,12 +178,6 @@ def _sentence(workspace: Workspace, found: list[Headline]) -> list[str]:
             return [
                 "",
                 f"{model} on {row.partition} latent {reply['latent']}:",
-                _fit(f"  says   {reply['explanation']}"),
+                fit(f"  says   {reply['explanation']}", WIDTH),
             ]
     return []
-
-
-def _fit(text: str) -> str:
-    """One line of at most `WIDTH` characters; what is cut off shows as an ellipsis."""
-    text = plain(" ".join(text.split(" ")))
-    return text if len(text) <= WIDTH else text[: WIDTH - 1] + "…"

@@ -167,11 +167,11 @@ class _Checker:
 
     def _training(self, sae: SaeSpec, subject: Subject) -> tuple[list[SaeError], list[SaeError]]:
         """What the SAE's own files say that does not fit the registry: (problems, warnings)."""
-        from latentgloss.saes.training import Model, compare, read_training
+        from latentgloss.saes.training import Model, contradictions
 
         spec = self.workspace.registry.model(sae.model)
         model = Model(spec, subject.places, subject.model_types, subject.has_layer_norm)
-        return compare(read_training(sae), sae, model)
+        return contradictions(sae, model)
 
 
 def _attempt(action: Callable[[], T], found: list[LatentglossError]) -> T | None:

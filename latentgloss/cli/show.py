@@ -24,6 +24,9 @@ EXPLANATION_KEYS = (
     "partition",
     "latent",
     "explainer",
+    "label",
+    "coverage",
+    "kind",
     "explanation",
     "status",
     "reason",
@@ -98,21 +101,36 @@ def status(ctx: click.Context, partitions: tuple[str, ...], as_json: bool) -> No
 @click.argument("partition")
 @click.option("--latent", type=click.IntRange(min=0), help="Only this latent.")
 @click.option("--explainer", help="Only this explainer.")
+@click.option("--kind", help="Only latents of this kind, such as `topic` (see below).")
+@click.option("--full", is_flag=True, help="The whole explanation instead of its label.")
+@click.option("--nulls", is_flag=True, help="Also null explanations: other latents' texts, the baseline of scores.")
+@click.option("--all", "every", is_flag=True, help="Also latents that an explainer was not asked about.")
 @json_option
 @click.pass_context
-def explanations(ctx: click.Context, partition: str, latent: int | None, explainer: str | None, as_json: bool) -> None:
-    """Show the explanations of an SAE's latents.
+def explanations(
+    ctx: click.Context,
+    partition: str,
+    latent: int | None,
+    explainer: str | None,
+    kind: str | None,
+    full: bool,
+    nulls: bool,
+    every: bool,
+    as_json: bool,
+) -> None:
+    """Show the explanations of an SAE's latents, by label.
 
     PARTITION is the name of an SAE. There is one row per latent and explainer; a latent that was not explained has a
-    row with the reason. Explainers whose names begin with `null:` give each latent another latent's explanation, as a
-    baseline.
+    row with the reason. COVERS is the share of the latent's activation that falls on what the label names. KIND is what
+    sort of latent it is by its contexts: single token, token class, format, prefix, phrase, position, words, topic or
+    unclear.
 
-    JSON: a list of objects with partition, latent, explainer, explanation, status, reason, context_ids,
-    prompt_sha256, model, prompt_tokens, completion_tokens and cost_usd.
+    JSON: a list of objects with partition, latent, explainer, label, coverage, kind, explanation, status, reason,
+    context_ids, prompt_sha256, model, prompt_tokens, completion_tokens and cost_usd.
 
     \b
     Example:
-      latentgloss explanations smollm2/layers.9/topk2048 --latent 12 --explainer pattern
+      latentgloss explanations smollm2/layers.9/topk2048 --kind topic
     """
     from latentgloss import schema
 
@@ -121,17 +139,53 @@ def explanations(ctx: click.Context, partition: str, latent: int | None, explain
     version = _current(workspace, "explanations", partition)
     frames = _frames(workspace, version, schema.EXPLANATIONS, latent, {"explainer": explainer})
     rows = (
-        {key: partition if key == "partition" else row[key] for key in EXPLANATION_KEYS}
+        {key: partition if key == "partition" else row.get(key) for key in EXPLANATION_KEYS}
         for frame in frames
-        for row in frame.iter_rows(named=True)
+        for row in _usual(frame, nulls=nulls or _is_null(explainer), every=every).iter_rows(named=True)
+        if kind is None or row.get("kind") == kind
     )
     if as_json:
         print_json_rows(rows)
-    else:
-        print_table(
-            ("LATENT", "EXPLAINER", "STATUS", "EXPLANATION"),
-            ([r["latent"], r["explainer"], r["status"], r["explanation"] or r["reason"]] for r in rows),
-        )
+        return
+    print_table(
+        ("LATENT", "EXPLAINER", "KIND", "COVERS", "EXPLANATION" if full else "LABEL"),
+        (
+            [
+                r["latent"],
+                r["explainer"],
+                r["kind"],
+                None if r["coverage"] is None else f"{r['coverage']:.0%}",
+                _said(r, full=full),
+            ]
+            for r in rows
+        ),
+    )
+
+
+def _said(row: dict[str, Any], *, full: bool) -> str:
+    """The label or the text of an explanation, or why there is none."""
+    from latentgloss.explanations.labels import shortened
+
+    if row["status"] != "ok":
+        return f"{row['status']}: {row['reason']}"
+    return str(row["explanation"] if full else row["label"] or shortened(row["explanation"]))
+
+
+def _usual(frame: pl.DataFrame, *, nulls: bool, every: bool) -> pl.DataFrame:
+    """The rows that people ask for: without null explanations and latents outside a sample, unless they want these."""
+    import polars as pl
+
+    from latentgloss.explanations.explainers import NULL
+
+    if not nulls:
+        frame = frame.filter(~pl.col("explainer").str.starts_with(NULL))
+    return frame if every else frame.filter(pl.col("status") != "not_sampled")
+
+
+def _is_null(explainer: str | None) -> bool:
+    from latentgloss.explanations.explainers import NULL
+
+    return explainer is not None and explainer.startswith(NULL)
 
 
 @click.command()
@@ -139,6 +193,8 @@ def explanations(ctx: click.Context, partition: str, latent: int | None, explain
 @click.option("--latent", type=click.IntRange(min=0), help="Only this latent.")
 @click.option("--scorer", help="Only this scorer.")
 @click.option("--explainer", help="Only explanations by this explainer.")
+@click.option("--nulls", is_flag=True, help="Also scores of null explanations: other latents' texts.")
+@click.option("--all", "every", is_flag=True, help="Every kind of negatives, and latents that were not judged.")
 @json_option
 @click.pass_context
 def scores(
@@ -147,16 +203,18 @@ def scores(
     latent: int | None,
     scorer: str | None,
     explainer: str | None,
+    nulls: bool,
+    every: bool,
     as_json: bool,
 ) -> None:
     """Show how good the explanations of an SAE are.
 
-    PARTITION is the name of an SAE. There is one row per latent, explainer, scorer, judge and kind of negatives; a
-    latent without a score has a row that says why. CORRECTED is the score on a scale where answers without information
-    get 0 and perfect ones 1. SPECIFICITY is the score minus the mean score of the latent's null explanations. N is the
-    number of judged contexts (for intruder: trials) that count, and COVERAGE the share of judgements that count. CI_LOW
-    and CI_HIGH are the ends of the score's 95 % interval. If scores are of a profile other than the default, the column
-    PROFILE names it.
+    PARTITION is the name of an SAE. There is one row per latent, explainer, scorer and judge, for the first kind of
+    negatives (with --all, for each kind); a latent without a score has a row that says why. CORRECTED is the score on a
+    scale where answers without information get 0 and perfect ones 1. SPECIFICITY is the score minus the mean score of
+    the latent's null explanations. N is the number of judged contexts (for intruder: trials) that count, and COVERAGE
+    the share of judgements that count. CI_LOW and CI_HIGH are the ends of the score's 95 % interval. If scores are of a
+    profile other than the default, the column PROFILE names it.
 
     JSON: a list of objects with partition, latent, explainer, scorer, judge, negatives, profile, score, corrected,
     specificity, ci_low, ci_high, n, coverage, status, reason and metrics (those of the scorer, by name).
@@ -182,12 +240,20 @@ def scores(
         }
         for version in versions
         for frame in _frames(workspace, version, schema.SCORES, latent, {"explainer": explainer})
-        for row in frame.iter_rows(named=True)
+        for row in _usual_scores(frame, nulls=nulls or _is_null(explainer), every=every).iter_rows(named=True)
     )
     if as_json:
         print_json_rows(rows)
     else:
         _print_scores(rows, with_profile=any(profile_of(version) != schema.DEFAULT_PROFILE for version in versions))
+
+
+def _usual_scores(frame: pl.DataFrame, *, nulls: bool, every: bool) -> pl.DataFrame:
+    """As `_usual`, with the first kind of negatives only, as on the report's first screen, unless all are wanted."""
+    from latentgloss.report.headline import of_first_arm
+
+    frame = _usual(frame, nulls=nulls, every=every)
+    return frame if every else of_first_arm(frame)
 
 
 def _stages_with_scores(workspace: Workspace, partition: str, stages: list[str], explainer: str | None) -> list[str]:

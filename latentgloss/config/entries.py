@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from latentgloss.config.toml import Strict
+from latentgloss.config.toml import Strict, user_path
 from latentgloss.errors import InputError, RegistryError
 from latentgloss.protocols import Capability
 
@@ -285,6 +285,8 @@ class SaeSpec(Strict):
     """The latents to explain. The activations of all latents are cached."""
     control: bool = False
     """Whether the SAE should score badly for a known reason (docs/glossary.md)."""
+    trust_registry: bool = False
+    """Whether the SAE is used although its own files contradict this entry (docs/saes.md). Decides no number."""
     l0: float | None = None
     """Mean number of active latents per token; for information only."""
     fvu: float | None = None
@@ -334,7 +336,7 @@ def local_path(source: str, folder: Path, entry: str) -> Path:
         raise RegistryError(
             f"{entry} has the source {source!r}", expected="path:FOLDER", todo="correct the registry file"
         )
-    return (folder / Path(rest).expanduser()).resolve()
+    return (folder / user_path(rest, RegistryError)).resolve()
 
 
 def split_partition(key: str) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from latentgloss.config.toml import Strict, read_toml, validated
+from latentgloss.config.toml import Strict, read_toml, user_path, validated
 from latentgloss.errors import SettingsError
 from latentgloss.schema import GRAM
 
@@ -27,7 +27,10 @@ EMBEDDER = "embedder:"
 """Prefix of an embedder's name in `judges`. Score tables contain the judge `embedder` and the embedder's name."""
 
 
-Sample = Annotated[int, Field(ge=1)] | Literal["all"]
+LARGEST = 10**9
+"""Largest count that a setting can be: more than any corpus has, and far from overflow."""
+
+Sample = Annotated[int, Field(ge=1, le=LARGEST)] | Literal["all"]
 """A number of latents, or all of them."""
 
 
@@ -57,21 +60,21 @@ class ContextSettings(Strict):
     """Tokens per context."""
     sampler: Literal["quantile", "top", "random", "mixed", "importance"] = "quantile"
     """How explain contexts are drawn (docs/methods.md, Samples). Select and test are always drawn by `quantile`."""
-    explain: int = Field(default=400, ge=40)
+    explain: int = Field(default=400, ge=40, le=LARGEST)
     """Maximum number of explain contexts. An explainer that shows 40 contexts shows the first 40 of the sample."""
-    select: int = Field(default=100, ge=0)
+    select: int = Field(default=100, ge=0, le=LARGEST)
     """Maximum number of select contexts."""
-    test: int = Field(default=100, ge=10)
+    test: int = Field(default=100, ge=10, le=LARGEST)
     """Maximum number of test contexts."""
-    per_document: int = Field(default=2, ge=1)
+    per_document: int = Field(default=2, ge=1, le=LARGEST)
     """Maximum number of test contexts from one document."""
-    min_explain: int = Field(default=40, ge=1)
+    min_explain: int = Field(default=40, ge=1, le=LARGEST)
     """Activating explain windows that a latent needs to be eligible."""
-    min_test: int = Field(default=30, ge=1)
+    min_test: int = Field(default=30, ge=1, le=LARGEST)
     """Activating test windows that a latent needs to be eligible."""
-    min_test_documents: int = Field(default=10, ge=1)
+    min_test_documents: int = Field(default=10, ge=1, le=LARGEST)
     """Documents from which these test windows must come."""
-    min_active_tokens: int = Field(default=0, ge=0)
+    min_active_tokens: int = Field(default=0, ge=0, le=LARGEST)
     """Unmasked tokens of the whole corpus on which a latent must be active to be eligible. Profile `paper` only."""
     pool: Literal["split", "one"] = "split"
     """`one` draws explain, select and test contexts from all windows, so that contexts which an explainer was shown are
@@ -86,13 +89,13 @@ class NegativeSettings(Strict):
         default=("same_document", "random"), min_length=1
     )
     """The strata to sample from (docs/methods.md, Non-activating contexts)."""
-    explain: int = Field(default=400, ge=1)
+    explain: int = Field(default=400, ge=1, le=LARGEST)
     """Maximum number of explain contexts."""
-    select: int = Field(default=100, ge=0)
+    select: int = Field(default=100, ge=0, le=LARGEST)
     """Maximum number of select contexts."""
-    test: int = Field(default=100, ge=1)
+    test: int = Field(default=100, ge=1, le=LARGEST)
     """Maximum number of test contexts."""
-    nearest: int = Field(default=200, ge=1)
+    nearest: int = Field(default=200, ge=1, le=LARGEST)
     """Windows per latent and split in the stratum `similar`: those nearest to the latent's positives in the split."""
     embedder: str | None = None
     """The embedder that decides which windows are near. None means a registered embedder that no scorer uses, or the
@@ -112,13 +115,13 @@ class LlmSettings(Strict):
     sample: Sample = 1000
     """Number of eligible latents per SAE that a language model explains, or `all`. The default is limited so that
     explaining all latents of a wide SAE is a deliberate choice. The others get rows with the status `not_sampled`."""
-    contexts: int = Field(default=40, ge=1)
+    contexts: int = Field(default=40, ge=1, le=LARGEST)
     """Activating contexts shown, the first ones of the explain sample."""
-    silent: int = Field(default=20, ge=1)
+    silent: int = Field(default=20, ge=1, le=LARGEST)
     """Non-activating contexts shown by `contrastive`, drawn from the strata in turn."""
-    max_tokens: int = Field(default=160, ge=16)
+    max_tokens: int = Field(default=160, ge=16, le=LARGEST)
     """Maximum number of tokens in a reply."""
-    max_tokens_cot: int = Field(default=800, ge=16)
+    max_tokens_cot: int = Field(default=800, ge=16, le=LARGEST)
     """Maximum number of tokens in a reply to `llm_cot`, which reasons before it explains."""
     temperature: float = Field(default=0.0, ge=0, le=2)
 
@@ -132,7 +135,7 @@ class BestOfKSettings(Strict):
     """Temperature at which the candidates are drawn."""
     judge: str | None = None
     """The language model that judges the candidates on select contexts; None means the model that explains."""
-    per_class: int = Field(default=20, ge=1)
+    per_class: int = Field(default=20, ge=1, le=LARGEST)
     """Maximum number of activating, and of non-activating, select contexts on which the candidates are judged."""
 
 
@@ -171,7 +174,7 @@ class ScorerSettings(Strict):
 
     seed: int = 0
     """Decides the sample of latents, the donors of wrong marks in fuzzing, and the trials in intruder detection."""
-    sample: int | None = Field(default=None, ge=1)
+    sample: int | None = Field(default=None, ge=1, le=LARGEST)
     """Number of eligible latents per SAE that are judged; None means all. The other latents get rows with the status
     `not_sampled`."""
 
@@ -187,7 +190,7 @@ class LlmJudgeSettings(Strict):
     """The same number for null explanations, of which each latent has several."""
     per_prompt: int = Field(default=5, ge=1, le=20)
     """Contexts judged in one prompt."""
-    max_tokens: int = Field(default=100, ge=16)
+    max_tokens: int = Field(default=100, ge=16, le=LARGEST)
     """Maximum number of tokens in a reply."""
 
 
@@ -210,7 +213,7 @@ class FuzzingSettings(JudgedSettings):
 class IntruderSettings(ScorerSettings):
     """The scorer `intruder`."""
 
-    sample: int | None = Field(default=1000, ge=1)
+    sample: int | None = Field(default=1000, ge=1, le=LARGEST)
     """As for other scorers, except that the default is not all latents, because most judges of trials are paid."""
     judges: tuple[str, ...] = ()
     """`llm:NAME` for the language model NAME of the registry, and `tokens`, which compares the marked tokens. Without
@@ -235,7 +238,7 @@ class ReportSettings(Strict):
     """The report's bootstrap intervals."""
 
     seed: int = Field(default=0, ge=0)
-    resamples: int = Field(default=2000, ge=200)
+    resamples: int = Field(default=2000, ge=200, le=1_000_000)
     """Number of bootstrap resamples."""
 
 
@@ -256,14 +259,14 @@ class MachineSettings(Strict):
 
     device: str | None = None
     """A PyTorch device such as `cpu` or `cuda:1`; None means a GPU if there is one."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """Threads that PyTorch uses; None means its default."""
-    batch_tokens: int | None = Field(default=None, ge=256)
+    batch_tokens: int | None = Field(default=None, ge=256, le=LARGEST)
     """Tokens per forward pass; None means 4,096 on a CPU and 32,768 on a GPU. Set a lower number if a GPU's memory is
     too small."""
-    embedding_batch: int = Field(default=1024, ge=1)
+    embedding_batch: int = Field(default=1024, ge=1, le=LARGEST)
     """Texts embedded between two writes, which is the most that a killed run loses."""
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=1, le=4096)
     """Processes for explainers that compute, and threads for contexts; None means one per core."""
     model_cache: Path = Path("~/.cache/latentgloss")
     """Folder for converted model weights."""
@@ -350,12 +353,12 @@ class Settings(Strict):
     @property
     def store_root(self) -> Path:
         """Absolute path of the store."""
-        return (self.folder / Path(self.store).expanduser()).resolve()
+        return (self.folder / user_path(self.store, SettingsError)).resolve()
 
     @property
     def registry_root(self) -> Path:
         """Absolute path of the registry."""
-        return (self.folder / self.registry.expanduser()).resolve()
+        return (self.folder / user_path(self.registry, SettingsError)).resolve()
 
 
 def find() -> Path:
@@ -365,7 +368,7 @@ def find() -> Path:
     """
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named).expanduser().resolve()
+        return user_path(named, SettingsError).resolve()
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / FILE).is_file():

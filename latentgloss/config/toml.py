@@ -9,15 +9,13 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
+from pathlib import Path
 from stat import S_ISDIR, S_ISFIFO, S_ISREG
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentgloss.errors import LatentglossError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Strict(BaseModel):
@@ -39,7 +37,7 @@ def read_toml(path: Path, error: type[LatentglossError]) -> dict[str, Any]:
     """The content of a TOML file; a byte order mark at its start is ignored.
 
     Raises `error` if the file is missing, is not a regular file, is not UTF-8 or is not valid TOML, or if a value is
-    nested more than `DEPTH` deep, an integer does not fit into 64 bits or a number is NaN.
+    nested more than `DEPTH` deep, an integer does not fit into 64 bits, a number is not finite or a text holds NUL.
     """
     try:
         stat = path.stat()
@@ -78,11 +76,25 @@ def _check_values(content: dict[str, Any], path: Path, error: type[LatentglossEr
         if isinstance(value, dict):
             waiting += [((*key, str(name)), item) for name, item in value.items()]
         elif isinstance(value, list):
-            waiting += [((*key, str(i)), item) for i, item in enumerate(value) if not isinstance(item, str)]
+            waiting += [((*key, str(i)), item) for i, item in enumerate(value)]
+        elif isinstance(value, str) and "\0" in value:
+            raise error(f"{path}: {where} holds a NUL character", expected="text without it", todo="correct it")
         elif isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise error(f"{path}: {where} is too large", expected="an integer of at most 64 bits", todo="correct it")
-        elif isinstance(value, float) and math.isnan(value):
-            raise error(f"{path}: {where} is nan", expected="a number", todo="correct it")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise error(f"{path}: {where} is {value}", expected="a number", todo="correct it")
+
+
+def user_path(path: str | Path, error: type[LatentglossError]) -> Path:
+    """A path in which `~` stands for a home folder. Raises `error` if it is that of a user whom nobody knows."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise error(
+            f"{str(path)!r} begins with a home folder that this machine does not have",
+            expected="~ for your own home folder",
+            todo="write the path out",
+        ) from e
 
 
 def _short(text: str, limit: int = 120) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+from latentgloss.config.toml import user_path
 from latentgloss.corpus import formats
 from latentgloss.corpus.formats import Document, Rows
 from latentgloss.errors import CorpusError
@@ -217,7 +218,7 @@ def _files(source: str, folder: Path) -> tuple[Path, list[Path]]:
 
 
 def _local(source: str, folder: Path) -> Path:
-    return (folder / Path(source.removeprefix("path:")).expanduser()).resolve()
+    return (folder / user_path(source.removeprefix("path:"), CorpusError)).resolve()
 
 
 def _in_folder(path: Path) -> tuple[list[Path], list[Path]]:

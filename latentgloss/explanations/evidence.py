@@ -14,8 +14,8 @@ import polars as pl
 
 from latentgloss import schema
 from latentgloss.contexts.marks import dense_activations, masked_tokens
+from latentgloss.explanations.examples import Examples
 from latentgloss.explanations.explainers.base import Evidence
-from latentgloss.explanations.explainers.examples import Examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence, Set

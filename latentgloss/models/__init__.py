@@ -5,6 +5,7 @@
 - `logit_lens`     the output tokens that a direction of the residual stream promotes
 - `sites`          names of places in a model, as other tools call them
 - `files`          where model files come from, conversion, errors while loading
+- `weights`        whether the files hold every weight that is used
 - `identity`       everything that decides a model's activations, as hashes
 - `tokenizer`      a subject model's tokenizer, loaded without weights
 - `readiness`      whether a model can read its corpus, found without weights

@@ -43,7 +43,7 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
     """Raises SubjectError if the base model reads later tokens, or cannot run on token ids alone. One forward pass."""
     base: nn.Module = model.base_model
     try:
-        tokens, cuts = _probe(model)
+        tokens, cuts = probe(model)
         with torch.inference_mode(), _compared(base, name, tokens.shape[1], cuts):
             base(input_ids=tokens, use_cache=False)
     except (SubjectError, MemoryError, torch.OutOfMemoryError):
@@ -58,8 +58,8 @@ def check_causal(model: PreTrainedModel, name: str) -> None:
         ) from e
 
 
-def _probe(model: PreTrainedModel) -> tuple[Int[Tensor, "3 seq"], list[int]]:
-    """The three sequences, and the cuts of the second and the third.
+def probe(model: PreTrainedModel) -> tuple[Int[Tensor, "3 seq"], list[int]]:
+    """Three sequences that a model can read, and the cuts from which the second and the third differ from the first.
 
     Tokens are spread over the vocabulary and leave out those that the configuration names, such as padding or images.
     """

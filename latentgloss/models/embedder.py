@@ -119,13 +119,47 @@ class SentenceEmbedder:
                 device=device,
                 local_files_only=True,
                 trust_remote_code=False,
-                model_kwargs={"use_safetensors": True, "dtype": torch.float32, "trust_remote_code": False},
+                model_kwargs={
+                    "use_safetensors": True,
+                    "dtype": torch.float32,
+                    "trust_remote_code": False,
+                    "ignore_mismatched_sizes": True,  # found, and named, by `_check_weights`
+                },
             ).eval()
+            self._check_weights(model)
         if device == "cpu" and self.spec.dtype == "bfloat16":
             example = dict(model.tokenizer(["an example"], return_tensors="pt"))
             with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
                 order_weights(model, lambda: model(example), dtype=torch.float32)
         return model
+
+    def _check_weights(self, model: SentenceTransformer) -> None:
+        """Raises EmbedderError if the files lack weights that decide vectors (`weights.py`).
+
+        sentence-transformers does not say what was missing, so the files are compared once more, without their content.
+        """
+        import torch
+        from transformers import PreTrainedModel
+
+        from latentgloss.models.weights import check_whole
+
+        example = {name: x.to(model.device) for name, x in model.tokenizer(["an example"], return_tensors="pt").items()}
+        for module in json.loads((self.folder / "modules.json").read_bytes()):
+            part, folder = model[int(module["idx"])], self.folder / str(module.get("path", ""))
+            inner = getattr(part, "auto_model", None)
+            if not isinstance(inner, PreTrainedModel) or not any(folder.glob("*.safetensors")):
+                continue
+            loaded: Any = type(inner).from_pretrained(
+                folder,
+                config=inner.config,
+                dtype=torch.float32,
+                device_map="meta",
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+            check_whole(inner, loaded[1], self.name, EmbedderError, lambda: model(example)["sentence_embedding"])
 
     def _check_modules(self) -> None:
         """Raises EmbedderError if `modules.json` names a class outside sentence-transformers.

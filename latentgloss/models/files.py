@@ -145,8 +145,9 @@ def converted(spec: ModelSpec, cache_dir: Path, source: Path) -> Path:
 
 
 def _convert(source: Path, gguf: Path | None, target: Path, spec: ModelSpec) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from latentgloss.models.weights import load_causal
 
     _log.info("converting %s once; later loads take a second", source)
     options: dict[str, Any] = {}
@@ -154,10 +155,7 @@ def _convert(source: Path, gguf: Path | None, target: Path, spec: ModelSpec) -> 
         from transformers import GgufConfig  # without it, weights stay quantised and are unpacked for every product
 
         options = {"gguf_file": gguf.name, "quantization_config": GgufConfig(dequantize=True)}
-    dtype = getattr(torch, spec.dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, local_files_only=True, trust_remote_code=False, **options
-    )
+    model = load_causal(spec, source, head=True, **options)  # what is saved would not be missing at the next load
     if spec.rerandomise is not None:
         rerandomise(model, spec.rerandomise)
     model.save_pretrained(target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentgloss.config.entries import ModelSpec
 from latentgloss.errors import SubjectError
@@ -22,6 +22,9 @@ from latentgloss.models.files import (
     revision,
     source_folder,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def tokenizer_identity(spec: ModelSpec, cache_dir: Path) -> str:
@@ -96,11 +99,7 @@ def _architecture(folder: Path) -> str:
         at = head.find(key) + len(key)
         size = int.from_bytes(head[at + 4 : at + 12], "little")  # after the number of the type, string
         return head[at + 12 : at + 12 + size].decode("utf-8", "replace") if key in head else ""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    found = config.get("model_type") if isinstance(config, dict) else None
+    found = _config(folder).get("model_type")
     return found if isinstance(found, str) else ""
 
 
@@ -117,12 +116,56 @@ LENS = 2
 def lens_identity(spec: ModelSpec) -> dict[str, Any]:
     """`{"lens": LENS}` for models whose logit lens has changed since its first form; empty for all others.
 
-    So the caches of models for which it is the same stay fresh. Those with a text model inside have changed, too. Loads
-    nothing. Raises SubjectError if the model is not there.
+    So the caches of models for which it is the same stay fresh. Those with a text model inside have changed, too. A
+    model whose files lack its LM head has the lens "none"; before, it was made from random numbers. Loads no weights.
+    Raises SubjectError if the model is not there.
     """
     folder = source_folder(spec, MODEL_FILES)
-    try:
-        nested = "text_config" in json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, TypeError):
-        nested = False
+    if gguf_of(folder) is None and _lacks_head(spec, folder):
+        return {"lens": "none"}
+    nested = "text_config" in _config(folder)
     return {"lens": LENS} if nested or _architecture(folder) in _OTHER_LENS else {}
+
+
+def _lacks_head(spec: ModelSpec, folder: Path) -> bool:
+    """Whether the files hold one matrix over the vocabulary, the embedding, and the LM head is another."""
+    config = _config(folder)
+    nested = config.get("text_config")
+    text: dict[str, Any] = nested if isinstance(nested, dict) else config
+    architectures = config.get("architectures")
+    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings"))
+    names = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    base = bool(names) and all(name.endswith("Model") and not name.endswith("LMHeadModel") for name in names)
+    if tied is True or not (tied is False or base):
+        return False
+    rows = text.get("vocab_size")
+    if not isinstance(rows, int) or sum(shape[:1] == [rows] and len(shape) == 2 for shape in _shapes(folder)) > 1:
+        return False
+    if tied is None:  # the class decides, of which transformers is asked only here because importing it takes seconds
+        from latentgloss.models.readiness import load_config
+
+        found: Any = load_config(spec, folder)
+        return not getattr(found.get_text_config(), "tie_word_embeddings", True)
+    return True
+
+
+def _shapes(folder: Path) -> Iterator[list[int]]:
+    """The shapes of the tensors in a folder's files; files that cannot be read are left out (loading says so)."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="np") as file:
+                yield from (file.get_slice(name).get_shape() for name in file.keys())  # noqa: SIM118 (not a mapping)
+        except (SafetensorError, OSError):
+            continue
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The object in a folder's config.json; empty if there is none."""
+    try:
+        path = folder / "config.json"
+        found = json.loads(path.read_bytes()) if path.is_file() else {}  # reading a named pipe would wait for ever
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -77,11 +77,18 @@ def lens_of(model: PreTrainedModel) -> LogitLens:
     """The lens of a causal language model, from one pass over a few tokens.
 
     It holds the unembedding in float32 (vocabulary × d_model × 4 bytes). Raises SubjectError if the model has no LM
-    head, or if its last steps are not a norm, a linear map and the unembedding, of which the first two may be missing.
+    head or its files lack it, or if its last steps are not a norm, a linear map and the unembedding, of which the first
+    two may be missing.
     """
     head: Any = model.get_output_embeddings()
     if head is None:
         raise SubjectError("the model has no LM head", expected="a causal language model")
+    if head.weight.isnan().any():
+        raise SubjectError(
+            "the weights of the LM head are not in the model's files, or are NaN",
+            expected="the LM head with which the model was trained",
+            todo="use files that were saved with the LM head",
+        )
     with torch.inference_mode():
         unembedding = head.weight.float()
         steps = _last_steps(model, head, head.weight)

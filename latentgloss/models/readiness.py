@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from latentgloss.errors import CorpusError, LatentglossError, SubjectError
-from latentgloss.models.files import loading, quiet
+from latentgloss.models.files import MODEL_FILES, gguf_of, loading, quiet, source_folder
 from latentgloss.models.tokenizer import load_tokenizer, tokenizer_folder
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 def model_problems(spec: ModelSpec, cache_dir: Path) -> list[LatentglossError]:
     """Everything that would prevent the model from reading its corpus; empty if nothing does.
 
-    Found are: a tokenizer or configuration that cannot be loaded, or that only code of the folder could load; no BOS or
-    separator where `[corpus]` needs one; sequences longer than the model's positions; token ids beyond its embedding.
+    Found are: a folder without weights or config.json; a tokenizer or configuration that cannot be loaded, or that only
+    code of the folder could load; no BOS or separator where `[corpus]` needs one; sequences longer than the model's
+    positions; token ids beyond its embedding.
     """
     problems: list[LatentglossError] = []
 
@@ -37,6 +38,7 @@ def model_problems(spec: ModelSpec, cache_dir: Path) -> list[LatentglossError]:
             problems.append(e)
         return None
 
+    attempt(lambda: _check_files(spec))
     tokenizer = attempt(lambda: load_tokenizer(spec, cache_dir))
     config = attempt(lambda: load_config(spec, cache_dir))
     if tokenizer is not None:
@@ -96,6 +98,21 @@ def bos_and_separator(tokenizer: PreTrainedTokenizerBase, corpus: CorpusSpec) ->
             todo="correct `separator` under [corpus] in the model's registry file",
         )
     return bos, int(found)
+
+
+def _check_files(spec: ModelSpec) -> None:
+    """Raises SubjectError if the model's folder has no weights, or no config.json beside them."""
+    folder = source_folder(spec, MODEL_FILES)
+    gguf = gguf_of(folder)
+    weights = [gguf] if gguf else list(folder.glob("*.safetensors"))
+    missing = [] if any(path.is_file() for path in weights) else ["weights"]
+    missing += [] if gguf or (folder / "config.json").is_file() else ["config.json"]
+    if missing:
+        raise SubjectError(
+            f"{spec.name}: {folder} has no {' and no '.join(missing)}",
+            expected="*.safetensors with config.json, or one *.gguf file",
+            todo="correct `source` in the registry, or download the model again",
+        )
 
 
 def _check_positions(spec: ModelSpec, config: PretrainedConfig) -> None:

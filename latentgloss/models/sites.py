@@ -22,9 +22,9 @@ from latentgloss.config.entries import INPUT
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_TRANSFORMER_LENS = re.compile(r"blocks\.(\d+)\.((?:\w+\.)*hook_\w+)")
-_SHORT = re.compile(r"(?:(resid_pre|resid_mid|resid_post|resid|mlp_out|attn_out|mlp|attn)[_.])?(?:layer[_.]?)(\d+)")
-_IN_LAYER = re.compile(r"(?:[A-Za-z_]\w*\.)*?(?:layers|layer|h|blocks|block)\.(\d+)((?:\.\w+)*)")
+_TRANSFORMER_LENS = re.compile(r"blocks\.(\d{1,9})\.((?:\w+\.)*hook_\w+)")
+_SHORT = re.compile(r"(?:(resid_pre|resid_mid|resid_post|resid|mlp_out|attn_out|mlp|attn)[_.])?(?:layer[_.]?)(\d{1,9})")
+_IN_LAYER = re.compile(r"(?:[A-Za-z_]\w*\.)*?(?:layers|layer|h|blocks|block)\.(\d{1,9})((?:\.\w+)*)")
 _OTHER_TOWERS = ("vision", "visual", "audio", "image", "encoder", "speech")
 
 _KINDS = {

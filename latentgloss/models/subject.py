@@ -35,6 +35,7 @@ from latentgloss.models.identity import subject_identity, tokenizer_identity
 from latentgloss.models.logit_lens import LogitLens, lens_of
 from latentgloss.models.sites import Places
 from latentgloss.models.tokenizer import load_tokenizer, tokenizer_in
+from latentgloss.models.weights import load_causal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -215,19 +216,16 @@ def load_subject(spec: ModelSpec, cache_dir: Path, *, device: str | None = None)
     """The subject model, ready to run. The first load of a GGUF file converts it (about 25 s for 135M parameters).
 
     `device` defaults to CUDA if available, else the CPU. Raises SubjectError if files are missing or cannot be loaded,
-    and if the model does not run on token ids alone or reads later tokens (`causality.py`); SettingsError for a device
-    that this machine does not have.
+    if they lack a weight that decides activations (`weights.py`), and if the model does not run on token ids alone or
+    reads later tokens (`causality.py`); SettingsError for a device that this machine does not have.
     """
-    from transformers import AutoModelForCausalLM
-
     folder = ready_folder(spec, cache_dir)
     device = chosen_device(device)
-    safe = {"local_files_only": True, "trust_remote_code": False}
     with quiet(), loading(spec, folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, spec.dtype), **safe)
+        model = load_causal(spec, folder, head=False)
         tokenizer = tokenizer_in(folder)
     identity = subject_identity(spec, cache_dir)
-    model.eval().requires_grad_(False).to(device)
+    model.requires_grad_(False).to(device)  # type: ignore[arg-type]
     with quiet():
         if device == "cpu":
             keep_freed_memory()

@@ -1,4 +1,4 @@
-"""The report's first screen: one row per SAE, and the latents that are explained best and worst.
+"""The report's first screen: one row per SAE, and the latents that are explained best, middling and worst.
 
 What belongs here: choosing from the tables of a workspace what people look at first. Pure functions over rows of
 `schema.REPORT` and `schema.SCORES`; printing is the command line's.
@@ -7,12 +7,12 @@ What belongs here: choosing from the tables of a workspace what people look at f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from latentgloss.explanations.explainers import BASELINE, NULL
+from latentgloss.schema import POPULATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -104,8 +104,16 @@ def _summary(rows: pl.DataFrame, scorer: str, kinds: Sequence[str], explainer: s
     return None
 
 
-def best_and_worst(scores: pl.DataFrame, explainer: str, summary: Summary, n: int) -> list[dict[str, Any]]:
-    """The `n` best and the `n` worst latents of one SAE by one scorer, best first.
+def of_first_arm(scores: pl.DataFrame) -> pl.DataFrame:
+    """Of rows of `schema.SCORES`, those for the first kind of negatives of `ARMS`; never those of the population."""
+    order = list(dict.fromkeys(kind for _, kinds in ARMS for kind in kinds))
+    rank = pl.col("negatives").replace_strict(order, range(len(order)), default=len(order), return_dtype=pl.Int64)
+    first = rank == rank.min().over("latent", "explainer", "scorer", "judge", "embedder")
+    return scores.filter(pl.col("negatives") != POPULATION).filter(first)
+
+
+def best_median_worst(scores: pl.DataFrame, explainer: str, summary: Summary) -> list[tuple[str, dict[str, Any]]]:
+    """The best, the median and the worst latent of one SAE by one scorer, as far as there are so many.
 
     `scores`: rows of `schema.SCORES`. Each row has latent, score, and null: the mean of the scores with other latents'
     explanations, None if there are none. Ties go to the lower latent id.
@@ -122,23 +130,10 @@ def best_and_worst(scores: pl.DataFrame, explainer: str, summary: Summary, n: in
         .join(null, on="latent", how="left")
         .sort("score", "latent", descending=[True, False])
     )
-    last = ranked.tail(min(n, max(ranked.height - n, 0)))
-    return pl.concat([ranked.head(n), last]).to_dicts()
-
-
-def excerpt(texts: Sequence[str], marked: Sequence[bool], width: int) -> str:
-    """About `width` characters of a context around its first marked token, marked runs of tokens in « ».
-
-    `texts`: what each token reads as. White space is folded, and "…" stands for what is cut off.
-    """
-    whole, start = "", None
-    for mark, run in groupby(zip(marked, texts, strict=True), key=lambda pair: pair[0]):
-        text = "".join(text for _, text in run)
-        if mark and text.strip():
-            start = len(whole) if start is None else start
-            lead, trail = (" " if text[i].isspace() else "" for i in (0, -1))
-            text = f"{lead}«{text.strip()}»{trail}"
-        whole += text
-    first = max(0, min((start or 0) - width // 3, len(whole) - width))
-    cut = " ".join(whole[first : first + width].split())
-    return ("…" if first > 0 else "") + cut + ("…" if first + width < len(whole) else "")
+    rows = ranked.to_dicts()
+    last = len(rows) - 1
+    places: dict[int, str] = {}
+    for place, index in (("Best", 0), ("Worst", last), ("Median", last // 2)):
+        if rows:
+            places.setdefault(index, place)
+    return [(places[index], rows[index]) for index in sorted(places)]

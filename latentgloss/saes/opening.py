@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 from latentgloss.config.entries import BASELINES
 from latentgloss.errors import SaeError
-from latentgloss.store.digests import file_sha256, json_sha256
+from latentgloss.store.digests import check_regular, file_sha256, json_sha256
 
 if TYPE_CHECKING:
     from latentgloss.config.entries import SaeSpec
     from latentgloss.saes.coder import SparseCoder
+    from latentgloss.store.digests import DigestCache
 
 
 FILES: dict[str, tuple[str, ...]] = {
@@ -87,6 +88,23 @@ def read_sae(format: str, folder: Path) -> SparseCoder:
         raise SaeError(f"{folder}: {e.found}", expected=e.expected, todo=e.todo) from e
 
 
+def decoder_identity(spec: SaeSpec, digests: DigestCache) -> dict[str, int]:
+    """`{"zero_rows": 2}` if what follows from the decoder was once NaN for this SAE; empty for all others.
+
+    That is so for an SAE with `rescale_acts_by_decoder_norm` and a decoder row of zeros. Reads the weights of an SAE
+    with that option, once as long as they do not change. Raises SaeError or RegistryError.
+    """
+    if spec.format != "saelens":
+        return {}
+    from latentgloss.saes.readers.config import read_config
+
+    if not read_config(spec.path / "cfg.json").get("rescale_acts_by_decoder_norm"):
+        return {}
+    digest = sae_digest(spec, digests.sha256)
+    zero = digests.remember(f"zero decoder rows of {digest}", lambda: bool(open_sae(spec).directionless))
+    return {"zero_rows": 2} if zero else {}
+
+
 def check_sae_files(spec: SaeSpec) -> None:
     """Raises the SaeError of `open_sae` if a file is missing or damaged or its weights are quantised; reads no weights.
 
@@ -101,7 +119,8 @@ def check_sae_files(spec: SaeSpec) -> None:
 
 
 def _opened(path: Path) -> str:
-    """In the place of a digest. Raises OSError if the file cannot be opened."""
+    """In the place of a digest. Raises OSError if the file cannot be opened, as `file_sha256`."""
+    check_regular(path)
     with path.open("rb"):
         return ""
 

@@ -2,7 +2,8 @@
 
 What belongs here: reading these statements from `cfg.json` (and from `config.json` beside the folder, which sparsify
 writes for a run), and comparing them. Weights are not read; nothing is written. A statement that makes the registry's
-entry wrong is a problem; one that changes results a little, or cannot be compared, is a warning.
+entry wrong is a problem, with which the forward pass refuses the SAE; one that changes results a little, or cannot be
+compared, is a warning. `trust_registry` in the entry turns its problems into warnings.
 
 Sources: the code of SAELens (`SAEMetadata`, and `LanguageModelSAERunnerConfig` before release 6), of sparsify
 (`SparseCoderConfig`, `RunConfig`), and of TransformerLens (`from_pretrained`).
@@ -83,6 +84,24 @@ def read_training(spec: SaeSpec) -> Training:
         transcoder=bool(config.get("transcode")),
         dataset=_text(say("dataset_path", "dataset")),
     )
+
+
+def contradictions(sae: SaeSpec, model: Model) -> tuple[list[SaeError], list[SaeError]]:
+    """(problems, warnings) of an SAE: what its files say and its registry entry denies.
+
+    There is no problem if the entry says `trust_registry`.
+    """
+    problems, warnings = compare(read_training(sae), sae, model)
+    if sae.trust_registry:
+        return [], [*problems, *warnings]
+    known = "if you know that the files are wrong, set `trust_registry = true` in the SAE's registry file"
+    return [SaeError(e.found, expected=e.expected, todo=f"{e.todo}; {known}") for e in problems], warnings
+
+
+def check_training(sae: SaeSpec, model: Model) -> None:
+    """Raises SaeError, the first problem of `contradictions`."""
+    for problem in contradictions(sae, model)[0]:
+        raise SaeError(f"{sae.partition}: {problem.found}", expected=problem.expected, todo=problem.todo)
 
 
 def compare(training: Training, sae: SaeSpec, model: Model) -> tuple[list[SaeError], list[SaeError]]:
@@ -235,7 +254,7 @@ def _compare_options(
 def _object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is none."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes()) if path.is_file() else {}  # reading a named pipe would wait for ever
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -107,7 +107,9 @@ def write_parquet(table: Table, frame: pl.DataFrame, path: Path, footer: str) ->
 
 
 def footer_of(path: Path) -> dict[str, Any]:
-    """The block metadata in a Parquet footer; empty if the file is missing, truncated or has none."""
+    """The block metadata in a Parquet footer; empty if the file is missing, not regular, truncated or has none."""
+    if not path.is_file():  # opening a named pipe would wait for ever
+        return {}
     try:
         raw = (pq.read_metadata(path).metadata or {}).get(_FOOTER.encode())
         return dict(json.loads(raw)) if raw else {}

@@ -6,12 +6,13 @@ fresh, even if a newer Parquet writer produces different bytes.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import time
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -43,8 +44,16 @@ def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def check_regular(path: Path) -> None:
+    """Raises OSError for a named pipe, a socket or a device, because reading it might never end."""
+    mode = path.stat().st_mode
+    if not (S_ISREG(mode) or S_ISDIR(mode)):  # opening a folder fails with a reason of its own
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+
+
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes. Raises OSError if it cannot be read."""
+    """Hash of a file's bytes. Raises OSError if it cannot be read, or is not a regular file."""
+    check_regular(path)
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -88,7 +97,7 @@ class DigestCache:
         self.path = path
         try:
             known = json.loads(path.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             known = {}
         self.known: dict[str, list[Any]] = known if isinstance(known, dict) else {}
 

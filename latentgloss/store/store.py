@@ -73,7 +73,7 @@ class Store:
                 raise ValueError("its own checksum does not match")
             data["blocks"] = {name: Block(**entry) for name, entry in data["blocks"].items()}
             return Manifest(**data)
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise StoreError(
                 f"{path} is damaged ({e})",
                 expected="an unchanged manifest",
@@ -91,7 +91,7 @@ class Store:
         path = self.files.path(pointer)
         try:
             name = json.loads(path.read_bytes())["fingerprint"]
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise StoreError(f"{path} is damaged ({e})", todo="delete it and materialise the partition again") from e
         version = self.version(stage, partition, name)
         if version is None:
@@ -150,7 +150,8 @@ class Store:
         path = self.files.path(key)
         try:
             note = {str(k): v for k, v in json.loads(path.read_bytes()).items()}
-        except (ValueError, AttributeError) as e:
+            note["fingerprint"], note["message"]
+        except (ValueError, KeyError, AttributeError, RecursionError) as e:
             raise StoreError(f"{path} is damaged ({e})", todo="delete it; it only records why a run failed") from e
         return note
 

@@ -19,6 +19,7 @@ from latentgloss.explanations.explainers import BASELINE, NULL, base_of, block_n
 from latentgloss.explanations.labels import shortened
 from latentgloss.models.tokenizer import token_texts
 from latentgloss.pipeline.graph import STAGES
+from latentgloss.report.headline import of_first_arm
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -255,7 +256,7 @@ def _scores(
     for stage in (s for s in STAGES.values() if s.noun == "scores"):
         scorer = stage.name.removesuffix("_scores")
         rows = reading.rows(stage.name, schema.SCORES, latent)
-        own = rows.filter(pl.col("explainer").is_in([explainer, "none"]), pl.col("negatives") != schema.POPULATION)
+        own = of_first_arm(rows.filter(pl.col("explainer").is_in([explainer, "none"])))
         nulls = rows.filter(pl.col("explainer").str.starts_with(NULL))
         nulls = nulls.filter(nulls["explainer"].map_elements(base_of, return_dtype=pl.String) == explainer)
         for row in own.unique(["judge", "embedder"], keep="first", maintain_order=True).iter_rows(named=True):

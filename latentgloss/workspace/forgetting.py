@@ -122,5 +122,5 @@ def to_ask_again(store: Store, version: Version | None) -> frozenset[str]:
         note = json.loads(path.read_bytes())
         matches = note["fingerprint"] == version.manifest.fingerprint
         return frozenset(map(str, note["blocks"])) if matches else frozenset()
-    except (ValueError, KeyError, TypeError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise StoreError(f"{path} is damaged ({e})", todo="delete it and run `latentgloss replies forget` again") from e

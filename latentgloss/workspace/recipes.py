@@ -171,8 +171,10 @@ def _of_sae(resources: Resources, partition: str) -> dict[str, Any]:
 
 def _of_activations(resources: Resources, partition: str) -> dict[str, Any]:
     from latentgloss.models.identity import lens_identity
+    from latentgloss.saes.opening import decoder_identity
 
-    return lens_identity(resources.registry.model(resources.registry.sae(partition).model))
+    sae = resources.registry.sae(partition)
+    return lens_identity(resources.registry.model(sae.model)) | decoder_identity(sae, resources.digests)
 
 
 def _of_negatives(resources: Resources, partition: str) -> dict[str, Any]:

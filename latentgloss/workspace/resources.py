@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from latentgloss.config import Registry
-from latentgloss.errors import MissingInput
+from latentgloss.config.toml import user_path
+from latentgloss.errors import MissingInput, SettingsError
 from latentgloss.pipeline.graph import NEIGHBOUR_VERSION
 from latentgloss.store import LocalFiles, Store
 from latentgloss.store.digests import DigestCache
@@ -66,7 +67,7 @@ class Resources:
     @property
     def model_cache(self) -> Path:
         """Folder for converted model weights and remembered digests (setting `machine.model_cache`)."""
-        return self.settings.folder / self.settings.machine.model_cache.expanduser()
+        return self.settings.folder / user_path(self.settings.machine.model_cache, SettingsError)
 
     def subject(self, model: str) -> Subject:
         """The subject model, kept until another one is loaded. Raises InputError for an unknown name, SubjectError."""

@@ -160,3 +160,36 @@ def test_only_caches_of_models_whose_lens_has_changed_are_stale(tmp_path, change
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     stage = PIPELINE["activation_cache"]
     assert workspace.external(stage, tiny.SPARSIFY) == lens
+
+
+@pytest.mark.parametrize(
+    ("config", "zero", "stale"),
+    [
+        ({"rescale_acts_by_decoder_norm": True}, [3], True),
+        ({"rescale_acts_by_decoder_norm": True}, [], False),
+        ({"rescale_acts_by_decoder_norm": False}, [3], False),
+        ({}, [3, 5], False),
+    ],
+)
+def test_only_caches_whose_neighbours_were_nan_are_stale(tmp_path, config, zero, stale):
+    """Of an SAE with scaling by decoder norms and a zero row: its latents are made again, its shards are reused."""
+    from latentgloss.workspace import recipes
+
+    workspace = tiny.tiny_workspace(tmp_path, n_documents=60)
+    folder = tmp_path / "saes" / "mixed"
+    (folder / "cfg.json").write_text(json.dumps(json.loads((folder / "cfg.json").read_text()) | config))
+    tensors = load_file(folder / "sae_weights.safetensors")
+    tensors["W_dec"][zero] = 0
+    save_file(tensors, folder / "sae_weights.safetensors")
+    before = {**recipes.EXTERNAL, "activation_cache": lambda resources, partition: {}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "EXTERNAL", before)
+        assert outcomes(workspace)[tiny.SAELENS].status == "computed"
+    workspace = Workspace.open(tmp_path / "latentgloss.toml")
+    states = {s.partition: s for s in workspace.states() if s.asset == "activation_cache"}
+    assert states[tiny.SPARSIFY].state == "fresh"
+    assert states[tiny.SAELENS].state == ("stale" if stale else "fresh")
+    if stale:
+        assert "zero_rows" in states[tiny.SAELENS].because
+        made = outcomes(workspace)[tiny.SAELENS]
+        assert (made.status, made.blocks_reused, made.blocks_computed) == ("computed", 1, 1)

@@ -11,6 +11,8 @@ import polars as pl
 import pytest
 import tiny
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 from latentgloss import schema
 from latentgloss.cli import card as screen
@@ -151,6 +153,21 @@ def test_tokens_are_marked_or_shaded() -> None:
     shaded = screen.text(WINDOW, 80, 4.0, colour=True)
     assert shaded.count("\x1b[48;2;") + shaded.count(";48;2;") >= 3
     assert "[31m" not in shaded.replace("\x1b[", "") or "\x1b[31m" not in shaded
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([" word", "ing", "\n", " ", " «", "é"]), st.sampled_from([0.0, 0.5, 2.0])), min_size=1
+    ),
+    st.integers(12, 80),
+)
+def test_any_context_fits_its_width_and_shows_its_strongest_token(tokens: list[tuple[str, float]], width: int) -> None:
+    window = Window(1, "test", 5, tuple(text for text, _ in tokens), tuple(value for _, value in tokens))
+    line = screen.text(window, width, 0.0, colour=False)
+    assert len(line) <= width and "\n" not in line
+    strongest = max(window.activations)
+    if strongest and any(value == strongest and text.strip(" «\n") for text, value in tokens):
+        assert "«" in line
 
 
 @pytest.mark.parametrize("width", [20, 40, 60])

@@ -198,12 +198,18 @@ def test_unknown_partition_gets_the_nearest(finished: Path) -> None:
 
 def test_explanations(finished: Path) -> None:
     found = rows(finished, "explanations", P)
+    assert {row["explainer"] for row in found} == {"pattern", "token_table"}
+    assert len(found) == tiny.N_LATENTS * 2
+    found = rows(finished, "explanations", P, "--nulls")
     assert all(tuple(row) == EXPLANATION_KEYS for row in found)
     assert {row["partition"] for row in found} == {P}
     assert len(found) == tiny.N_LATENTS * 4
     assert [(r["latent"], r["explainer"]) for r in found] == sorted((r["latent"], r["explainer"]) for r in found)
     for row in found:
-        assert bool(row["explanation"]) == (row["status"] == "ok")
+        assert bool(row["explanation"]) == bool(row["label"]) == (row["status"] == "ok")
+        assert len(row["label"]) <= 120
+        measured = row["status"] == "ok" and row["explainer"] == "pattern"
+        assert (row["coverage"] is not None) == (row["kind"] is not None) == measured
         assert bool(row["reason"]) == (row["status"] != "ok")
 
 
@@ -212,12 +218,25 @@ def test_explanations_of_one_latent_and_explainer(finished: Path) -> None:
     assert (row["latent"], row["explainer"], row["status"]) == (8, "pattern", "ok")
     signal, _ = tiny.words()
     assert signal[2][:4] in row["explanation"]  # latent 8 stands for the third signal word
-    result = run(finished, "explanations", P, "--latent", "8", "--explainer", "pattern")
-    assert row["explanation"] in result.stdout
+    assert row["label"] == f"the word '{signal[2]}'" and row["kind"] == "single token" and row["coverage"] > 0.95
+    chosen = ("explanations", P, "--latent", "8", "--explainer", "pattern")
+    result = run(finished, *chosen)
+    assert row["label"] in result.stdout and row["explanation"] not in result.stdout
+    assert row["explanation"] in run(finished, *chosen, "--full").stdout
+
+
+def test_explanations_of_one_kind(finished: Path) -> None:
+    every = rows(finished, "explanations", P)
+    for kind in ("single token", "words", "topic"):
+        found = rows(finished, "explanations", P, "--kind", kind)
+        assert found == [row for row in every if row["kind"] == kind]
+    assert rows(finished, "explanations", P, "--kind", "single token")
 
 
 def test_scores(finished: Path) -> None:
     found = rows(finished, "scores", P, "--scorer", "detection")
+    assert {(row["negatives"], row["explainer"]) for row in found} == {("random", "pattern"), ("random", "token_table")}
+    found = rows(finished, "scores", P, "--scorer", "detection", "--all", "--nulls")
     assert all(tuple(row) == (*SCORE_KEYS, "metrics") for row in found)
     assert {row["scorer"] for row in found} == {"detection"}
     assert {row["negatives"] for row in found} == {"random", "same_document", "population"}
@@ -233,7 +252,12 @@ def test_scores(finished: Path) -> None:
 
 
 def test_scores_as_a_table(finished: Path) -> None:
-    lines = run(finished, "scores", P, "--latent", "8", "--explainer", "pattern").stdout.splitlines()
+    chosen = ("scores", P, "--latent", "8", "--explainer", "pattern")
+    lines = run(finished, *chosen).stdout.splitlines()
+    assert [line.split()[2] for line in lines[1:]] == ["detection", "fuzzing", "embedding"], (
+        "a row per scorer and judge"
+    )
+    lines = run(finished, *chosen, "--all").stdout.splitlines()
     assert lines[0].split()[:4] == ["LATENT", "EXPLAINER", "SCORER", "JUDGE"]
     assert sorted(line.split()[2] for line in lines[1:]) == [
         *["detection"] * 3,

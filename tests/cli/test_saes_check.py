@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -154,3 +155,39 @@ def test_pictures_and_tables_of_the_dagster_ui_hold_no_control_characters():
     svg = bars({HOSTILE: 3.0}, "latents")
     assert all(c.isprintable() for c in svg)
     ElementTree.fromstring(svg)
+
+
+def _pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"metadata": [1]}, ""),
+        ({"metadata": "x", "hook_name": 7}, ""),
+        ({"normalize_activations": ["x"]}, "normalize_activations \"['x']\""),
+        ({"normalize_activations": {"a": 1}}, "normalize_activations"),
+        ({"hook_name": "blocks." + "9" * 6000 + ".hook_resid_pre"}, "no place of tiny"),
+        ({"hook_name": "h." + "1" * 5000}, "no place of tiny"),
+        ("pipe", "not a regular file"),
+        ("weights pipe", "not a regular file"),
+        ("float64", "W_enc holds numbers beyond float32"),
+    ],
+)
+def test_what_a_file_may_hold_is_named_and_nobody_is_asked_to_report_it(tmp_path, config, says):
+    tiny.tiny_workspace(tmp_path, n_documents=5)
+    cfg, weights = (tmp_path / "saes" / "mixed" / name for name in ("cfg.json", "sae_weights.safetensors"))
+    if config == "pipe":
+        _pipe(cfg)
+    elif config == "weights pipe":
+        _pipe(weights)
+    elif config == "float64":
+        tensors = load_file(weights)
+        save_file(tensors | {"W_enc": tensors["W_enc"].double() * 1e300}, weights)
+    else:
+        cfg.write_text(json.dumps(json.loads(cfg.read_text()) | config))
+    done = check(tmp_path, tiny.SAELENS)
+    assert says in done.output and "report this" not in done.output
+    assert done.exit_code == (1 if says and "place" not in says else 0)

@@ -15,8 +15,9 @@ from latentgloss.config import entries
 from latentgloss.config import settings as settings_module
 from latentgloss.config.registry import Registry
 from latentgloss.errors import LatentglossError, SettingsError
-from latentgloss.saes.readers.files import read_config
+from latentgloss.saes.readers.config import read_config
 from latentgloss.store import LocalFiles, Store, version
+from latentgloss.store.digests import file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -276,3 +277,88 @@ def test_materialising_a_path_writes_nothing(tmp_path: Path) -> None:
 def test_a_key_inside_the_store_is_a_path(tmp_path: Path) -> None:
     key = "explanations/m/layers.0.mlp@input/s/.lock"
     assert LocalFiles(tmp_path).path(key) == tmp_path / key
+
+
+# More of the same kinds -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('store = "a\\u0000b"', "store holds a NUL"),
+        ('[embedding]\nembedders = ["ti\\u0000ny"]', "embedders.0 holds a NUL"),
+        ("[budget]\nusd = inf", "budget.usd is inf"),
+        ("[budget]\nusd = -1e999", "budget.usd is -inf"),
+        (f"[contexts]\nexplain = {2**62}", "contexts.explain"),
+        (f"[contexts]\nmin_test = {2**62}", "contexts.min_test"),
+        (f"[negatives]\nrandom = 1\ntest = {2**62}", "negatives.test"),
+        (f"[report]\nresamples = {2**62}", "report.resamples"),
+        (f"[machine]\nthreads = {2**62}", "machine.threads"),
+        (f"[detection]\nllm.sample = {2**62}", "detection.llm.sample"),
+    ],
+)
+def test_values_that_nothing_can_use_are_named(tmp_path: Path, line: str, says: str) -> None:
+    path = tmp_path / "latentgloss.toml"
+    path.write_text(line)
+    with pytest.raises(SettingsError) as e:
+        settings_module.load(path)
+    assert says in e.value.found
+
+
+@pytest.mark.parametrize(
+    "line", ['source = "path:a\\u0000b"', "[mask]\nsink_norm = inf", '[corpus]\ntext_column = "\\u0000"']
+)
+def test_values_of_the_registry_that_nothing_can_use_are_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "models").mkdir()
+    bad = tmp_path / "models" / "bad.toml"
+    bad.write_text('name = "bad"\n' + ("" if "source" in line else 'source = "path:m"\n') + line)
+    (problem,) = Registry.open(tmp_path).problems.values()
+    assert str(bad) in problem.found and problem.expected
+
+
+@pytest.mark.parametrize("where", ["store", "registry", "model_cache", "sae", "corpus", "model", "variable"])
+def test_the_home_of_a_user_whom_nobody_knows_is_named(tmp_path: Path, where: str, monkeypatch: Any) -> None:
+    workspace = tiny.tiny_workspace(tmp_path, n_documents=5)
+    settings, models, saes = (
+        tmp_path / "latentgloss.toml",
+        tmp_path / "registry" / "models",
+        tmp_path / "registry" / "saes",
+    )
+    path, old = {
+        "store": (settings, 'store = "data"'),
+        "registry": (settings, 'store = "data"'),
+        "model_cache": (settings, 'model_cache = "cache"'),
+        "sae": (saes / "mixed.toml", "path:../../saes/mixed"),
+        "corpus": (models / "tiny.toml", "path:../../corpus/documents.jsonl"),
+        "model": (models / "tiny.toml", "path:../../model"),
+        "variable": (settings, 'store = "data"'),
+    }[where]
+    named = "~no-such-user/x"
+    new = {"sae": f"path:{named}", "corpus": f"path:{named}", "model": f"path:{named}"}.get(
+        where, f'{where} = "{named}"'
+    )
+    if where == "variable":
+        monkeypatch.setenv(settings_module.VARIABLE, named)
+        with pytest.raises(SettingsError, match="home folder"):
+            settings_module.load(None)
+        return
+    path.write_text(path.read_text().replace(old, new))
+    found = run(settings, "doctor") if where != "sae" else run(settings, "saes", "check", tiny.SAELENS)
+    assert found.exit_code == 1 and isinstance(found.exception, SystemExit)
+    assert named in found.output and "home folder that this machine does not have" in found.output
+    assert "report this" not in found.output
+    assert workspace
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "1e999"])
+def test_infinity_is_wrong_usage(tmp_path: Path, value: str) -> None:
+    result = run(tmp_path / "latentgloss.toml", "estimate", "--tokens-per-second", value)
+    assert result.exit_code == 2 and "inf" in result.stderr
+
+
+def test_a_file_that_would_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    to_zero(tmp_path / "zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(OSError, match="not a regular file"):
+            file_sha256(tmp_path / name)

@@ -6,11 +6,9 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from latentgloss import schema
-from latentgloss.report.headline import Summary, best_and_worst, excerpt, headlines, shown_explainer
+from latentgloss.report.headline import Summary, best_median_worst, headlines, shown_explainer
 from latentgloss.report.page import markdown
 
 BLANK: dict[str, Any] = {
@@ -72,36 +70,25 @@ def test_the_explainer_shown_is_the_first_of_the_settings_that_was_scored() -> N
     assert shown_explainer(given, ["pattern", "null:llm"]) is None
 
 
-@pytest.mark.parametrize(("latents", "expected"), [(1, [0]), (2, [0, 1]), (5, [0, 4])])
-def test_the_best_and_the_worst_latents_are_told_apart(latents: int, expected: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("latents", "expected"),
+    [
+        (0, []),
+        (1, [("Best", 0)]),
+        (2, [("Best", 0), ("Worst", 1)]),
+        (3, [("Best", 0), ("Median", 1), ("Worst", 2)]),
+        (6, [("Best", 0), ("Median", 2), ("Worst", 5)]),
+    ],
+)
+def test_the_best_the_median_and_the_worst_latent(latents: int, expected: list[tuple[str, int]]) -> None:
     columns = {"judge": "executed", "negatives": "random", "status": "ok"}
     scores = [{"latent": i, "explainer": "pattern", "score": 0.9 - i / 10, **columns} for i in range(latents)]
     scores += [{"latent": 0, "explainer": f"null:pattern{n}", "score": 0.4 + n / 10, **columns} for n in (0, 2)]
     scores += [{"latent": 7, "explainer": "pattern", "score": 0.99, **columns, "judge": "llm"}]
     summary = Summary("random", "executed", "default", latents, 0.7, None, None, None, None)
-    found = best_and_worst(pl.DataFrame(scores), "pattern", summary, 1)
-    assert [one["latent"] for one in found] == expected
-    assert found[0]["null"] == pytest.approx(0.5)
-
-
-@given(
-    st.lists(st.tuples(st.sampled_from([" word", "ing", "\n", " ", " «", "é"]), st.booleans()), min_size=1),
-    st.integers(10, 80),
-)
-def test_an_excerpt_has_its_width_and_shows_the_first_mark(tokens: list[tuple[str, bool]], width: int) -> None:
-    texts, marked = [text for text, _ in tokens], [mark for _, mark in tokens]
-    found = excerpt(texts, marked, width)
-    assert len(found) <= width + 2
-    assert "\n" not in found
-    if any(mark and text.strip() for text, mark in tokens):
-        assert "«" in found
-
-
-def test_an_excerpt_marks_runs_of_tokens_and_says_where_it_was_cut() -> None:
-    texts = [" one", " two", "th", " three"]
-    assert excerpt(texts, [False, True, True, False], 40) == "one «twoth» three"
-    cut = excerpt([" filler"] * 30 + [" here"] + [" filler"] * 30, [False] * 30 + [True] + [False] * 30, 30)
-    assert cut.startswith("…") and cut.endswith("…") and "«here»" in cut
+    found = best_median_worst(pl.DataFrame(scores), "pattern", summary)
+    assert [(place, one["latent"]) for place, one in found] == expected
+    assert not found or found[0][1]["null"] == pytest.approx(0.5)
 
 
 def test_the_page_has_every_row_and_every_number() -> None:

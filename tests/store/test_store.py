@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from latentgloss import schema
 from latentgloss.errors import StoreError
 from latentgloss.store import LocalFiles, Store
+from latentgloss.store.blocks import footer_of
 from latentgloss.store.digests import frame_sha256
 
 RECIPE = {"stage": "sampled_contexts", "version": "1", "settings": {"length": 32}}
@@ -118,6 +120,35 @@ def test_a_damaged_manifest_or_pointer_is_refused_by_name(store):
     store.files.path("sampled_negatives/m/layers.0/s/current.json").write_text("{")
     with pytest.raises(StoreError, match=r"current.json is damaged"):
         Store(store.files).current("sampled_negatives", "m/layers.0/s")
+
+
+def test_a_pipe_in_the_place_of_a_block_is_not_waited_for(store):
+    """The run would otherwise hang in a library that no signal reaches."""
+    version, _ = write(store, RECIPE, {"000000": negatives(range(3))})
+    folder = store.files.path(version.key)
+    (path,) = folder.rglob("*.parquet")
+    path.unlink()
+    os.mkfifo(path)
+    found = Store(store.files).current("sampled_negatives", "m/layers.0/s")
+    assert found is not None and found.incomplete()
+    with pytest.raises(StoreError, match="is missing"):
+        found.read(schema.NEGATIVES)
+    assert footer_of(path) == {}
+    again, computed = write(Store(store.files), RECIPE, {"000000": negatives(range(3))})
+    assert computed == ["000000"]
+    assert again.read(schema.NEGATIVES).equals(negatives(range(3)))
+
+
+@pytest.mark.parametrize("content", ["", "7", "[]", "{}", '"x"', "null", "[" * 200_000, '{"a":' * 100_000])
+@pytest.mark.parametrize("file", ["manifest.json", "current.json", "failed.json"])
+def test_json_of_the_store_that_is_something_else_is_refused_by_name(store, file, content):
+    version, _ = write(store, RECIPE, {"000000": negatives(range(3))})
+    folder = store.files.path(version.key)
+    path = (folder if file == "manifest.json" else folder.parent) / file
+    path.write_text(content)
+    opened = Store(store.files)
+    with pytest.raises(StoreError, match=f"{file} is damaged"):
+        (opened.failure if file == "failed.json" else opened.current)("sampled_negatives", "m/layers.0/s")
 
 
 def test_content_is_hashed_per_split(store):

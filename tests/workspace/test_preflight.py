@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -106,6 +107,16 @@ def test_a_source_that_is_gone_is_found(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "documents.jsonl").unlink()
     (found,) = problems(workspace)
     assert "documents.jsonl does not exist" in str(found)
+
+
+@pytest.mark.parametrize(("name", "says"), [("config.json", "no config.json"), ("model.safetensors", "no weights")])
+@pytest.mark.parametrize("pipe", [False, True])
+def test_a_model_without_a_file_is_found(tmp_path: Path, name: str, says: str, pipe: bool) -> None:
+    workspace = changed(tmp_path)
+    (tmp_path / "model" / name).unlink()
+    if pipe:
+        os.mkfifo(tmp_path / "model" / name)
+    assert any(says in error.found and error.expected and error.todo for error in problems(workspace))
 
 
 @pytest.mark.parametrize("partition", tiny.SAES)

@@ -2,7 +2,6 @@
 
 - `base`          what passes between the stage and an explainer
 - `table`         the list of explainers (`EXPLAINERS`), names of nulls and of blocks
-- `examples`      the contexts of a latent as arrays
 - `pattern/`      the explainer `pattern`
 - `token_table`   the explainer `token_table`
 - `llm`           the explainers `llm`, `llm_cot` and `contrastive`

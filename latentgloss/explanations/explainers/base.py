@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool
 
     from latentgloss.config.settings import ExplanationSettings
-    from latentgloss.explanations.explainers.examples import Examples
+    from latentgloss.explanations.examples import Examples
     from latentgloss.llm.asking import Planned
     from latentgloss.models.vocabulary import Vocabulary
     from latentgloss.protocols import LanguageModel, Question

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentgloss.config.toml import user_path
 from latentgloss.errors import ExplainerError, SettingsError
 from latentgloss.explanations.explainers.base import Explained
 from latentgloss.llm.reply_text import storable
@@ -62,7 +63,7 @@ def file_of(settings: ImportedSettings, tools: Tools) -> Path:
             expected="a path with no placeholders but {model}, {hookpoint} and {sae}",
             todo="correct latentgloss.toml",
         ) from e
-    return tools.folder / Path(name).expanduser()
+    return tools.folder / user_path(name, SettingsError)
 
 
 class ImportedExplainer:

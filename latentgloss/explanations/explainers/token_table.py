@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from latentgloss.errors import ExplainerError
+from latentgloss.explanations.examples import Examples
 from latentgloss.explanations.explainers.base import Explained
-from latentgloss.explanations.explainers.examples import Examples
 from latentgloss.explanations.explainers.pattern.sentence import token_text
 from latentgloss.explanations.explainers.program_json import read_program
 from latentgloss.models.vocabulary import Vocabulary

@@ -89,19 +89,17 @@ class TransformersEngine:
     @cached_property
     def _model(self) -> PreTrainedModel:
         import torch
-        from transformers import AutoModelForCausalLM
 
         from latentgloss.models.cpu_linear import order_weights
         from latentgloss.models.files import loading, quiet, ready_folder
+        from latentgloss.models.weights import load_causal
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         try:
             folder = ready_folder(self.spec, self.cache_dir)
             with quiet(), loading(self.spec, folder):
-                model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=getattr(torch, self.spec.dtype), local_files_only=True, trust_remote_code=False
-                )
+                model = load_causal(self.spec, folder, head=True)
         except SubjectError as e:
             raise LanguageModelError(e.found, expected=e.expected, todo=e.todo) from e
         device: Any = chosen_device(self.device)

@@ -1,6 +1,7 @@
 """readers: one file per SAE format; `latentgloss.saes.opening` lists the formats.
 
-- `files`     what the readers share
+- `config`    the JSON configuration of an SAE
+- `files`     what the readers share about weights
 - `saelens`   folders of SAELens
 - `sparsify`  folders of sparsify
 """

@@ -1,4 +1,4 @@
-"""Opening an SAE's files: JSON configuration and safetensors, with errors that name the file and say what to do.
+"""Opening an SAE's weights in safetensors, with errors that name the file and say what to do.
 
 What belongs here: what all readers share. Reads the files of an SAE's folder; writes nothing. Tensors keep their
 orientation on disk; `take` returns them as float32.
@@ -6,7 +6,6 @@ orientation on disk; `take` returns them as float32.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentgloss.errors import SaeError
+from latentgloss.saes.readers.config import RESTORE
 
-_RESTORE = "download or copy the file again"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _UNREADABLE = (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError)
 _IN_HEADER = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -24,19 +23,6 @@ _IN_HEADER |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": "int8
 """PyTorch's names of the types of numbers in the header of a safetensors file."""
 _MATRICES = ("W_enc", "W_dec", "encoder.weight")
 """What readers take from a file and tools store quantised."""
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises SaeError if the file cannot be read or holds anything else."""
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as e:
-        raise SaeError(f"{path} cannot be read ({e.strerror})", todo=_RESTORE) from e
-    except (ValueError, RecursionError) as e:
-        raise SaeError(f"{path} is not valid JSON ({e})", todo=_RESTORE) from e
-    if not isinstance(config, dict):
-        raise SaeError(f"{path} holds a value of type {type(config).__name__}", expected="a JSON object", todo=_RESTORE)
-    return config
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -49,10 +35,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except _UNREADABLE as e:
-        raise SaeError(f"{path} is not a readable safetensors file ({e})", todo=_RESTORE) from e
+        raise SaeError(f"{path} is not a readable safetensors file ({e})", todo=RESTORE) from e
     for name, tensor in tensors.items():
         if tensor.dtype in _FLOATS and not torch.isfinite(tensor).all():
-            raise SaeError(f"{path}: tensor {name!r} holds NaN or infinity", expected="finite weights", todo=_RESTORE)
+            raise SaeError(f"{path}: tensor {name!r} holds NaN or infinity", expected="finite weights", todo=RESTORE)
     return tensors
 
 
@@ -65,7 +51,7 @@ def check_types(path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             stored = {name: file.get_slice(name).get_dtype() for name in file.keys() if name in _MATRICES}  # noqa: SIM118
     except _UNREADABLE as e:
-        raise SaeError(f"{path} is not a readable safetensors file ({e})", todo=_RESTORE) from e
+        raise SaeError(f"{path} is not a readable safetensors file ({e})", todo=RESTORE) from e
     for name, kind in sorted(stored.items()):
         _check_float(path, name, _IN_HEADER.get(kind, kind))
 
@@ -82,10 +68,10 @@ def _check_float(path: Path, name: str, dtype: str) -> None:
 
 
 def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Path) -> Tensor:
-    """One tensor as float32. Raises SaeError if it is missing, has another shape or is stored quantised."""
+    """One tensor as float32. Raises SaeError if it is missing, has another shape, is quantised or too large."""
     if name not in tensors:
         raise SaeError(
-            f"{path} has no tensor {name!r}", expected=f"{name!r} in addition to {sorted(tensors)}", todo=_RESTORE
+            f"{path} has no tensor {name!r}", expected=f"{name!r} in addition to {sorted(tensors)}", todo=RESTORE
         )
     found = tuple(tensors[name].shape)
     if found != shape:
@@ -95,7 +81,14 @@ def take(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], path: Pa
             todo="check that cfg.json and the weights belong together, and that `format` in the registry is right",
         )
     _check_float(path, name, str(tensors[name].dtype).removeprefix("torch."))
-    return tensors[name].float()
+    found32 = tensors[name].float()
+    if tensors[name].dtype == torch.float64 and not torch.isfinite(found32).all():
+        raise SaeError(
+            f"{path}: {name} holds numbers beyond float32, in which SAEs are computed",
+            expected="numbers below 3.4e38",
+            todo="check how the weights were saved",
+        )
+    return found32
 
 
 def positive_int(config: dict[str, Any], key: str, path: Path) -> int:
@@ -104,5 +97,5 @@ def positive_int(config: dict[str, Any], key: str, path: Path) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SaeError(f"{path}: {key} is {value!r}", expected="a positive whole number", todo=_RESTORE)
+        raise SaeError(f"{path}: {key} is {value!r}", expected="a positive whole number", todo=RESTORE)
     return value

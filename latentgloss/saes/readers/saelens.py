@@ -17,7 +17,8 @@ from torch import Tensor
 
 from latentgloss.errors import SaeError
 from latentgloss.saes.coder import SparseCoder, has_direction
-from latentgloss.saes.readers.files import positive_int, read_config, read_tensors, take
+from latentgloss.saes.readers.config import read_config
+from latentgloss.saes.readers.files import positive_int, read_tensors, take
 from latentgloss.saes.selection import Activation, JumpRelu, Relu, TopK
 
 _INPUT_NORMS: dict[str, Literal["none", "layer_norm", "rescale"]] = {
@@ -120,7 +121,7 @@ def _activation(architecture: str, k: int, tensors: dict[str, Tensor], n: int, p
 
 def _input_norm(config: dict[str, Any], path: Path) -> Literal["none", "layer_norm", "rescale"]:
     """The normalisation of the input. Raises SaeError for an unsupported one."""
-    name = config.get("normalize_activations") or "none"
+    name = str(config.get("normalize_activations") or "none")
     if name == "expected_average_only_in":
         # When SAELens folds the factor into the weights, it writes "none". So it was not folded in, and it is lost.
         raise SaeError(
@@ -135,5 +136,6 @@ def _input_norm(config: dict[str, Any], path: Path) -> Literal["none", "layer_no
 
 def _hook(config: dict[str, Any]) -> str | None:
     """Name of the hook that the SAE reads, where the configuration has one."""
-    metadata = config.get("metadata") or {}
-    return metadata.get("hook_name") or config.get("hook_name")
+    metadata = config.get("metadata")
+    named = metadata.get("hook_name") if isinstance(metadata, dict) else None
+    return named or config.get("hook_name")

@@ -15,7 +15,8 @@ import torch
 
 from latentgloss.errors import SaeError
 from latentgloss.saes.coder import SparseCoder
-from latentgloss.saes.readers.files import positive_int, read_config, read_tensors, take
+from latentgloss.saes.readers.config import read_config
+from latentgloss.saes.readers.files import positive_int, read_tensors, take
 from latentgloss.saes.selection import Activation, GroupMax, TopK
 
 

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from latentgloss.config.settings import ExplanationSettings
 from latentgloss.errors import ExplainerError
-from latentgloss.explanations.explainers.examples import Examples
+from latentgloss.explanations.examples import Examples
 from latentgloss.explanations.explainers.pattern.explainer import PatternExplainer
 from latentgloss.explanations.explainers.pattern.learning import learn_pattern
 from latentgloss.explanations.explainers.pattern.rules import (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from latentgloss.config.settings import ExplanationSettings
 from latentgloss.errors import ExplainerError
-from latentgloss.explanations.explainers.examples import Examples
+from latentgloss.explanations.examples import Examples
 from latentgloss.explanations.explainers.programs import load_program
 from latentgloss.explanations.explainers.token_table import PRIOR, TokenTable, TokenTableExplainer, learn_token_table
 from latentgloss.models.vocabulary import Vocabulary

@@ -8,6 +8,8 @@ from latentgloss.errors import ExplainerError
 from latentgloss.explanations.explainers.base import Explained
 from latentgloss.explanations.explainers.pattern.rules import VERSION
 from latentgloss.explanations.explainers.pattern.sentence import text
+from latentgloss.explanations.labels import VERSION as LABELS
+from latentgloss.explanations.labels import label_of, unit_reader
 from latentgloss.models.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -30,12 +32,18 @@ class PatternExplainer:
     @staticmethod
     def identity(settings: ExplanationSettings, tools: Tools) -> dict[str, Any]:
         """Version and settings."""
-        return {"explainer": "pattern", "version": VERSION, **settings.pattern.model_dump(mode="json")}
+        return {
+            "explainer": "pattern",
+            "version": VERSION,
+            "labels": LABELS,
+            **settings.pattern.model_dump(mode="json"),
+        }
 
     def explain(self, evidence: Iterable[Evidence]) -> Iterator[Explained]:
         """One explanation per latent, in order."""
         from latentgloss.explanations.explainers.pattern.learning import learn_pattern
 
+        reader = unit_reader(self.vocabulary)
         for each in evidence:
             ids = tuple(each.context_ids)
             try:
@@ -43,4 +51,14 @@ class PatternExplainer:
             except ExplainerError as e:
                 yield Explained(each.latent, "failed", str(e), context_ids=ids)
                 continue
-            yield Explained(each.latent, "ok", text=text(pattern), program=pattern.to_json(), context_ids=ids)
+            label = label_of(each.examples, reader)
+            yield Explained(
+                each.latent,
+                "ok",
+                text=text(pattern),
+                label=label.text,
+                coverage=label.coverage,
+                kind=label.kind,
+                program=pattern.to_json(),
+                context_ids=ids,
+            )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from latentgloss.explanations.explainers.examples import Examples
+from latentgloss.explanations.examples import Examples
 from latentgloss.explanations.explainers.pattern.rules import (
     LEVELS,
     MAX_ITEMS,
