@@ -122,7 +122,7 @@ class LabelJudge:
     def _unread(self, items: list[Item]) -> str:
         """What of a label is not read, as a reason that begins with `truncated`; empty if all of it is."""
         if len(items) > MOST:
-            return f"truncated: {MOST} of the {len(items)} items of the label are read"
+            return f"truncated: only the first {MOST} items of the label are read"
         long = [name for item in items for name in item.names if len(name.encode()) > SHORT]
         cut = [n for n in self._embedder.n_tokens(long) if n > self._embedder.max_tokens] if long else []
         if cut:

@@ -1,7 +1,7 @@
 """The lexicon of a corpus: each type of unit with its frequency, and words with their vectors.
 
 What belongs here: numbering types as they occur, how frequent they are in the corpus, and the vector of each word,
-embedded by itself. Vectors come from `protocols.Vectors`, which stores them; windows are cut by `units.py`.
+embedded by itself. Vectors come from `protocols.Vectors`, which stores them.
 
 Frequencies and the mean vector are those of at most `SAMPLE` windows, evenly spaced over the corpus, so that they do
 not depend on what is asked. Words that only other windows have are added when they are asked about, with frequency 0.
@@ -9,12 +9,13 @@ not depend on what is asked. Words that only other windows have are added when t
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from latentgloss.scores.judges.labels.units import Cut, cut, is_word
+from latentgloss.explanations.labels.units import UnitReader
+from latentgloss.scores.judges.labels.reading import is_word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 SAMPLE = 1 << 15
 """Windows of the corpus in which types are counted."""
-KEPT = 1 << 16
-"""Windows whose units are kept in memory."""
 COMMON = 1 / 200
 """A word is frequent if its share of all units is larger."""
 SCALE = 100_000
@@ -62,7 +61,8 @@ class Lexicon:
         self.names: list[str] = []
         """The type with each number."""
         self._number: dict[str, int] = {}
-        self._window = lru_cache(maxsize=KEPT)(self._cut)
+        self._of_reader: list[int] = []
+        """The number of each of the reader's types."""
         self._mean: Float64[np.ndarray, " dimension"] | None = None
         self._directions: Float32[np.ndarray, "types dimension"] = np.zeros((0, 1), dtype=np.float32)
 
@@ -78,18 +78,21 @@ class Lexicon:
 
     def units(self, tokens: UInt32[np.ndarray, "windows length"]) -> Units:
         """The units of windows."""
-        several = [self._window(row.tobytes()) for row in np.ascontiguousarray(tokens)]
-        sizes = np.array([len(types) for types, _ in several], dtype=np.int64)
+        windows = [self._reader(row) for row in tokens]
+        self._of_reader += self.numbers(self._reader.types[len(self._of_reader) :])
+        sizes = np.array([len(window.types) for window in windows], dtype=np.int64)
         first = np.cumsum(sizes) - sizes
-        of_token = np.array([of for _, of in several], dtype=np.int64).reshape(tokens.shape)
-        types = np.concatenate([np.empty(0, np.int64), *(types for types, _ in several)])
+        of_token = np.array([window.of_token for window in windows], dtype=np.int64).reshape(tokens.shape)
+        read = np.concatenate([np.empty(0, np.int64), *(window.types for window in windows)])
         return Units(
-            types, np.repeat(np.arange(len(several)), sizes), np.where(of_token < 0, -1, of_token + first[:, None])
+            np.array(self._of_reader, dtype=np.int64)[read],
+            np.repeat(np.arange(len(windows)), sizes),
+            np.where(of_token < 0, -1, of_token + first[:, None]),
         )
 
-    def _cut(self, row: bytes) -> tuple[Int64[np.ndarray, " units"], Int64[np.ndarray, " length"]]:
-        found: Cut = cut(np.frombuffer(row, dtype=np.uint32), self._vocabulary())
-        return np.array(self.numbers(found.types), dtype=np.int64), found.of_token
+    @cached_property
+    def _reader(self) -> UnitReader:
+        return UnitReader(self._vocabulary())
 
     @cached_property
     def _counts(self) -> Int64[np.ndarray, " types"]:

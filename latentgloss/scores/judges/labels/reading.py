@@ -5,6 +5,7 @@ What belongs here: the words by which labels speak. Nothing is read or written.
 - Quoted text is taken as it is: 'the' names the word "the", 'dict' the word "dict". Quoted text that ends in an
   ellipsis or follows "begin with" is a prefix.
 - Names of marks and classes stand for these: "numbers", "line breaks", "commas".
+- What is named as standing before ("what follows 'import'", "after 'the'") is not read.
 - Other words count unless they say nothing: those in `STOP`, and those that are frequent in the corpus (the caller says
   which). For a language without such a list, that is the only rule.
 - What follows "at times", "some" or "about" is *hedged*, up to the next semicolon or full stop.
@@ -16,13 +17,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from latentgloss.scores.judges.labels.units import LINE, NUMBER, is_word, types_of
+import numpy as np
+
+from latentgloss.explanations.labels.units import LINE, NUMBER, UnitReader
+from latentgloss.models.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 MOST = 64
 """Most items that are read of a label."""
+_LONGEST = 1000
+"""Most characters that are read of a word."""
 
 _STOP = """
 a about above after again all also although am among an and another any anything are as at be because been before
@@ -53,9 +59,11 @@ _MARKS: tuple[tuple[str, str], ...] = (
     (r"opening square brackets?", "["),
     (r"closing square brackets?", "]"),
     (r"square brackets?", "[]"),
-    (r"opening (?:curly )?brac(?:es?|kets?)", "([{<"),
-    (r"closing (?:curly )?brac(?:es?|kets?)", ")]}>"),
+    (r"opening (?:curly brackets?|braces?)", "{"),
+    (r"closing (?:curly brackets?|braces?)", "}"),
     (r"curly brackets?|braces?", "{}"),
+    (r"opening brackets?", "([{<"),
+    (r"closing brackets?", ")]}>"),
     (r"brackets?", "()[]{}<>"),
     (r"double quot(?:es?|ation marks?)", '"“”'),
     (r"single quot(?:es?|ation marks?)|apostrophes?", "'‘’"),
@@ -68,7 +76,6 @@ _MARKS: tuple[tuple[str, str], ...] = (
     (r"plus signs?", "+"),
     (r"percent signs?", "%"),
     (r"at signs?", "@"),
-    (r"hash(?:es)?(?: signs?)?", "#"),
     (r"asterisks?", "*"),
     (r"ampersands?", "&"),
     (r"vertical bars?|pipes?", "|"),
@@ -79,7 +86,7 @@ _MARKS: tuple[tuple[str, str], ...] = (
     (r"dash(?:es)?", "—–"),
     (r"carets?", "^"),
     (r"tildes?", "~"),
-    (r"punctuation(?: marks?)?", ".,;:!?'\"()[]{}<>-—–…/\\|`*_=+#%&@^~。、，；：！？「」（）"),
+    (r"punctuation(?: marks?)?", ".,;:!?'\"()[]{}<>-—–…/\\|`*_=+%&@^~。、，；：！？「」（）"),
 )
 """Names of types, and the types that each stands for; of several that match, the first."""
 _QUOTED = (
@@ -96,6 +103,7 @@ _TOKEN = re.compile(
     "|".join(
         (
             r"(?P<hedge>\b(?:at times|sometimes|occasionally|rarely|weakly|about|some)\b)",
+            r"(?P<before>\b(?:follow|follows|following|after)\b)",
             r"(?P<prefix>\b(?:begin|start)(?:s|ning|ing)? with\b)",
             *(rf"(?P<m{i}>\b(?:{name})\b)" for i, (name, _) in enumerate(_MARKS)),
             *_QUOTED,
@@ -118,33 +126,52 @@ class Item:
 
 
 def items_of(label: str, frequent: Callable[[str], bool] = lambda word: False) -> list[Item]:
-    """The items of a label in the order in which they are named; more than `MOST` are possible.
+    """The items of a label in the order in which they are named; one more than `MOST` if there are more.
 
     `frequent`: whether a word is so frequent in the corpus that it is not read unless it is quoted.
     """
     found: list[Item] = []
-    hedged = prefix = False
+    hedged = prefix = before = False
     for match in _TOKEN.finditer(label):
         kind, said = str(match.lastgroup), match.group(str(match.lastgroup))
         if kind in ("hedge", "end"):
             hedged = kind == "hedge"
         elif kind == "prefix":
             prefix = True
-        elif kind[0] == "m":
-            found.append(Item(tuple(_MARKS[int(kind[1:])][1]), hedged=hedged))
-        elif kind[0] == "q":
-            found += _quoted(said, prefix, hedged)
-            prefix = False
-        else:
-            words = [unit for _, unit in types_of(said) if is_word(unit)]
+        elif kind == "before":
+            before = True
+        elif kind == "word":
+            words = [unit for unit in types_of(said) if is_word(unit)]
             found += [Item((w,), hedged=hedged) for w in words if w not in STOP and not frequent(w)]
-    return found
+        else:
+            named = _quoted(said, prefix, hedged) if kind[0] == "q" else [_marks(int(kind[1:]), hedged)]
+            found += [] if before else named
+            prefix = before = False
+        if len(found) > MOST:
+            break
+    return found[: MOST + 1]
+
+
+def types_of(text: str) -> list[str]:
+    """The types of the units of a text: those of a window whose only token is this text."""
+    reader = UnitReader(Vocabulary([text[:_LONGEST]]))
+    return [reader.types[number] for number in reader(np.zeros(1, dtype=np.uint32)).types]
+
+
+def is_word(unit: str) -> bool:
+    """Whether a type is a word."""
+    return unit[0].isalpha()
+
+
+def _marks(number: int, hedged: bool) -> Item:
+    """The item that an entry of `_MARKS` names."""
+    return Item(tuple(_MARKS[number][1]), hedged=hedged)
 
 
 def _quoted(said: str, prefix: bool, hedged: bool) -> list[Item]:
     """The items of quoted text: a prefix, or each of its units."""
     stem = said.rstrip("…*") if len(said) > 1 else said
-    units = [unit for _, unit in types_of(stem) if unit]
+    units = types_of(stem)
     prefix |= stem != said
     if prefix and len(units) == 1 and is_word(units[0]):
         return [Item((units[0],), True, hedged)]
