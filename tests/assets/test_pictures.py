@@ -81,6 +81,7 @@ def test_lines_of_the_same_values_can_both_be_seen(others: int) -> None:
 def test_the_picture_of_scores_tells_every_explainer_from_every_other() -> None:
     """All of the same scores, as `token_table` and its null often are."""
     row = {"status": "ok", "profile": schema.DEFAULT_PROFILE, "negatives": "random", "metric": "balanced_accuracy"}
+    row |= {"judge": "executed", "embedder": ""}
     frame = pl.DataFrame([{**row, "explainer": name, "score": s} for name in EXPLAINERS for s in (0.25, 0.5, 0.5)])
     markdown = pictures.scores(cast("Version", SimpleNamespace(scan=lambda _: frame.lazy())))
     (image,) = re.findall(r"base64,([A-Za-z0-9+/=]+)", markdown)

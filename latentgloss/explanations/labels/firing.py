@@ -83,6 +83,11 @@ def firing_of(examples: Examples, reader: UnitReader) -> Firing:
     global_types = np.concatenate([np.empty(0, np.int32), *(window.types for window in windows)])
     numbers, types = np.unique(global_types, return_inverse=True)
     n = len(numbers)
+    # By name, because a reader numbers types in the order of the windows that it has read before.
+    order = sorted(range(n), key=lambda i: reader.types[numbers[i]])
+    place = np.empty(n, dtype=np.int64)
+    place[order] = np.arange(n)
+    numbers, types = numbers[order], place[types]
     weight = np.repeat(examples.weight.astype(np.float64), lengths)
     strength = np.zeros(len(types))
     total = 0.0
@@ -138,6 +143,6 @@ def _written(
     if len(types):
         pairs, at = np.unique(np.stack([types, texts]), axis=1, return_inverse=True)
         sums = np.bincount(at.ravel(), mass)
-        for pair in np.argsort(sums, kind="stable"):
+        for pair in sorted(range(len(sums)), key=lambda i: (sums[i], known[pairs[1, i]])):
             found[pairs[0, pair]] = known[pairs[1, pair]]
     return tuple(found)
