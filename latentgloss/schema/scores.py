@@ -8,7 +8,7 @@ from latentgloss.schema.table import CONTEXT, EXPLAINER, LATENT, SPLIT, Column, 
 
 SCORE_KEY = (
     Column("scorer", pl.String, "Name of the scorer: `detection`, `fuzzing`, `intruder` or `embedding`."),
-    Column("judge", pl.String, "Name of the judge."),
+    Column("judge", pl.String, "Name of the judge: `executed`, `embedder`, `cosine`, `tokens`, or a language model's."),
     Column("embedder", pl.String, "Name of the embedder that the judge used; empty if it used none."),
     Column("profile", pl.String, "`default` or `paper`."),
 )
@@ -71,7 +71,11 @@ JUDGEMENTS = Table(
             "`ok`, or why the judgement is unscored: `parse_failed`, `prompt_truncated`, `refused`, `llm_error`, "
             "`no_donor` or `unsupported`.",
         ),
-        Column("reason", pl.String, "Why the judgement is unscored, in words; empty if it is scored."),
+        Column(
+            "reason",
+            pl.String,
+            "Why the judgement is unscored, in words; `truncated: …` if it is scored by a part; else empty.",
+        ),
     ),
     # `stratum` is in the key because fuzzing judges a context twice, with its own marks and with a donor's.
     key=("latent", "explainer", "scorer", "judge", "embedder", "profile", "negatives", "split", "context", "stratum"),

@@ -7,6 +7,7 @@
 - `judgements`        from answers to judgements
 - `score_rows`        from judgements to scores
 - `padded`            judgements as padded arrays
+- `first_explained`   the first explanations of an explainer, on which some judges depend
 - `table`             `SCORERS`: every scorer, one row each
 - `scorers/`          what is asked
 - `judges/`           what answers

@@ -17,10 +17,13 @@ import pytest
 from repository import ROOT
 
 from latentgloss import schema
+from latentgloss.config.settings import JudgedSettings
 from latentgloss.embeddings.stages import embed_explanations, index_explanations
 from latentgloss.pipeline.graph import STAGES
-from latentgloss.preview.one_latent import try_explainer
+from latentgloss.preview.one_latent import as_it_stands, try_explainer
 from latentgloss.protocols import Request
+from latentgloss.scores.explained_blocks import score_explanations
+from latentgloss.scores.table import SCORERS
 from latentgloss.workspace import Workspace
 
 pytestmark = [pytest.mark.demo, pytest.mark.timeout(900)]
@@ -86,6 +89,28 @@ def test_random_directions_score_below_the_sae_and_far_fewer_of_them_can_be_scor
     trained, random = by[SAE], by["smollm2/layers.9/random2048"]
     assert 0.6 < random["median"] < trained["median_low"]
     assert random["n_eligible"] / random["n_latents"] < 0.7 < trained["n_eligible"] / trained["n_latents"]
+
+
+def test_an_embedder_tells_labels_from_those_of_other_latents(demo):
+    """Whatever the labels are now; nothing is stored but the vectors of words."""
+    judged = JudgedSettings(judges=("embedder:minilm",))
+    run = as_it_stands(Workspace(demo.settings.model_copy(update={"detection": judged})), "detection_scores", SAE)
+    scorer, explained = SCORERS["detection"], run.input("explanations")
+    (judge,) = scorer.judges(run, judged)
+    ready = judge.for_explainer("pattern")
+    plan = scorer.plan(run, run.resources.corpus(run.input("resolved_saes")), scorer.splits)
+    frames = []
+    for name in sorted(explained.manifest.blocks):
+        if "pattern" in name:
+            rows, asked = explained.read(schema.EXPLANATIONS, name), plan.ask(name.partition("-")[0])
+            frames.append(score_explanations(scorer, rows, asked, plan.arms, [ready])["scores"])
+    scores = pl.concat(frames).filter(status="ok")
+    null = scores.filter(pl.col("explainer").str.starts_with("null:"))
+    null = null.group_by("latent", "negatives").agg(null=pl.col("auroc").mean())
+    both = scores.filter(explainer="pattern").join(null, on=["latent", "negatives"])
+    for (arm,), rows in both.group_by("negatives"):
+        assert rows.height > 200 and 0.48 < rows["null"].median() < 0.52, arm
+        assert rows["auroc"].median() > 0.6 and (rows["auroc"] - rows["null"]).median() > 0.1, arm
 
 
 def test_every_latent_asked_for_is_accounted_for(demo):

@@ -6,7 +6,7 @@ of type t:
     named       1 if an item names t (as it is, as a mark of a class, or by its beginning), else 0
     place       for a named unit, 1 for the first item of the label to 0 for the last
     frequency   for a named unit, ln(1 + occurrences per 100,000 units of the corpus)
-    cosine      for a unit that is not named, the largest centred cosine with a word that the label names, at least 0
+    cosine      for a word that is not named, its closeness to the words that the label names (`Lexicon.closeness`)
     hedged      1 if the item that names t is hedged, else 0
 
     log-odds = c · features + b
@@ -80,11 +80,7 @@ def features(
             if not named[i]:
                 named[i], place[i], hedged[i] = 1, 1 - k / max(len(items) - 1, 1), item.hedged
     frequency = named * np.log1p(lexicon.share(types) * SCALE)
-    cosine = np.zeros(len(types))
-    if words:
-        # In float64, because the last digits of a product depend on what else is multiplied.
-        both = lexicon.directions(np.array(list(dict.fromkeys(words)), dtype=np.int64)), lexicon.directions(types)
-        cosine = np.maximum((both[1] @ both[0].T).max(axis=1), 0) * (1 - named)
+    cosine = lexicon.closeness(types, words) * (1 - named)
     return np.stack([named, place, frequency, cosine, hedged, np.ones(len(types))], axis=1)
 
 

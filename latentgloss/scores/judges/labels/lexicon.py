@@ -29,6 +29,8 @@ SAMPLE = 1 << 15
 """Windows of the corpus in which types are counted."""
 COMMON = 1 / 200
 """A word is frequent if its share of all units is larger."""
+USUAL = 4096
+"""Words, the most frequent of the corpus, to which a label is on average as close as to any."""
 SCALE = 100_000
 """Frequencies are counted per so many units."""
 
@@ -110,6 +112,31 @@ class Lexicon:
     def frequent(self, word: str) -> bool:
         """Whether a word is among the most frequent of the corpus (`COMMON`)."""
         return word in self._number and bool(self.share(np.array([self._number[word]]))[0] > COMMON)
+
+    def closeness(self, types: Int64[np.ndarray, " types"], words: Iterable[int]) -> Float64[np.ndarray, " types"]:
+        """How close each type is to the nearest of some `words` (numbers): max(0, cosine - mean over the corpus).
+
+        The mean is over the corpus's words (`USUAL`), each as often as it occurs, of their own largest cosine. Without
+        that, a label would be closer to any word than to marks, and the closer, the more words it names. 0 for types
+        that are no words.
+        """
+        named = [number for number in dict.fromkeys(words) if is_word(self.names[number])]
+        if not named:
+            return np.zeros(len(types))
+        # In float64, because the last digits of a product depend on what else is multiplied.
+        near = self.directions(np.array(named, dtype=np.int64)).T
+        usual, weights = self._usual
+        mean = (usual @ near).max(axis=1) @ weights
+        found: Float64[np.ndarray, " types"] = np.maximum((self.directions(types) @ near).max(axis=1) - mean, 0)
+        return np.where([is_word(self.names[number]) for number in types], found, 0)
+
+    @cached_property
+    def _usual(self) -> tuple[Float64[np.ndarray, "words dimension"], Float64[np.ndarray, " words"]]:
+        """Directions of the corpus's most frequent words, and the weight of each; the weights add up to 1."""
+        counts = self._counts
+        words = np.array([i for i in np.flatnonzero(counts) if is_word(self.names[i])], dtype=np.int64)
+        words = words[np.argsort(-counts[words], kind="stable")[:USUAL]]
+        return self.directions(words), counts[words] / max(int(counts[words].sum()), 1)
 
     def directions(self, numbers: Int64[np.ndarray, " types"]) -> Float64[np.ndarray, "types dimension"]:
         """Per type, (v - μ) / ‖v - μ‖ with μ the mean vector of the corpus's words; 0 for types that are no words."""
