@@ -134,8 +134,10 @@ def test_features_are_those_of_the_definition():
     of = dict(zip((lexicon.names[i] for i in words), away, strict=True))
     best = {name: max(v @ of["ban"], v @ of["bar"]) for name, v in of.items()}
     mean = sum(n[i] * best[lexicon.names[i]] for i in words) / n[words].sum()
-    assert x["cosine"][3] == pytest.approx(1 - mean, abs=1e-6) and "baning" in of  # " ban" and "ing" are one word
-    assert x["cosine"][4] == pytest.approx(max(best["tilo"] - mean, 0), abs=1e-6) and 0.05 < mean < 0.6
+    assert x["cosine"][3] == pytest.approx(1, abs=1e-6) and "baning" in of  # " ban" and "ing" are one word
+    assert x["cosine"][4] == pytest.approx(max(best["tilo"], 0), abs=1e-6) and 0.05 < mean < 0.6
+    of_marks = features(items, types, lexicon, marks=True)[:, FEATURES.index("cosine")]
+    assert of_marks[3:5] == pytest.approx([1 - mean, max(best["tilo"] - mean, 0)], abs=1e-6) and of_marks[5] == 0
     assert x["cosine"][5] == 0
     assert not x["cosine"][:3].any()
 

@@ -63,9 +63,12 @@ class Fit:
 
 
 def features(
-    items: list[Item], types: Int64[np.ndarray, " types"], lexicon: Lexicon
+    items: list[Item], types: Int64[np.ndarray, " types"], lexicon: Lexicon, *, marks: bool = False
 ) -> Float64[np.ndarray, "types features"]:
-    """The features of each type given the items of a label, in the order of `FEATURES`."""
+    """The features of each type given the items of a label, in the order of `FEATURES`.
+
+    `marks`: for fuzzing, which compares the units of a window with each other.
+    """
     named, place, hedged = np.zeros((3, len(types)))
     row = {int(number): i for i, number in enumerate(types)}
     words: list[int] = []
@@ -80,7 +83,7 @@ def features(
             if not named[i]:
                 named[i], place[i], hedged[i] = 1, 1 - k / max(len(items) - 1, 1), item.hedged
     frequency = named * np.log1p(lexicon.share(types) * SCALE)
-    cosine = lexicon.closeness(types, words) * (1 - named)
+    cosine = lexicon.closeness(types, words, relative=marks) * (1 - named)
     return np.stack([named, place, frequency, cosine, hedged, np.ones(len(types))], axis=1)
 
 
@@ -130,7 +133,7 @@ def fitted(
         weight = of_window[units.window]
         types, at = np.unique(units.types, return_inverse=True)
         on, all_ = (np.bincount(at, weight * chosen, len(types)) for chosen in (active, np.ones(len(active))))
-        rows.append((features(items, types, lexicon), on, all_))
+        rows.append((features(items, types, lexicon, marks=lesson.silent is None), on, all_))
         n_units, latents = n_units + len(units.types), latents + 1
     if not rows:
         return Fit()

@@ -129,10 +129,10 @@ class LabelJudge:
             return f"truncated: the embedder reads {self._embedder.max_tokens} of the {max(cut)} tokens of a word"
         return ""
 
-    def _rates(self, items: list[Item], types: np.ndarray) -> Float64[np.ndarray, " units"]:
-        """λ of units, given the number of the type of each."""
+    def _rates(self, items: list[Item], types: np.ndarray, *, marks: bool = False) -> Float64[np.ndarray, " units"]:
+        """λ of units, given the number of the type of each. `marks`: for fuzzing."""
         distinct, at = np.unique(types, return_inverse=True)
-        logits = features(items, distinct, self.lexicon) @ np.array(self.fit.coefficients)
+        logits = features(items, distinct, self.lexicon, marks=marks) @ np.array(self.fit.coefficients)
         rates: Float64[np.ndarray, " units"] = np.logaddexp(0, logits)[at]
         return rates
 
@@ -151,7 +151,7 @@ class LabelJudge:
     ) -> Float64[np.ndarray, "windows length"]:
         """λ of the unit that each token stands for; 0 for tokens that stand for none."""
         units = self.lexicon.units(tokens)
-        rates = np.append(self._rates(items, units.types), 0.0)  # index -1 is that 0
+        rates = np.append(self._rates(items, units.types, marks=True), 0.0)  # index -1 is that 0
         strength: Float64[np.ndarray, "windows length"] = rates[units.of_token]
         return strength
 

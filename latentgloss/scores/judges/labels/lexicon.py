@@ -113,22 +113,24 @@ class Lexicon:
         """Whether a word is among the most frequent of the corpus (`COMMON`)."""
         return word in self._number and bool(self.share(np.array([self._number[word]]))[0] > COMMON)
 
-    def closeness(self, types: Int64[np.ndarray, " types"], words: Iterable[int]) -> Float64[np.ndarray, " types"]:
-        """How close each type is to the nearest of some `words` (numbers): max(0, cosine - mean over the corpus).
+    def closeness(
+        self, types: Int64[np.ndarray, " types"], words: Iterable[int], *, relative: bool = False
+    ) -> Float64[np.ndarray, " types"]:
+        """The largest cosine of each type with some `words` (numbers), at least 0; 0 for types that are no words.
 
-        The mean is over the corpus's words (`USUAL`), each as often as it occurs, of their own largest cosine. Without
-        that, a label would be closer to any word than to marks, and the closer, the more words it names. 0 for types
-        that are no words.
+        `relative`: minus the mean over the corpus's words (`USUAL`), each as often as it occurs. A label is closer to
+        any word than to marks of punctuation, and the closer, the more words it names.
         """
         named = [number for number in dict.fromkeys(words) if is_word(self.names[number])]
         if not named:
             return np.zeros(len(types))
         # In float64, because the last digits of a product depend on what else is multiplied.
         near = self.directions(np.array(named, dtype=np.int64)).T
-        usual, weights = self._usual
-        mean = (usual @ near).max(axis=1) @ weights
-        found: Float64[np.ndarray, " types"] = np.maximum((self.directions(types) @ near).max(axis=1) - mean, 0)
-        return np.where([is_word(self.names[number]) for number in types], found, 0)
+        found: Float64[np.ndarray, " types"] = (self.directions(types) @ near).max(axis=1)
+        if relative:
+            usual, weights = self._usual
+            found = found - (usual @ near).max(axis=1) @ weights
+        return np.where([is_word(self.names[number]) for number in types], np.maximum(found, 0), 0)
 
     @cached_property
     def _usual(self) -> tuple[Float64[np.ndarray, "words dimension"], Float64[np.ndarray, " words"]]:
