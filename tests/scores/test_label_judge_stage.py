@@ -111,7 +111,8 @@ def test_below_that_they_change_the_coefficients_and_the_facts_say_so(scored, tm
     for stage in SCORES:
         fits = [o[stage].version.manifest.facts["ready"]["pattern"]["embedder:tiny"] for o in (scored[2], outcomes)]
         assert fits[1]["latents"] == fits[0]["latents"] + 1 and fits[1]["coefficients"] != fits[0]["coefficients"]
-        assert not same(*(rows[stage].filter(judge="embedder") for rows in (kept, old)))
+        if stage == "detection_scores":  # in fuzzing only ranks count, which so small a change leaves as they are
+            assert not same(*(rows[stage].filter(judge="embedder") for rows in (kept, old)))
         assert same(*(rows[stage].filter(judge="executed") for rows in (kept, old)))
 
 
