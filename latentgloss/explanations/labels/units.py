@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from latentgloss.models.vocabulary import Vocabulary
 
-NUMBER, LINE = "#", "\n"
+NUMBER, LINE = "0", "\n"
 """Types of all numbers and of all line breaks. The type of a word is the word in lower case, that of a mark itself."""
 CACHED = 20_000
 """Windows that a reader remembers. The latents of an SAE are shown the same windows again and again."""

@@ -54,7 +54,7 @@ MARKS = {
     "{": "opening braces",
     "}": "closing braces",
     "\n": "line breaks",
-    "#": "numbers",
+    "0": "numbers",
     '"': "double quotes",
     "'": "single quotes",
     "`": "backticks",

@@ -21,7 +21,7 @@ WORDS = """
 """.split()  # noqa: SIM905
 STRINGS = [
     *("", *(f" {word}" for word in WORDS), ",", ".", "(", "\n", " 1", " 27", " 305"),
-    *(" uncom", "mon", " Straße", " дом", " дома", "日", "本語", "�", "�"),
+    *("#", " uncom", "mon", " Straße", " дом", " дома", "日", "本語", "�", "�"),
 ]
 DATA = [*(text.encode() for text in STRINGS[:-2]), "é".encode()[:1], "é".encode()[1:]]
 VOCABULARY = Vocabulary(STRINGS, DATA, special=[0])
@@ -95,10 +95,11 @@ def test_several_words() -> None:
         ((" 1", " 27", " 305"), "token class", "numbers"),
         (("\n",), "format", "line breaks"),
         ((",",), "single token", "commas"),
+        (("#",), "single token", "'#'"),
     ],
 )
 def test_classes_and_marks(chosen: tuple[str, ...], kind: str, text: str) -> None:
-    found = label(examples(on(*chosen), [*PLAIN, ",", ".", "(", "\n", " 1", " 27", " 305"]))
+    found = label(examples(on(*chosen), [*PLAIN, ",", ".", "(", "#", "\n", " 1", " 27", " 305"]))
     assert (found.text, found.kind) == (text, kind)
 
 

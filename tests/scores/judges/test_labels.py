@@ -72,7 +72,7 @@ def about(label, text):
         ("'don't', “is”, «mot», 'x'", [Item(("don't",)), Item(("is",)), Item(("mot",)), Item(("x",))]),
         ("files; at times sockets, 'of'; hosts", [Item(("files",)), Item(("sockets",), hedged=True)]),
         ("words that begin with 'supp' (support)", [Item(("supp",), prefix=True), Item(("support",))]),
-        ("'alia…', '3', numbers", [Item(("alia",), prefix=True), Item(("#",)), Item(("#",))]),
+        ("'alia…', '3', numbers", [Item(("alia",), prefix=True), Item(("0",)), Item(("0",))]),
         ("what follows 'import': 'os'", [Item(("os",))]),
         ("Слова о файлах", [Item(("слова",)), Item(("о",)), Item(("файлах",))]),
         ("'文件'", [Item(("文件",))]),
