@@ -98,6 +98,7 @@ def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
     if explainer is None:
         return ["No explanation has been scored yet."]
     found = headlines(rows, explainer)
+    judges = ", ".join(sorted({f"`{summary.judge}`" for row in found for summary in row.scores.values()})) or "none"
     lines = [
         f"{'':<{NAME + 2}}   latents        detection                  fuzzing",
         f"{'SAE':<{NAME + 2}}  eligible expl.  med. 95 %      null table  med. 95 %      null table",
@@ -109,7 +110,8 @@ def first_screen(workspace: Workspace, rows: pl.DataFrame) -> list[str]:
     lines += [
         "",
         f"med.: median balanced accuracy of `{explainer}` over latents, on windows that no explainer saw, with its",
-        "95 % interval; chance is .50. null: other latents' explanations. table: rates per token instead.",
+        f"95 % interval (chance: .50), by the judge {judges}.",
+        "null: other latents' explanations. table: rates per token instead.",
     ]
     profiles = {summary.profile for row in found for summary in row.scores.values()} - {schema.DEFAULT_PROFILE}
     lines += [f"Profile {', '.join(sorted(profiles))}: contexts and negatives as in that protocol."] if profiles else []

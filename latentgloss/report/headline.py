@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 ARMS = (("detection", ("random", "same_document", "neighbour", "similar")), ("fuzzing", ("donor", "random")))
 """The scorers of the first screen, each with its kinds of negatives; the first kind that was scored is shown."""
 METRIC = "balanced_accuracy"
+USUAL = "executed"
+"""The judge of the first screen, if it has judged; else the first by name."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ def headlines(report: pl.DataFrame, explainer: str) -> list[Headline]:
 
 
 def _summary(rows: pl.DataFrame, scorer: str, kinds: Sequence[str], explainer: str) -> Summary | None:
-    """The median of an explainer by the first kind of negatives and the first judge that has scores."""
+    """The median of an explainer by the first kind of negatives that has scores, and by `USUAL` or the first judge."""
     scored = rows.filter(scorer=scorer, metric=METRIC, explainer=explainer).filter(pl.col("n_scored") > 0)
+    scored = scored.sort(pl.col("judge") != USUAL, maintain_order=True)
     for kind in kinds:
         for row in scored.filter(negatives=kind).head(1).iter_rows(named=True):
             alike = rows.filter(
