@@ -16,6 +16,7 @@ from itertools import groupby
 from multiprocessing import connection
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from latentgloss.errors import InputError
 from latentgloss.pipeline.failures import attempt
 
 if TYPE_CHECKING:
@@ -75,6 +76,19 @@ def worker_pool(n: int, prepare: Callable[..., None], arguments: tuple[Any, ...]
     # ever.
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(n, spawn, _start, (prepare, *arguments))
+
+
+def check_not_starting() -> None:
+    """Raises InputError in a worker process that is only starting, and for that runs the user's program again.
+
+    Without this it would wait for the lock of the partition that its parent is computing, and its parent for it.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise InputError(
+            "a worker process that was starting has come to a call that computes, because it runs the program again",
+            expected='the call below `if __name__ == "__main__":`',
+            todo="put it there, or set workers = 1 under [machine]",
+        )
 
 
 def _start(prepare: Callable[..., None], *arguments: Any) -> None:

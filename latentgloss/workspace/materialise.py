@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from latentgloss.pipeline.failures import as_error
+from latentgloss.pipeline.processes import check_not_starting
 from latentgloss.pipeline.stage_run import Outcome, StageRun
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def materialise(
     not stop the others. `run_id`: recorded in new versions; calls with the same id (if it is empty, each call alone)
     count as one run for requests to language models.
     """
+    check_not_starting()
     runs: list[StageRun[R]] = []
     account = run_id or object()
     # Sorted, so that two runs that lock several partitions lock them in the same order.

@@ -1,8 +1,9 @@
-"""Worker processes end with the process that started them, however that ends."""
+"""Worker processes end with the process that started them, however that ends, and compute nothing while they start."""
 
 from __future__ import annotations
 
 import fcntl
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,7 +11,11 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+import tiny
 from repository import ROOT
+
+from latentgloss.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,3 +78,14 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
         while any(held(lock) for lock in locks) and time.monotonic() < until:
             time.sleep(0.02)
         assert [held(lock) for lock in locks] == [False, False]
+
+
+def test_a_worker_that_runs_the_program_again_computes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without `if __name__ == "__main__"`: its worker would wait for the lock that its parent holds."""
+    workspace = tiny.tiny_workspace(tmp_path)
+    # As `multiprocessing.spawn` marks a process while it runs the program of its parent.
+    monkeypatch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+    with pytest.raises(InputError, match="__main__"):
+        list(workspace.materialise("tokenized_corpus", ["tiny"], tiny.runner("tokenized_corpus")))
+    monkeypatch.undo()
+    assert workspace.store.current("tokenized_corpus", "tiny") is None
