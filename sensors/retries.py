@@ -27,7 +27,7 @@ WINDOW = 86_400.0
 ATTEMPT = "latentgloss/attempt"
 """The tag of a run that was asked for again: its number, from 2."""
 BY_ITSELF = ("dagster/from_automation_condition", "dagster/schedule_name", "dagster/sensor_name")
-"""Tags of runs that nobody started by hand. A run that a person started is that person's to start again."""
+"""Tags of runs that were not started by hand. A run that a person started is that person's to start again."""
 
 NAMED = 20
 """Most partitions that the sensor's message names."""

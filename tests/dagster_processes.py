@@ -112,7 +112,7 @@ def quiet(port: int) -> bool:
 
 
 def processes_of(home: Path) -> list[int]:
-    """The ids of all processes of an instance, whoever started them: those with this DAGSTER_HOME."""
+    """The ids of all processes of an instance: those with this DAGSTER_HOME in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:

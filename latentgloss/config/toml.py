@@ -86,7 +86,7 @@ def _check_values(content: dict[str, Any], path: Path, error: type[LatentglossEr
 
 
 def user_path(path: str | Path, error: type[LatentglossError]) -> Path:
-    """A path in which `~` stands for a home folder. Raises `error` if it is that of a user whom nobody knows."""
+    """A path in which `~` stands for a home folder. Raises `error` for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as e:

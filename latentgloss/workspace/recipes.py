@@ -88,7 +88,7 @@ def _all_removed(resources: Resources, stage: Stage, partition: str) -> bool:
         return False
     try:
         current = resources.store.current(stage.name, partition)
-    except StoreError:  # damaged, so nobody knows what it was made from
+    except StoreError:  # it is damaged, so what it was made from is unknown
         return False
     return current is not None and not any(pin["partition"] in registry.saes for pin in current.manifest.inputs)
 

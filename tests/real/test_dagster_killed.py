@@ -143,7 +143,7 @@ def test_a_run_that_was_killed_with_everything_fails_and_is_asked_for_again(worl
 
 
 def pass_time(home: Path, run: dg.DagsterRun, seconds: float) -> None:
-    """Moves the end of a run back, so that nobody waits for the pause after it."""
+    """Moves the end of a run back, so that the pause after it is over."""
     with sqlite3.connect(home / "history" / "runs.db") as runs:
         runs.execute("UPDATE runs SET end_time = end_time - ? WHERE run_id = ?", (seconds, run.run_id))
 

@@ -66,7 +66,7 @@ def plan_of_vectors(run: StageRun[ScoreNeeds], corpus: Corpus, splits: tuple[str
 def _fair(run: StageRun[ScoreNeeds], made: Plan, embedders: Sequence[str], *, alone: bool) -> Plan:
     """The plan without the stratum `similar` for embedders that chose it, because that would be unfair.
 
-    `alone`: nobody but these embedders judges, so that an arm which is unfair to all of them is left out.
+    `alone`: these embedders are the only judges, so an arm that is unfair to all of them is left out.
     """
     chosen = run.input("sampled_negatives").manifest.recipe["external"].get("embedder", {}).get("identity")
     own = [name for name in embedders if run.resources.embedder(name).identity() == chosen]
