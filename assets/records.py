@@ -98,7 +98,7 @@ def bounded(value: Any, version: Version) -> dg.MetadataValue:
 
 
 def shortened(texts: Sequence[str], where: str) -> list[str]:
-    """The first texts of an event, as many as `JSON_BYTES` allow, and how many more there are. `where` has them all."""
+    """The first texts that fit into `JSON_BYTES`, then how many are left out; `where` says where all of them are."""
     found: list[str] = []
     size = 0
     for text in texts:
