@@ -279,7 +279,7 @@ def _print_next(workspace: Workspace) -> None:
         **(
             {f'{tool} search "raising an error"': "latents by meaning"}
             if FULL
-            else {f"{tool} explanations {partition}": "all explanations"}
+            else {f"{tool} show {partition} {latent}": "one latent on one screen"}
         ),
     }
     width = max(map(len, commands))
